@@ -1,0 +1,50 @@
+# make train: train codec and vocoder on the shipped speech      make test: lint, types, tests
+# make bench: benchmarks, reference against fast                 make format, make clean
+.PHONY: train test lint types tests bench format clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+train: $(VENV)/train
+	$(BIN)/python reference/train.py
+
+test: lint types tests
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not follow the mapping of folders to packages: it reads an installed copy.
+types: $(VENV)/dev
+	rm -rf build/types build/lib
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target build/types .
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p muomni_fast
+
+tests: $(VENV)/dev
+	$(BIN)/pytest --durations=15
+
+bench: $(VENV)/dev
+	$(BIN)/pytest bench --benchmark-only
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# A stamp per set of extras; the dev environment holds the train one.
+$(VENV)/setuptools: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools
+	touch $@
+
+$(VENV)/train: $(VENV)/setuptools pyproject.toml
+	$(PIP) --no-build-isolation -e ".[train]"
+	touch $@
+
+$(VENV)/dev: $(VENV)/setuptools pyproject.toml
+	$(PIP) --no-build-isolation -e ".[dev]"
+	touch $@ $(VENV)/train

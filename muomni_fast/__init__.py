@@ -1,0 +1,46 @@
+"""Fast speech codec and vocoder modules, drop-in for the plain PyTorch ones in
+`muomni_fast.reference`.
+
+Importing this needs torch and numpy only; triton is used where it is installed.
+"""
+
+from . import functional
+from .backend import BackendUnavailableError, doctor, explain
+from .modules import MRF, RVQ, HiFiGANVocoder, NeuralVocoder, ResBlock
+from .reference import (
+    GriffinLimVocoder,
+    MelConfig,
+    MultiPeriodDiscriminator,
+    MultiScaleDiscriminator,
+    RVQOutput,
+    SpeechCodec,
+    log_mel,
+    pool_frames,
+    unpool_frames,
+)
+from .reference.errors import AudioFormatError, CheckpointError, DataError, TrainingError
+
+__all__ = [
+    "MRF",
+    "RVQ",
+    "AudioFormatError",
+    "BackendUnavailableError",
+    "CheckpointError",
+    "DataError",
+    "GriffinLimVocoder",
+    "HiFiGANVocoder",
+    "MelConfig",
+    "MultiPeriodDiscriminator",
+    "MultiScaleDiscriminator",
+    "NeuralVocoder",
+    "RVQOutput",
+    "ResBlock",
+    "SpeechCodec",
+    "TrainingError",
+    "doctor",
+    "explain",
+    "functional",
+    "log_mel",
+    "pool_frames",
+    "unpool_frames",
+]

@@ -1,0 +1,136 @@
+"""Which implementation runs: a Triton kernel or the torch path.
+
+`MUOMNI_FAST_BACKEND` is `auto` (a kernel where one can run, else torch), `triton` (an error where
+it cannot) or `torch`. `doctor` and `explain` say what will run and why; nothing falls back in
+silence.
+"""
+
+import functools
+import importlib.util
+import logging
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("muomni_fast")
+
+VARIABLE = "MUOMNI_FAST_BACKEND"
+CHOICES = ("auto", "triton", "torch")
+# Every operation a kernel may serve, and the module below `muomni_fast.kernels` that has one.
+KERNELS: dict[str, str | None] = {
+    "rvq_encode": None,
+    "rvq_decode": None,
+    "rvq_quantize": None,
+    "resblock": None,
+    "mrf": None,
+    "generator": None,
+}
+
+
+class BackendUnavailableError(RuntimeError):
+    """The backend that MUOMNI_FAST_BACKEND asks for cannot run here; the message says why."""
+
+
+def requested() -> str:
+    """What MUOMNI_FAST_BACKEND asks for, "auto" by default.
+
+    Raises:
+        ValueError: it is set to something else than "auto", "triton" or "torch".
+    """
+    choice = os.environ.get(VARIABLE, "auto")
+    if choice not in CHOICES:
+        raise ValueError(f"{VARIABLE}: expected one of {', '.join(CHOICES)}, got {choice!r}")
+    return choice
+
+
+def obstacle(op: str, *tensors: Tensor) -> str | None:
+    """Why no Triton kernel can run `op` on these tensors, or None if one can.
+
+    Raises:
+        ValueError: there is no such operation.
+    """
+    if op not in KERNELS:
+        raise ValueError(f"op: expected one of {', '.join(KERNELS)}, got {op!r}")
+    if KERNELS[op] is None:
+        return f"no {op} kernel exists in this version"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not interpreted and any(t.device.type != "cuda" for t in tensors):
+        return "the tensors are not on a CUDA device"
+    return None
+
+
+def choose(op: str, *tensors: Tensor) -> str:
+    """The backend that runs `op`: "triton" or "torch".
+
+    Raises:
+        BackendUnavailableError: "triton" is asked for and cannot run.
+    """
+    choice = requested()
+    if choice == "torch":
+        return "torch"
+    reason = obstacle(op, *tensors)
+    if reason is None:
+        return "triton"
+    if choice == "triton":
+        raise BackendUnavailableError(f"{VARIABLE}=triton, but {reason}")
+    _log_once(op, reason)
+    return "torch"
+
+
+@functools.cache
+def _log_once(op: str, reason: str) -> None:
+    log.info("%s runs its torch path: %s", op, reason)
+
+
+def explain(op: str, *args: Tensor) -> str:
+    """Say in a sentence what will run `op` on these tensors, and why."""
+    choice = requested()
+    if choice == "torch":
+        return f"{op}: torch path, because {VARIABLE}=torch"
+    reason = obstacle(op, *args)
+    if reason is None:
+        return f"{op}: Triton kernel"
+    return f"{op}: {'cannot run' if choice == 'triton' else 'torch path'}, because {reason}"
+
+
+def doctor() -> dict[str, Any]:
+    """Describe the installation: versions, devices, and what every operation will run on each
+    device.
+
+    Returns:
+        a JSON-serialisable dict.
+    """
+    devices = ["cpu"]
+    names = [platform.processor() or platform.machine()]
+    for index in range(torch.cuda.device_count()):
+        devices.append(f"cuda:{index}")
+        names.append(torch.cuda.get_device_name(index))
+    return {
+        "muomni_fast": _version("muomni-fast"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "cuda": torch.version.cuda,
+        "devices": dict(zip(devices, names, strict=True)),
+        VARIABLE: requested(),
+        "operations": {
+            op: {device: explain(op, _probe(device)) for device in devices} for op in KERNELS
+        },
+    }
+
+
+def _probe(device: str) -> Tensor:
+    return torch.empty(0, device=device)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

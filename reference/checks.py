@@ -1,0 +1,49 @@
+"""Small things several modules share: checks of arguments, and an escape from autocast."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def require_float(name: str, value: Tensor) -> None:
+    """Raise TypeError unless `value` has a float dtype of at least 16 bits."""
+    if not value.is_floating_point() or value.element_size() < 2:
+        raise TypeError(
+            f"{name}: expected float16, bfloat16, float32 or float64, got {value.dtype}"
+        )
+
+
+def require_mel(mel: Tensor, n_mels: int) -> None:
+    """Raise unless `mel` is a float tensor (B, n_mels, T >= 1): what every vocoder here takes."""
+    require_float("mel", mel)
+    if mel.ndim != 3 or mel.shape[1] != n_mels or mel.shape[2] == 0:
+        raise ValueError(f"mel: expected (B, {n_mels}, T >= 1), got {tuple(mel.shape)}")
+
+
+def require_hop(hop: int, hop_length: int) -> None:
+    """Raise unless a generator makes exactly `hop_length` samples per mel frame."""
+    if hop != hop_length:
+        raise ValueError(
+            f"the product of upsample_rates is {hop}, but the mel's hop_length is {hop_length}"
+        )
+
+
+def require_n_mels(n_mels: int, expected: int, what: str) -> None:
+    """Raise unless `what` uses the mel's number of bands."""
+    if n_mels != expected:
+        raise ValueError(f"{what} has n_mels = {n_mels}, but the mel has n_mels = {expected}")
+
+
+def require_equal_lengths(**sequences: Sequence[Any]) -> None:
+    """Raise unless the named sequences are of one length, at least 1."""
+    lengths = {name: len(value) for name, value in sequences.items()}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        got = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise ValueError(f"expected equal lengths, at least 1: {got}")
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """Switch autocast off where `like` lives: distances decide codes, and mels are compared."""
+    return torch.autocast(device_type=like.device.type, enabled=False)

@@ -1,0 +1,215 @@
+"""What keeps codebooks alive: a start on data, revival of dead codes, EMA statistics, usage
+figures.
+
+Owned by the training stage and run after its step, never inside `RVQ.forward`. EMA codebooks: van
+den Oord et al., "Neural discrete representation learning" (2017), appendix A.1; revival: Dhariwal
+et al., "Jukebox" (2020).
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .rvq import RVQ, nearest_code
+
+KMEANS_STEPS = 30
+KMEANS_ROWS = 40000  # a start needs no more frames than this
+
+
+def usage(codes: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+    """How evenly codes are used.
+
+    Args:
+        codes: (..., n_codebooks) int64.
+        codebook_size: K.
+
+    Returns:
+        the share of codes that occur, and the perplexity exp(entropy), each (n_codebooks,) float64.
+    """
+    counts = code_counts(codes.reshape(-1, codes.shape[-1]), codebook_size)  # (Q, K)
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    entropy = -torch.special.xlogy(share, share).sum(1)
+    return (counts > 0).double().mean(1), entropy.exp()
+
+
+def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
+    """Occurrences of every code of every stage: (N, Q) -> (Q, K) float64."""
+    columns = [torch.bincount(c, minlength=codebook_size) for c in codes.unbind(1)]
+    return torch.stack(columns).double()
+
+
+def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
+    """Sum of the rows of every code: (N,), (N, D) -> (K, D) float64."""
+    sums = torch.zeros(codebook_size, rows.shape[1], dtype=torch.float64, device=rows.device)
+    return sums.index_add_(0, codes, rows.double())
+
+
+def kmeans(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Lloyd's algorithm: (N, D) float32 on the CPU -> (size, D).
+
+    Starts from distinct rows; an empty cluster restarts at the row farthest from its codeword. With
+    fewer rows than clusters, the rest are copies moved by a thousandth of the data's spread.
+    """
+    if len(rows) < size:
+        spread = rows.std(0, correction=0) * 1e-3 + 1e-6
+        extra = torch.randint(len(rows), (size - len(rows),), generator=generator)
+        noise = torch.randn(len(extra), rows.shape[1], generator=generator)
+        return torch.cat([rows, rows[extra] + noise * spread])
+    centres = rows[torch.randperm(len(rows), generator=generator)[:size]].clone()
+    for _ in range(KMEANS_STEPS):
+        codes = nearest_code(rows, centres)
+        counts = torch.bincount(codes, minlength=size)
+        means = code_sums(codes, rows, size) / counts[:, None].clamp(min=1)
+        empty = counts == 0
+        centres = means.float()
+        if empty.any():
+            distance = (rows - centres[codes]).square().sum(1)
+            centres[empty] = rows[distance.topk(int(empty.sum())).indices]
+    return centres
+
+
+@torch.no_grad()
+def start_from_data(rvq: RVQ, mel: Tensor, generator: torch.Generator) -> None:
+    """Set projections to the data's principal components and codebooks to k-means, stage by stage.
+
+    Without a bias the components are those of the uncentred second moment, which is what
+    reconstructs best through two linear maps.
+
+    Args:
+        rvq: changed in place.
+        mel: (N, n_mels) frames; KMEANS_ROWS of them, drawn at random, serve k-means.
+        generator: a CPU generator.
+
+    Raises:
+        ValueError: there are no frames.
+    """
+    if mel.ndim != 2 or len(mel) == 0:
+        raise ValueError(f"mel: expected (N >= 1, {rvq.n_mels}), got {tuple(mel.shape)}")
+    mel = mel.cpu().float()
+    if rvq.proj_in is not None and rvq.proj_out is not None:
+        mean = mel.double().mean(0) if rvq.bias else torch.zeros(rvq.n_mels, dtype=torch.float64)
+        centred = mel.double() - mean
+        vectors = torch.linalg.eigh(centred.T @ centred)[1].flip(
+            1
+        )  # (n_mels, n_mels), largest first
+        basis = torch.zeros(rvq.codebook_dim, rvq.n_mels, dtype=torch.float64)
+        kept = min(rvq.codebook_dim, rvq.n_mels)
+        basis[:kept] = vectors[:, :kept].T
+        rvq.proj_in.weight.copy_(basis)
+        rvq.proj_out.weight.copy_(basis.T)
+        if rvq.bias:
+            rvq.proj_in.bias.copy_(-basis @ mean)
+            rvq.proj_out.bias.copy_(mean)
+    if len(mel) > KMEANS_ROWS:
+        mel = mel[torch.randperm(len(mel), generator=generator)[:KMEANS_ROWS]]
+    residual = rvq.project(mel.to(rvq.codebook_weights()[0].device)).cpu()
+    for weight in rvq.codebook_weights():
+        centres = kmeans(residual, rvq.codebook_size, generator)
+        weight.copy_(centres)
+        residual = residual - centres[nearest_code(residual, centres)]
+
+
+class CodebookHealth:
+    """Revives dead codes, and keeps codebooks as moving averages where asked.
+
+    A code is dead when the moving average of its count falls below `least_count`. It becomes a
+    random residual of the current batch; the optimiser's moments and the EMA statistics of its row
+    start anew. With several processes, counts and sums are those of the whole batch and all of them
+    revive alike.
+
+    Args:
+        rvq: the model; with `ema_decay` its codebooks stop requiring gradients.
+        optimiser: whose state of revived rows is zeroed; None with nothing to reset.
+        usage_decay: of the moving average of counts, per step.
+        least_count: in units of what an even use would give.
+        ema_decay: of EMA codebooks; None learns codebooks by gradient.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        rvq: RVQ,
+        optimiser: torch.optim.Optimizer | None,
+        usage_decay: float = 0.99,
+        least_count: float = 0.02,
+        ema_decay: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.rvq = rvq
+        self.optimiser = optimiser
+        self.usage_decay = usage_decay
+        self.least_count = least_count
+        self.ema_decay = ema_decay
+        self.generator = torch.Generator().manual_seed(seed)
+        device = rvq.codebook_weights()[0].device
+        shape = (rvq.n_codebooks, rvq.codebook_size)
+        # Moving averages, relative to even use: every code starts as evenly used.
+        self.counts = torch.ones(shape, dtype=torch.float64, device=device)
+        self.ema_sums = rvq.stacked_codebooks().detach().double()  # (Q, K, D)
+        self.ema_counts = self.counts.clone()
+        if ema_decay is not None:
+            rvq.codebooks.requires_grad_(False)
+
+    @torch.no_grad()
+    def after_step(self, mel: Tensor, codes: Tensor) -> int:
+        """Update from one step's batch (..., n_mels) and its codes (..., Q).
+
+        Returns:
+            how many codes were revived.
+        """
+        z = self.rvq.project(mel).flatten(0, -2)  # (N, D)
+        codes = codes.reshape(len(z), -1)
+        if dist.is_initialized():
+            z, codes = _gathered(z), _gathered(codes)
+        size = self.rvq.codebook_size
+        even = len(z) / size
+        counts = code_counts(codes, size) / even  # (Q, K)
+        self.counts.lerp_(counts, 1 - self.usage_decay)
+        revived, residual = 0, z
+        for stage, weight in enumerate(self.rvq.codebook_weights()):
+            before = weight[codes[:, stage]]
+            if self.ema_decay is not None:
+                sums = code_sums(codes[:, stage], residual, size) / even
+                self.ema_sums[stage].lerp_(sums, 1 - self.ema_decay)
+                self.ema_counts[stage].lerp_(counts[stage], 1 - self.ema_decay)
+                used = self.ema_counts[stage] > 1e-6
+                mean = self.ema_sums[stage][used] / self.ema_counts[stage][used, None]
+                weight[used] = mean.to(weight)
+            dead = (self.counts[stage] < self.least_count).nonzero()[:, 0]
+            if len(dead):
+                self._revive(stage, dead, residual)
+                revived += len(dead)
+            residual = residual - before
+        return revived
+
+    def _revive(self, stage: int, dead: Tensor, residual: Tensor) -> None:
+        weight = self.rvq.codebook_weights()[stage]
+        draws = torch.randint(len(residual), (len(dead),), generator=self.generator)
+        weight[dead] = residual[draws.to(residual.device)].to(weight)
+        self.counts[stage, dead] = 1.0
+        self.ema_sums[stage, dead] = weight[dead].double()
+        self.ema_counts[stage, dead] = 1.0
+        if self.optimiser is not None:
+            for value in self.optimiser.state.get(weight, {}).values():
+                if torch.is_tensor(value) and value.shape == weight.shape:
+                    value[dead] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that resuming needs."""
+        names = ("counts", "ema_sums", "ema_counts")
+        return {n: getattr(self, n) for n in names} | {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        for name in ("counts", "ema_sums", "ema_counts"):
+            getattr(self, name).copy_(state[name])
+        self.generator.set_state(state["generator"])
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes, in rank order; every process must hold equally many."""
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)

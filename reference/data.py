@@ -1,0 +1,304 @@
+"""Speech data: finding clips, splitting them, and training batches that are a function of the step.
+
+The clips of step s are those at positions s * batch_size ... of an endless sequence of shuffled
+epochs, and every crop is drawn from (seed, position). So the data of a step depends on nothing that
+came before: resuming needs no saved position, and several processes simply take their share.
+"""
+
+import collections
+import csv
+import dataclasses
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .audio import EXTENSIONS, read_audio
+from .errors import AudioFormatError, DataError
+from .mel import MelConfig, log_mel
+
+log = logging.getLogger(__name__)
+
+HELD_OUT = 0.1  # share of speakers, or of each speaker's clips, that training never sees
+LEAST_SPEAKERS = 5  # with fewer known speakers, clips are held out instead
+SILENT_PEAK = 1e-4  # -80 dB full scale
+MAX_SKIPPED = 0.5  # share of clips that may be unusable
+MAX_MANIFEST_BYTES = 256 << 20
+LIBRI_NAME = re.compile(r"^(\d+)[-_]\d+[-_]\d+([-_]\d+)?$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One audio file and its speaker ("" where unknown)."""
+
+    path: Path
+    speaker: str
+
+
+def find_clips(source: str | Path) -> list[Clip]:
+    """List the clips of a data source, sorted by path.
+
+    Args:
+        source: a CSV manifest (`file`, relative to it; optional `speaker`); or a folder: LJSpeech's
+            (`metadata.csv` with `|`, a fourth column naming the speaker), VCTK's, LibriTTS's or
+            LibriSpeech's, or any folder of audio, searched recursively.
+
+    Raises:
+        DataError: the source is missing, empty or malformed; names it and what is wrong.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder")
+    if source.is_file():
+        clips = list(_manifest_clips(source))
+    elif (source / "metadata.csv").is_file():
+        clips = list(_ljspeech_clips(source))
+    else:
+        files = (p for p in source.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        clips = [Clip(path, _speaker_of(path)) for path in files]
+    if not clips:
+        raise DataError(f"{source}: no audio found (looked for {', '.join(EXTENSIONS)})")
+    return sorted(clips, key=lambda clip: str(clip.path))
+
+
+def _rows(path: Path, **options: Any) -> Iterator[tuple[int, list[str]]]:
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise DataError(f"{path}: larger than {MAX_MANIFEST_BYTES:,} bytes")
+    number = 0
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.reader(file, **options), start=1):
+                if row:
+                    yield number, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a text table after line {number}: {error}") from error
+
+
+def _manifest_clips(path: Path) -> Iterator[Clip]:
+    rows = _rows(path)
+    _, header = next(rows, (0, []))
+    if "file" not in header:
+        raise DataError(f'{path}: expected a column "file" in its first line, got {header}')
+    file_at = header.index("file")
+    speaker_at = header.index("speaker") if "speaker" in header else None
+    for number, row in rows:
+        if len(row) != len(header) or not row[file_at] or "\0" in row[file_at]:
+            raise DataError(f"{path}: line {number}: expected {len(header)} columns, got {row}")
+        yield Clip(path.parent / row[file_at], "" if speaker_at is None else row[speaker_at])
+
+
+def _ljspeech_clips(folder: Path) -> Iterator[Clip]:
+    table = folder / "metadata.csv"
+    for number, row in _rows(table, delimiter="|", quoting=csv.QUOTE_NONE):
+        if len(row) < 2 or not row[0]:
+            raise DataError(f"{table}: line {number}: expected id|text..., got {row}")
+        candidates = [folder / "wavs" / (row[0] + extension) for extension in EXTENSIONS]
+        path = next((p for p in candidates if p.is_file()), candidates[0])
+        yield Clip(path, row[3] if len(row) > 3 else folder.name)
+
+
+def _speaker_of(path: Path) -> str:
+    """The speaker that VCTK's and the Libri corpora's names give away, or ""."""
+    if re.match(r"^[ps]\d+_\d+", path.stem):
+        return path.stem.split("_")[0]
+    libri = LIBRI_NAME.match(path.stem)
+    return libri.group(1) if libri else ""
+
+
+def split_clips(clips: Sequence[Clip], by: str = "auto") -> tuple[list[Clip], list[Clip], str]:
+    """Hold out HELD_OUT of the speakers, or of each speaker's clips.
+
+    Which ones is decided by a hash of their names, never by the seed, so that a split stays as it
+    is.
+
+    Args:
+        clips: at least two.
+        by: "speaker" (no held-out speaker is trained on), "clip", or "auto": by speaker where at
+            least LEAST_SPEAKERS are known.
+
+    Returns:
+        training clips, held-out clips, and "speaker" or "clip".
+
+    Raises:
+        DataError: there are too few clips or speakers to hold any out.
+    """
+    groups: dict[str, list[Clip]] = collections.defaultdict(list)
+    for clip in clips:
+        groups[clip.speaker].append(clip)
+    known = sorted(speaker for speaker in groups if speaker)
+    if by == "auto":
+        by = "speaker" if len(known) >= LEAST_SPEAKERS and "" not in groups else "clip"
+    if by == "speaker":
+        if len(known) < 2 or "" in groups:
+            raise DataError(f"split by speaker: expected at least 2 known speakers, got {known}")
+        held_speakers = set(_first_by_hash(known))
+        held = [clip for clip in clips if clip.speaker in held_speakers]
+    elif by == "clip":
+        if len(clips) < 2:
+            raise DataError(f"split by clip: expected at least 2 clips, got {len(clips)}")
+        enough = [group for group in groups.values() if len(group) > 1]
+        if enough:
+            held_paths = {p for g in enough for p in _first_by_hash([str(c.path) for c in g])}
+        else:
+            held_paths = set(_first_by_hash([str(c.path) for c in clips]))
+        held = [clip for clip in clips if str(clip.path) in held_paths]
+    else:
+        raise ValueError(f'split: expected "auto", "speaker" or "clip", got {by!r}')
+    chosen = set(held)
+    return [clip for clip in clips if clip not in chosen], held, by
+
+
+def _first_by_hash(names: list[str]) -> list[str]:
+    def digest(name: str) -> str:
+        return hashlib.sha256(Path(name).name.encode()).hexdigest()
+
+    return sorted(names, key=digest)[: max(1, round(HELD_OUT * len(names)))]
+
+
+class SpeechDataset(Dataset[dict[str, Any]]):
+    """Training batches by step number, and whole clips for validation.
+
+    `dataset[step]` is {"audio": (b, segment_samples), "mel": (b, n_mels, segment_frames),
+    "skipped": int}
+    float32: aligned crops of clips and of their log-mels, so that a crop's edge frames see real
+    audio. A clip shorter than a segment is zero-padded. One that cannot be read, or is silent, is
+    logged once, counted in "skipped" and replaced by the next position's.
+
+    Args:
+        clips: to draw from.
+        mel: settings; other sample rates are resampled.
+        segment_samples: length of a crop, a multiple of the hop.
+        batch_size: clips per step over all processes.
+        seed: of order and crops.
+        rank, world_size: this process's share: the rank-th of equal parts of each batch.
+        cache_bytes: decoded clips kept in memory, the oldest dropped first.
+
+    Raises:
+        DataError: no clips; or, while reading, more than MAX_SKIPPED of them are unusable.
+        ValueError: sizes do not divide.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        mel: MelConfig,
+        segment_samples: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        cache_bytes: int = 1 << 30,
+    ) -> None:
+        if not clips:
+            raise DataError("no clips to train on")
+        if segment_samples < 1 or segment_samples % mel.hop_length:
+            raise ValueError(
+                f"segment_samples: expected a multiple of hop_length {mel.hop_length}, "
+                f"got {segment_samples}"
+            )
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"batch_size: expected a multiple of {world_size} processes, got {batch_size}"
+            )
+        self.clips = list(clips)
+        self.mel = mel
+        self.segment_samples = segment_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.share = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self.cache_bytes = cache_bytes
+        self.bad: set[int] = set()
+        self._cache: collections.OrderedDict[int, tuple[Tensor, Tensor]] = collections.OrderedDict()
+        self._cached_bytes = 0
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def clip_of(self, position: int) -> int:
+        """Index of the clip at a position of the endless sequence of shuffled epochs."""
+        epoch, place = divmod(position, len(self.clips))
+        if self._order[0] != epoch:
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.clips))
+            self._order = (epoch, order)
+        return int(self._order[1][place])
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        audios, mels = [], []
+        bad_before = len(self.bad)
+        for item in self.share:
+            position = step * self.batch_size + item
+            audio, mel = self._crop(position)
+            audios.append(audio)
+            mels.append(mel)
+        skipped = len(self.bad) - bad_before
+        return {"audio": torch.stack(audios), "mel": torch.stack(mels), "skipped": skipped}
+
+    def _crop(self, position: int) -> tuple[Tensor, Tensor]:
+        audio, mel = self._usable(position)
+        frames = self.segment_samples // self.mel.hop_length
+        start = 0
+        if mel.shape[1] > frames:
+            # A stream apart from the epochs' (seed, epoch).
+            draw = np.random.default_rng((self.seed, position, 1))
+            start = int(draw.integers(mel.shape[1] - frames + 1))
+        hop = self.mel.hop_length
+        return audio[start * hop : (start + frames) * hop], mel[:, start : start + frames]
+
+    def _usable(self, position: int) -> tuple[Tensor, Tensor]:
+        while True:
+            index = self.clip_of(position)
+            if index not in self.bad:
+                try:
+                    return self.load(index)
+                except AudioFormatError as error:
+                    self.bad.add(index)
+                    log.warning("skipped (%d so far): %s", len(self.bad), error)
+                    if len(self.bad) > MAX_SKIPPED * len(self.clips):
+                        raise DataError(
+                            f"{len(self.bad)} of {len(self.clips)} clips are unusable; "
+                            f"last: {error}"
+                        ) from error
+            position += 1
+
+    def load(self, index: int) -> tuple[Tensor, Tensor]:
+        """A whole clip: audio (T * hop,) zero-padded, at least a segment long, and its log-mel
+        (n_mels, T).
+
+        Raises:
+            AudioFormatError: it cannot be read, or is silent.
+        """
+        if index not in self._cache:
+            samples, _ = read_audio(self.clips[index].path, self.mel.sample_rate)
+            peak = float(np.abs(samples).max())
+            if peak < SILENT_PEAK:
+                raise AudioFormatError(f"{self.clips[index].path}: silent, peak {peak:.1e}")
+            audio = torch.from_numpy(samples)
+            length = max(self.mel.n_frames(len(audio)) * self.mel.hop_length, self.segment_samples)
+            audio = torch.nn.functional.pad(audio, (0, length - len(audio)))
+            entry = (audio, log_mel(audio, self.mel))
+            self._cache[index] = entry
+            self._cached_bytes += sum(t.nbytes for t in entry)
+            while self._cached_bytes > self.cache_bytes and len(self._cache) > 1:
+                _, old = self._cache.popitem(last=False)
+                self._cached_bytes -= sum(t.nbytes for t in old)
+        return self._cache[index]
+
+    def frames(self, limit: int) -> Tensor:
+        """About `limit` mel frames of usable clips, in the first epoch's order: (N, n_mels)."""
+        parts: list[Tensor] = []
+        for position in range(len(self.clips)):
+            if sum(len(part) for part in parts) >= limit:
+                break
+            index = self.clip_of(position)
+            try:
+                parts.append(self.load(index)[1].T)
+            except AudioFormatError as error:
+                log.warning("left out of the start: %s", error)
+        if not parts:
+            raise DataError("no usable clip to start from")
+        return torch.cat(parts)[:limit]

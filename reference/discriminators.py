@@ -1,0 +1,147 @@
+"""HiFi-GAN's multi-period and multi-scale discriminators, for training only.
+
+Kong et al. (2020), section 2.3. Layers and parameter names as in the published code.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import spectral_norm
+
+from .hifigan import LEAKY_SLOPE
+from .weight_norm import normed
+
+# What a discriminator makes of audio: one score map per sub-discriminator (B, n), and each one's
+# feature maps, layer by layer.
+Judgement = tuple[list[Tensor], list[list[Tensor]]]
+
+
+def _scaled(channels: int, scale: float) -> int:
+    return max(1, round(channels * scale))
+
+
+def _require_audio(audio: Tensor) -> Tensor:
+    if audio.ndim == 3 and audio.shape[1] == 1:
+        return audio
+    if audio.ndim != 2:
+        raise ValueError(f"audio: expected (B, L) or (B, 1, L), got {tuple(audio.shape)}")
+    return audio[:, None]
+
+
+class PeriodDiscriminator(nn.Module):
+    """Judges audio folded to (L / period, period): equally spaced samples side by side."""
+
+    def __init__(self, period: int, channels_scale: float = 1.0) -> None:
+        super().__init__()
+        self.period = period
+        widths = [1, *(_scaled(c, channels_scale) for c in (32, 128, 512, 1024, 1024))]
+        self.convs = nn.ModuleList(
+            normed(nn.Conv2d(widths[i], widths[i + 1], (5, 1), (3 if i < 4 else 1, 1), (2, 0)))
+            for i in range(5)
+        )
+        self.conv_post = normed(nn.Conv2d(widths[-1], 1, (3, 1), 1, (1, 0)))
+
+    def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, 1, L) -> scores (B, n), feature maps."""
+        missing = -audio.shape[-1] % self.period
+        if missing:
+            # Mirrored like F.pad's "reflect", whose gradient is not deterministic on CUDA.
+            audio = torch.cat([audio, audio[..., -missing - 1 : -1].flip(-1)], dim=-1)
+        x = audio.unflatten(-1, (-1, self.period))  # (B, 1, L / period, period)
+        features = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), LEAKY_SLOPE)
+            features.append(x)
+        x = self.conv_post(x)
+        return x.flatten(1), [*features, x]
+
+
+class ScaleDiscriminator(nn.Module):
+    """Judges audio at one sampling rate with grouped convolutions."""
+
+    # channels, kernel, stride, groups, padding
+    LAYERS = (
+        (128, 15, 1, 1, 7),
+        (128, 41, 2, 4, 20),
+        (256, 41, 2, 16, 20),
+        (512, 41, 4, 16, 20),
+        (1024, 41, 4, 16, 20),
+        (1024, 41, 1, 16, 20),
+        (1024, 5, 1, 1, 2),
+    )
+
+    def __init__(self, use_spectral_norm: bool = False, channels_scale: float = 1.0) -> None:
+        super().__init__()
+        norm = spectral_norm if use_spectral_norm else normed
+        self.convs = nn.ModuleList()
+        width = 1
+        for channels, kernel, stride, groups, padding in self.LAYERS:
+            # Scaled widths stay multiples of the layers' groups.
+            next_width = 16 * _scaled(channels // 16, channels_scale)
+            conv = nn.Conv1d(width, next_width, kernel, stride, padding, groups=groups)
+            self.convs.append(norm(conv))
+            width = next_width
+        self.conv_post = norm(nn.Conv1d(width, 1, 3, 1, 1))
+
+    def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, 1, L) -> scores (B, n), feature maps."""
+        x, features = audio, []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), LEAKY_SLOPE)
+            features.append(x)
+        x = self.conv_post(x)
+        return x.flatten(1), [*features, x]
+
+
+class MultiPeriodDiscriminator(nn.Module):
+    """One `PeriodDiscriminator` per period.
+
+    Args:
+        periods: samples; the published models use (2, 3, 5, 7, 11).
+        channels_scale: factor on every layer's channels, for small machines.
+    """
+
+    def __init__(self, periods: Sequence[int] = (2, 3, 5), channels_scale: float = 1.0) -> None:
+        super().__init__()
+        if not periods or min(periods) < 1:
+            raise ValueError(f"periods: expected positive integers, got {tuple(periods)}")
+        self.discriminators = nn.ModuleList(
+            PeriodDiscriminator(period, channels_scale) for period in periods
+        )
+
+    def forward(self, audio: Tensor) -> Judgement:
+        """Judge audio (B, L): scores and feature maps of every period."""
+        judged = [d(_require_audio(audio)) for d in self.discriminators]
+        return [scores for scores, _ in judged], [features for _, features in judged]
+
+
+class MultiScaleDiscriminator(nn.Module):
+    """One `ScaleDiscriminator` per scale, each at half the previous rate; the first spectrally
+    normed.
+
+    Args:
+        n_scales: the published models use 3.
+        channels_scale: factor on every layer's channels, for small machines.
+    """
+
+    def __init__(self, n_scales: int = 2, channels_scale: float = 1.0) -> None:
+        super().__init__()
+        if n_scales < 1:
+            raise ValueError(f"n_scales: expected at least 1, got {n_scales}")
+        self.discriminators = nn.ModuleList(
+            ScaleDiscriminator(scale == 0, channels_scale) for scale in range(n_scales)
+        )
+        self.meanpools = nn.ModuleList(nn.AvgPool1d(4, 2, padding=2) for _ in range(n_scales - 1))
+
+    def forward(self, audio: Tensor) -> Judgement:
+        """Judge audio (B, L): scores and feature maps of every scale."""
+        x, scores, features = _require_audio(audio), [], []
+        for scale, discriminator in enumerate(self.discriminators):
+            if scale:
+                x = self.meanpools[scale - 1](x)
+            score, feature = discriminator(x)
+            scores.append(score)
+            features.append(feature)
+        return scores, features

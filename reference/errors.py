@@ -1,0 +1,17 @@
+"""Errors beyond Python's own; each message names the file and the value at fault."""
+
+
+class AudioFormatError(ValueError):
+    """An audio file cannot be read, or does not hold what its header declares."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged, refused, or does not fit the model it is loaded into."""
+
+
+class DataError(ValueError):
+    """A data folder or manifest holds nothing to train on, or is malformed."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (a loss that stays NaN, for example); the last checkpoint is intact."""

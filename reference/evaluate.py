@@ -1,0 +1,104 @@
+"""Measure a trained quantizer on held-out speech: `python reference/evaluate.py [RUN] [--against
+faiss]`.
+
+With `--against faiss`, faiss's residual quantizer of the same size (greedy encoding) is fitted on
+the frames the run trained on and measured on the same held-out frames, in the same process.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import muomni_fast.reference as backend
+from muomni_fast.reference.data import SpeechDataset, find_clips, split_clips
+from muomni_fast.reference.errors import CheckpointError, DataError
+from muomni_fast.reference.mel import pool_frames
+from muomni_fast.reference.run_folder import RunFolder
+from muomni_fast.reference.stages import validate_rvq
+from muomni_fast.reference.train import SHIPPED_SPEECH, load_clips, load_product
+from muomni_fast.reference.trainer import START_FRAMES
+
+
+class FaissQuantizer:
+    """faiss.ResidualQuantizer behind the two calls of `RVQ` that a measurement needs.
+
+    Args:
+        frames: (N, n_mels) float32 to fit.
+        n_codebooks: stages.
+        codebook_size: codes per stage, a power of two.
+        beam: of encoding; 1 is greedy, as in `RVQ`.
+
+    Raises:
+        ValueError: `codebook_size` is not a power of two.
+    """
+
+    def __init__(self, frames: Tensor, n_codebooks: int, codebook_size: int, beam: int = 1) -> None:
+        import faiss
+
+        self.bits = codebook_size.bit_length() - 1
+        if 1 << self.bits != codebook_size:
+            raise ValueError(f"codebook_size: faiss needs a power of two, got {codebook_size}")
+        self.n_codebooks, self.codebook_size = n_codebooks, codebook_size
+        self.quantizer = faiss.ResidualQuantizer(frames.shape[1], n_codebooks, self.bits)
+        self.quantizer.max_beam_size = beam
+        self.quantizer.train(np.ascontiguousarray(frames.numpy()))
+        codebooks = faiss.vector_to_array(self.quantizer.codebooks)
+        self.codebooks = torch.from_numpy(codebooks.reshape(n_codebooks, codebook_size, -1))
+
+    def encode(self, mel: Tensor) -> Tensor:
+        """(N, n_mels) float32 -> (N, n_codebooks) int64."""
+        import faiss
+
+        packed = self.quantizer.compute_codes(np.ascontiguousarray(mel.numpy()))
+        codes = faiss.unpack_bitstrings(packed, self.n_codebooks, self.bits)
+        return torch.from_numpy(codes.astype(np.int64))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(N, n_codebooks) -> (N, n_mels)."""
+        return sum((self.codebooks[q][c] for q, c in enumerate(codes.unbind(-1))), torch.zeros(()))
+
+
+def evaluate(
+    folder: RunFolder, data: str | None, against: str | None
+) -> dict[str, dict[str, float]]:
+    """Held-out figures by quantizer: "trained", and "faiss greedy" if asked for."""
+    config, run = folder.read_config()
+    shipped = run["data"] == "shipped speech" and data is None
+    source = SHIPPED_SPEECH if shipped else Path(data or run["data"])
+    training, held_out, _ = split_clips(find_clips(source), run["split"])
+    mels = [mel for _, _, mel in load_clips(held_out, config)]
+    rvq: Any = load_product(folder, "rvq", backend)
+    figures = {"trained": validate_rvq(rvq, mels, config.frames_per_code)}
+    if against == "faiss":
+        dataset = SpeechDataset(training, config.mel, config.segment_samples, 1, config.seed)
+        frames = pool_frames(dataset.frames(START_FRAMES), config.frames_per_code)
+        faiss_rvq = FaissQuantizer(frames, rvq.n_codebooks, rvq.codebook_size)
+        figures["faiss greedy"] = validate_rvq(faiss_rvq, mels, config.frames_per_code)
+    return figures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line's entry; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", nargs="?", help="run folder (default: the latest under runs/)")
+    parser.add_argument("--data", help="other data than the run's")
+    parser.add_argument("--against", choices=["faiss"], help="a peer to fit on the same frames")
+    options = parser.parse_args(argv)
+    try:
+        figures = evaluate(RunFolder.existing(options.run), options.data, options.against)
+    except (CheckpointError, DataError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, row in figures.items():
+        print(f"{name:<14}" + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,272 @@
+"""HiFi-GAN generator: mel -> waveform.
+
+Kong, Kim and Bae, "HiFi-GAN: Generative Adversarial Networks for Efficient and High Fidelity Speech
+Synthesis" (2020), section 2.2 (generator and multi-receptive field fusion) and appendix A.1. Names
+of modules and parameters are those of its published code.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checkpoint import load_foreign_checkpoint, load_state
+from .checks import require_equal_lengths, require_hop, require_mel
+from .griffin_lim import one_clip
+from .weight_norm import accept_both_kinds, fold, normed
+
+LEAKY_SLOPE = 0.1
+LAST_LEAKY_SLOPE = 0.01  # before conv_post, as published
+
+# Constructor arguments of the published models (appendix A.1).
+_PUBLISHED_12 = {
+    "n_mels": 80,
+    "upsample_rates": (8, 8, 2, 2),
+    "upsample_kernel_sizes": (16, 16, 4, 4),
+    "resblock": "1",
+    "resblock_kernel_sizes": (3, 7, 11),
+    "resblock_dilation_sizes": ((1, 3, 5), (1, 3, 5), (1, 3, 5)),
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "v1": {**_PUBLISHED_12, "upsample_initial_channel": 512},
+    "v2": {**_PUBLISHED_12, "upsample_initial_channel": 128},
+    "v3": {
+        "n_mels": 80,
+        "upsample_rates": (8, 8, 4),
+        "upsample_kernel_sizes": (16, 16, 8),
+        "upsample_initial_channel": 256,
+        "resblock": "2",
+        "resblock_kernel_sizes": (3, 5, 7),
+        "resblock_dilation_sizes": ((1, 2), (2, 6), (3, 12)),
+    },
+}
+
+
+def _conv(channels: int, kernel_size: int, dilation: int) -> nn.Conv1d:
+    padding = (kernel_size - 1) // 2 * dilation
+    return nn.Conv1d(channels, channels, kernel_size, padding=padding, dilation=dilation)
+
+
+class ResBlock(nn.Module):
+    """Residual block of one kernel size (section 2.2).
+
+    Type "1": for each dilation d, x += conv_1(lrelu(conv_d(lrelu(x)))). Type "2": x +=
+    conv_d(lrelu(x)).
+
+    Args:
+        channels: of input and output.
+        kernel_size: odd.
+        dilations: one per convolution (pair).
+        resblock: "1" or "2".
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self, channels: int, kernel_size: int, dilations: Sequence[int], resblock: str = "1"
+    ) -> None:
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
+        if not dilations or min(dilations) < 1:
+            raise ValueError(f"dilations: expected positive integers, got {tuple(dilations)}")
+        if resblock not in ("1", "2"):
+            raise ValueError(f'resblock: expected "1" or "2", got {resblock!r}')
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.dilations = tuple(dilations)
+        self.resblock = resblock
+        dilated = nn.ModuleList(_conv(channels, kernel_size, d) for d in dilations)
+        if resblock == "1":
+            self.convs1 = dilated
+            self.convs2 = nn.ModuleList(_conv(channels, kernel_size, 1) for _ in dilations)
+        else:
+            self.convs = dilated
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, T) -> (B, channels, T)."""
+        if self.resblock == "2":
+            for conv in self.convs:
+                x = x + conv(F.leaky_relu(x, LEAKY_SLOPE))
+            return x
+        for dilated, plain in zip(self.convs1, self.convs2, strict=True):
+            inner = dilated(F.leaky_relu(x, LEAKY_SLOPE))
+            x = x + plain(F.leaky_relu(inner, LEAKY_SLOPE))
+        return x
+
+
+def mrf(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:
+    """Multi-receptive field fusion: the mean over residual blocks of one stage, (B, C, T)."""
+    return sum(block(x) for block in resblocks) / len(resblocks)
+
+
+class MRF(nn.Module):
+    """Multi-receptive field fusion (section 2.2): x -> mean over kernel sizes of ResBlock(x).
+
+    Args:
+        channels: of input and output.
+        kernel_sizes: one residual block each, odd.
+        dilation_sizes: the dilations of each block.
+        resblock: "1" or "2".
+    """
+
+    # What a subclass with faster kernels replaces.
+    resblock_class: ClassVar[type[ResBlock]] = ResBlock
+    _mrf = staticmethod(mrf)
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_sizes: Sequence[int],
+        dilation_sizes: Sequence[Sequence[int]],
+        resblock: str = "1",
+    ) -> None:
+        super().__init__()
+        require_equal_lengths(kernel_sizes=kernel_sizes, dilation_sizes=dilation_sizes)
+        self.resblocks = nn.ModuleList(
+            self.resblock_class(channels, kernel_size, dilations, resblock)
+            for kernel_size, dilations in zip(kernel_sizes, dilation_sizes, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, T) -> (B, channels, T)."""
+        return self._mrf(x, list(self.resblocks))
+
+
+class HiFiGANVocoder(nn.Module):
+    """HiFi-GAN generator.
+
+    Args:
+        n_mels: mel bands.
+        upsample_rates: one stage each; their product is the hop, samples per frame.
+        upsample_kernel_sizes: of the transposed convolutions; kernel - rate even and not negative.
+        upsample_initial_channel: channels after `conv_pre`, halved by every stage.
+        resblock: "1" or "2".
+        resblock_kernel_sizes: odd.
+        resblock_dilation_sizes: the dilations of each kernel size.
+        weight_norm: keep weights normed for training; the state dict then has HiFi-GAN's `weight_g`
+            and `weight_v`. Either kind of state dict loads into either kind of model.
+
+    Raises:
+        ValueError: an argument is out of range or lengths do not match.
+    """
+
+    # What a subclass with faster kernels replaces.
+    resblock_class: ClassVar[type[ResBlock]] = ResBlock
+    _mrf = staticmethod(mrf)
+
+    def __init__(
+        self,
+        n_mels: int = 128,
+        upsample_rates: Sequence[int] = (8, 8, 2, 2),
+        upsample_kernel_sizes: Sequence[int] = (16, 16, 4, 4),
+        upsample_initial_channel: int = 256,
+        resblock: str = "1",
+        resblock_kernel_sizes: Sequence[int] = (3, 5, 7),
+        resblock_dilation_sizes: Sequence[Sequence[int]] = ((1, 2), (1, 2), (1, 2)),
+        weight_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        require_equal_lengths(
+            upsample_rates=upsample_rates, upsample_kernel_sizes=upsample_kernel_sizes
+        )
+        require_equal_lengths(
+            resblock_kernel_sizes=resblock_kernel_sizes,
+            resblock_dilation_sizes=resblock_dilation_sizes,
+        )
+        if upsample_initial_channel % 2 ** len(upsample_rates):
+            raise ValueError(
+                f"upsample_initial_channel: expected a multiple of {2 ** len(upsample_rates)}, "
+                f"got {upsample_initial_channel}"
+            )
+        for rate, size in zip(upsample_rates, upsample_kernel_sizes, strict=True):
+            if size < rate or (size - rate) % 2:
+                raise ValueError(
+                    f"upsample_kernel_sizes: expected kernel - rate even and not negative, "
+                    f"got kernel {size} for rate {rate}"
+                )
+        self.config: dict[str, Any] = {
+            "n_mels": n_mels,
+            "upsample_rates": tuple(upsample_rates),
+            "upsample_kernel_sizes": tuple(upsample_kernel_sizes),
+            "upsample_initial_channel": upsample_initial_channel,
+            "resblock": resblock,
+            "resblock_kernel_sizes": tuple(resblock_kernel_sizes),
+            "resblock_dilation_sizes": tuple(tuple(d) for d in resblock_dilation_sizes),
+            "weight_norm": weight_norm,
+        }
+        self.n_mels = n_mels
+        self.hop_length = math.prod(upsample_rates)
+        self.n_kernels = len(resblock_kernel_sizes)
+        channels = upsample_initial_channel
+        self.conv_pre = nn.Conv1d(n_mels, channels, 7, padding=3)
+        self.ups = nn.ModuleList()
+        self.resblocks = nn.ModuleList()
+        for rate, kernel_size in zip(upsample_rates, upsample_kernel_sizes, strict=True):
+            padding = (kernel_size - rate) // 2
+            self.ups.append(nn.ConvTranspose1d(channels, channels // 2, kernel_size, rate, padding))
+            channels //= 2
+            for size, dilations in zip(resblock_kernel_sizes, resblock_dilation_sizes, strict=True):
+                self.resblocks.append(self.resblock_class(channels, size, dilations, resblock))
+        self.conv_post = nn.Conv1d(channels, 1, 7, padding=3)
+        if weight_norm:
+            for module in list(self.modules()):
+                if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+                    normed(module)
+        self.register_load_state_dict_pre_hook(accept_both_kinds)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Generate audio: (B, n_mels, T) -> (B, T * hop_length), in [-1, 1].
+
+        Raises:
+            TypeError: `mel` is not floating point, or is float8.
+            ValueError: the shape is not (B, n_mels, T >= 1).
+        """
+        require_mel(mel, self.n_mels)
+        x = self.conv_pre(mel)
+        for stage, up in enumerate(self.ups):
+            x = up(F.leaky_relu(x, LEAKY_SLOPE))
+            first = stage * self.n_kernels
+            x = self._mrf(x, list(self.resblocks[first : first + self.n_kernels]))
+        return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_LEAKY_SLOPE)))[:, 0]
+
+    def mel_to_audio(self, mel: Tensor | np.ndarray) -> Tensor:
+        """Generate one clip without gradients: (n_mels, T) -> (T * hop_length,)."""
+        return one_clip(self, mel)
+
+    def fold_weight_norm(self) -> Self:
+        """Replace normed weights by their values, for inference; returns the model itself."""
+        fold(self)
+        self.config["weight_norm"] = False
+        return self
+
+    @classmethod
+    def from_hifigan(cls, config_json: str | Path, checkpoint: str | Path) -> Self:
+        """Load a published HiFi-GAN generator, weight norm folded, on the CPU.
+
+        `MelConfig.from_hifigan(config_json)` gives its mel settings.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be read safely or does not fit the config.
+            ValueError: the hop is not the product of the upsample rates.
+        """
+        h = json.loads(Path(config_json).read_text(encoding="utf-8"))
+        model = cls(
+            n_mels=h["num_mels"],
+            upsample_rates=h["upsample_rates"],
+            upsample_kernel_sizes=h["upsample_kernel_sizes"],
+            upsample_initial_channel=h["upsample_initial_channel"],
+            resblock=h["resblock"],
+            resblock_kernel_sizes=h["resblock_kernel_sizes"],
+            resblock_dilation_sizes=h["resblock_dilation_sizes"],
+        )
+        require_hop(model.hop_length, h["hop_size"])
+        load_state(model, load_foreign_checkpoint(checkpoint, "generator"), checkpoint)
+        return model.eval()

@@ -1,0 +1,79 @@
+"""The join of codec and vocoder: audio -> codes -> audio, with every setting checked once."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .checks import require_hop, require_n_mels
+from .griffin_lim import GriffinLimVocoder
+from .hifigan import HiFiGANVocoder
+from .mel import MelConfig, log_mel, pool_frames, require_same_mel, unpool_frames
+from .rvq import RVQ
+from .vocoder import NeuralVocoder
+
+
+class Quantizer(Protocol):
+    """What the functions here need of a quantizer: `RVQ`, or a peer it is measured against."""
+
+    n_codebooks: int
+    codebook_size: int
+
+    def encode(self, mel: Tensor) -> Tensor:
+        """(..., n_mels) -> (..., n_codebooks) int64."""
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(..., n_codebooks) -> (..., n_mels)."""
+
+
+def encode_mel(rvq: Quantizer, mel: Tensor, frames_per_code: int = 1) -> Tensor:
+    """Codes of log-mels: (..., n_mels, T) -> (..., ceil(T / frames_per_code), Q) int64."""
+    return rvq.encode(pool_frames(mel.transpose(-1, -2), frames_per_code))
+
+
+def decode_mel(rvq: Quantizer, codes: Tensor, frames_per_code: int = 1) -> Tensor:
+    """Log-mels of codes: (..., S, k) -> (..., n_mels, S * frames_per_code)."""
+    return unpool_frames(rvq.decode(codes), frames_per_code).transpose(-1, -2)
+
+
+class SpeechCodec(nn.Module):
+    """A quantizer and a vocoder that share one `MelConfig`.
+
+    Args:
+        rvq: mel frames <-> codes.
+        vocoder: maps (B, n_mels, T) to (B, T * hop_length).
+        config: the mel settings both were trained with.
+        frames_per_code: mel frames averaged into one code: 5 turns 62.5 frames/s into 12.5 codes/s.
+
+    Raises:
+        ValueError: the parts disagree on a mel setting, the number of bands or the hop; names both
+            values.
+    """
+
+    def __init__(
+        self, rvq: RVQ, vocoder: nn.Module, config: MelConfig, frames_per_code: int = 1
+    ) -> None:
+        super().__init__()
+        require_n_mels(rvq.n_mels, config.n_mels, "the quantizer")
+        if isinstance(vocoder, HiFiGANVocoder):
+            require_hop(vocoder.hop_length, config.hop_length)
+            require_n_mels(vocoder.n_mels, config.n_mels, "the vocoder")
+        elif isinstance(vocoder, (GriffinLimVocoder, NeuralVocoder)):
+            require_same_mel(vocoder.config, config, "vocoder != codec")
+        if frames_per_code < 1:
+            raise ValueError(f"frames_per_code: expected at least 1, got {frames_per_code}")
+        self.rvq = rvq
+        self.vocoder = vocoder
+        self.config = config
+        self.frames_per_code = frames_per_code
+
+    @torch.no_grad()
+    def encode(self, audio: Tensor) -> Tensor:
+        """(B, L) audio at `config.sample_rate` -> (B, S, n_codebooks) int64, S codes per clip."""
+        return encode_mel(self.rvq, log_mel(audio, self.config), self.frames_per_code)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, n_samples: int | None = None) -> Tensor:
+        """Audio of codes, at most `n_samples`: (B, S, k) -> (B, S * frames_per_code * hop)."""
+        audio = self.vocoder(decode_mel(self.rvq, codes, self.frames_per_code))
+        return audio if n_samples is None else audio[:, :n_samples]

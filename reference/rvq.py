@@ -1,0 +1,352 @@
+"""Residual vector quantization of mel frames: projection, nearest code per stage, projection back.
+
+Zeghidour et al., "SoundStream" (2021), algorithm 1. The search here is the plain one that the fast
+kernels are checked against; its codes are exact (see `nearest_code`).
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checks import full_precision, require_float
+
+# Elements of a (rows, K, D) block of differences, 2 MB in float32: what stays in a core's cache.
+BLOCK_ELEMENTS = 1 << 19
+# Below this a float32 squared distance may have lost terms to underflow.
+UNDERFLOW = 2.0**-100
+
+
+@dataclasses.dataclass
+class RVQOutput:
+    """What `RVQ.forward` returns.
+
+    Attributes:
+        mel: (..., n_mels), the reconstruction.
+        codes: (..., n_codebooks) int64.
+        quantized: (..., codebook_dim), the sum of the chosen codewords.
+        commitment_loss: (n_codebooks,), mean (residual - sg(codeword))^2 of each stage.
+        codebook_loss: (n_codebooks,), mean (sg(residual) - codeword)^2 of each stage.
+    """
+
+    mel: Tensor
+    codes: Tensor
+    quantized: Tensor
+    commitment_loss: Tensor
+    codebook_loss: Tensor
+
+
+def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest codeword of every row, exactly.
+
+    Distances are taken in difference form. A row whose two smallest float32 distances are closer
+    than their rounding bound is measured again in float64, where distances that agree to (D + 2) *
+    2^-52 relative count as tied. The lowest index wins a tie; a row with a NaN or an infinity gets
+    code 0.
+
+    Args:
+        x: (N, D) float32 or float64.
+        codebook: (K, D), K >= 2, the dtype of `x`, finite.
+
+    Returns:
+        (N,) int64.
+    """
+    codes = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    rows = max(1, BLOCK_ELEMENTS // codebook.numel())
+    for start in range(0, len(x), rows):
+        block = x[start : start + rows]
+        if x.dtype == torch.float64:
+            codes[start : start + rows] = _nearest_in_float64(block, codebook)
+            continue
+        distance = _squared_distances(block, codebook)  # (rows, K)
+        two, index = distance.topk(2, dim=1, largest=False)
+        (best, second), index = two.unbind(1), index[:, 0]
+        bound = (codebook.shape[1] + 2) * 2.0**-24 * (best + second)
+        certain = (second - best > bound) & (second > UNDERFLOW)  # False for NaN
+        if not certain.all():
+            unsure = ~certain
+            index[unsure] = _nearest_in_float64(block[unsure].double(), codebook.double())
+        codes[start : start + rows] = index
+    return codes
+
+
+def _squared_distances(x: Tensor, codebook: Tensor) -> Tensor:
+    return (x[:, None] - codebook).square_().sum(-1)  # (N, K)
+
+
+def _nearest_in_float64(x: Tensor, codebook: Tensor) -> Tensor:
+    distance = _squared_distances(x, codebook)
+    tie = (codebook.shape[1] + 2) * 2.0**-52
+    near = distance <= distance.amin(1, keepdim=True) * (1 + tie)
+    return near.to(torch.uint8).argmax(1)  # first maximum: the lowest index; 0 for a NaN row
+
+
+def rvq_encode(
+    mel: Tensor,
+    codebooks: Tensor,
+    proj_in_weight: Tensor | None = None,
+    proj_in_bias: Tensor | None = None,
+    *,
+    precision: str = "exact",
+    check_finite: bool = False,
+) -> Tensor:
+    """Codes of mel frames (SoundStream, algorithm 1); no gradient.
+
+    Args:
+        mel: (..., n_mels), any float dtype but float8; half precision is upcast to float32.
+        codebooks: (n_codebooks, codebook_size, codebook_dim).
+        proj_in_weight: (codebook_dim, n_mels), or None when n_mels == codebook_dim.
+        proj_in_bias: (codebook_dim,).
+        precision: "exact" or "fast"; here both are exact.
+        check_finite: raise if any frame holds a NaN or an infinity. Otherwise such a frame gets
+            code 0 at every stage.
+
+    Returns:
+        (..., n_codebooks) int64; the lowest index wins a tie.
+
+    Raises:
+        TypeError: `mel` is not floating point, or is float8.
+        ValueError: a shape does not fit, `precision` is unknown, or `check_finite` found something.
+    """
+    if precision not in ("exact", "fast"):
+        raise ValueError(f'precision: expected "exact" or "fast", got {precision!r}')
+    _require_encodable(mel, codebooks, proj_in_weight)
+    if check_finite:
+        bad = int((~mel.isfinite()).any(-1).sum())
+        if bad:
+            raise ValueError(f"mel: {bad} of {mel[..., 0].numel()} frames are not finite")
+    with torch.no_grad(), full_precision(mel):
+        residual, books = _project(mel, codebooks, proj_in_weight, proj_in_bias)
+        residual = residual.reshape(-1, residual.shape[-1])  # (N, D)
+        codes = torch.empty(len(residual), len(books), dtype=torch.int64, device=mel.device)
+        for stage, codebook in enumerate(books):
+            codes[:, stage] = nearest_code(residual, codebook)
+            if stage + 1 < len(books):
+                residual = residual - codebook[codes[:, stage]]
+    return codes.reshape(*mel.shape[:-1], len(books))
+
+
+def rvq_decode(
+    codes: Tensor,
+    codebooks: Tensor,
+    proj_out_weight: Tensor | None = None,
+    proj_out_bias: Tensor | None = None,
+) -> Tensor:
+    """Mel frames of codes: proj_out(sum of codewords), accumulated in float32.
+
+    Args:
+        codes: (..., k) integers with 1 <= k <= n_codebooks; fewer than all is a coarse decoding.
+        codebooks: (n_codebooks, codebook_size, codebook_dim).
+        proj_out_weight: (n_mels, codebook_dim), or None.
+        proj_out_bias: (n_mels,).
+
+    Returns:
+        (..., n_mels), the dtype of `codebooks`.
+
+    Raises:
+        TypeError: `codes` is not an integer tensor.
+        ValueError: the number of codebooks does not fit.
+        IndexError: a code is negative or not below codebook_size.
+    """
+    quantized = _sum_codewords(codes, codebooks)
+    with full_precision(quantized):
+        return _project_out(quantized, proj_out_weight, proj_out_bias).to(codebooks.dtype)
+
+
+def rvq_quantize(
+    mel: Tensor,
+    codebooks: Tensor,
+    proj_in_weight: Tensor | None = None,
+    proj_in_bias: Tensor | None = None,
+    proj_out_weight: Tensor | None = None,
+    proj_out_bias: Tensor | None = None,
+) -> RVQOutput:
+    """Quantize for training: gradients reach both projections (straight through) and every
+    codebook.
+
+    Each residual is the previous one less the detached codeword, never taken from the
+    straight-through output, which would cancel the commitment gradient of later stages. Arguments
+    and errors as in `rvq_encode` and `rvq_decode`; float outputs have the dtype of `mel`, losses
+    are float32 (or float64) and accumulated so.
+    """
+    _require_encodable(mel, codebooks, proj_in_weight)
+    codes = rvq_encode(mel, codebooks, proj_in_weight, proj_in_bias)
+    with full_precision(mel):
+        z, books = _project(mel, codebooks, proj_in_weight, proj_in_bias)  # (..., D)
+        residual, commitment, codebook_loss = z, [], []
+        quantized = torch.zeros_like(z)
+        for stage, codebook in enumerate(books):
+            codeword = F.embedding(codes[..., stage], codebook)
+            commitment.append(F.mse_loss(residual, codeword.detach()))
+            codebook_loss.append(F.mse_loss(codeword, residual.detach()))
+            residual = residual - codeword.detach()
+            quantized = quantized + codeword
+        # In this order the value is exactly `quantized`; (quantized + z) - z is not.
+        out = _project_out(quantized + (z - z.detach()), proj_out_weight, proj_out_bias)
+    return RVQOutput(
+        mel=out.to(mel.dtype),
+        codes=codes,
+        quantized=quantized.to(mel.dtype),
+        commitment_loss=torch.stack(commitment),
+        codebook_loss=torch.stack(codebook_loss),
+    )
+
+
+def _work_dtype(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _project(
+    mel: Tensor, codebooks: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    dtype = _work_dtype(mel, codebooks)
+    mel, codebooks = mel.to(dtype), codebooks.to(dtype)
+    if weight is None:
+        return mel, codebooks
+    return F.linear(mel, weight.to(dtype), None if bias is None else bias.to(dtype)), codebooks
+
+
+def _project_out(quantized: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is None:
+        return quantized
+    dtype = quantized.dtype
+    return F.linear(quantized, weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _sum_codewords(codes: Tensor, codebooks: Tensor) -> Tensor:
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise TypeError(f"codes: expected an integer tensor, got {codes.dtype}")
+    n_codebooks, size, _ = codebooks.shape
+    if codes.ndim < 1 or not 1 <= codes.shape[-1] <= n_codebooks:
+        raise ValueError(f"codes: expected (..., 1 to {n_codebooks}), got {tuple(codes.shape)}")
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
+        raise IndexError(
+            f"codes: expected 0 to {size - 1}, got {int(codes.min())} to {int(codes.max())}"
+        )
+    books = codebooks.to(_work_dtype(codebooks))
+    words = [F.embedding(codes[..., s].long(), books[s]) for s in range(codes.shape[-1])]
+    return torch.stack(words).sum(0) if len(words) > 1 else words[0]
+
+
+def _require_encodable(mel: Tensor, codebooks: Tensor, proj_in_weight: Tensor | None) -> None:
+    require_float("mel", mel)
+    n_mels = codebooks.shape[-1] if proj_in_weight is None else proj_in_weight.shape[1]
+    if mel.ndim < 1 or mel.shape[-1] != n_mels:
+        raise ValueError(f"mel: expected (..., {n_mels}), got {tuple(mel.shape)}")
+    if mel.device != codebooks.device:
+        raise ValueError(f"mel is on {mel.device}, the codebooks are on {codebooks.device}")
+
+
+class RVQ(nn.Module):
+    """Residual vector quantizer of mel frames (SoundStream, algorithm 1).
+
+    Args:
+        n_codebooks: stages, 1 to 64.
+        codebook_size: codewords per stage, 2 to 4096.
+        codebook_dim: their dimension.
+        n_mels: dimension of a frame.
+        bias: whether the projections have one.
+        projections: without them `n_mels` must equal `codebook_dim`; equal sizes alone keep them.
+
+    Raises:
+        ValueError: a size is out of range, or projections are needed but off.
+    """
+
+    # What a subclass with faster kernels replaces.
+    _encode = staticmethod(rvq_encode)
+    _decode = staticmethod(rvq_decode)
+    _quantize = staticmethod(rvq_quantize)
+
+    def __init__(
+        self,
+        n_codebooks: int = 2,
+        codebook_size: int = 128,
+        codebook_dim: int = 64,
+        n_mels: int = 128,
+        bias: bool = False,
+        projections: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "n_codebooks": (n_codebooks, 1),
+            "codebook_size": (codebook_size, 2),
+            "codebook_dim": (codebook_dim, 1),
+            "n_mels": (n_mels, 1),
+        }
+        for name, (value, least) in sizes.items():
+            if value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        if not projections and n_mels != codebook_dim:
+            raise ValueError(
+                f"projections=False: expected n_mels == codebook_dim, got {n_mels}, {codebook_dim}"
+            )
+        self.n_codebooks = n_codebooks
+        self.codebook_size = codebook_size
+        self.codebook_dim = codebook_dim
+        self.n_mels = n_mels
+        self.bias = bias
+        self.projections = projections
+        self.proj_in = nn.Linear(n_mels, codebook_dim, bias) if projections else None
+        self.proj_out = nn.Linear(codebook_dim, n_mels, bias) if projections else None
+        self.codebooks = nn.ModuleList(
+            nn.Embedding(codebook_size, codebook_dim) for _ in range(n_codebooks)
+        )
+        for weight in self.codebook_weights():
+            nn.init.normal_(weight, std=codebook_dim**-0.5)
+        self.register_load_state_dict_pre_hook(_require_finite)
+
+    @property
+    def config(self) -> dict[str, int | bool]:
+        """The constructor's arguments: what a checkpoint saves."""
+        names = ("n_codebooks", "codebook_size", "codebook_dim", "n_mels", "bias", "projections")
+        return {name: getattr(self, name) for name in names}
+
+    def codebook_weights(self) -> list[nn.Parameter]:
+        """The codewords of each stage, (codebook_size, codebook_dim)."""
+        return list(self.codebooks.parameters())
+
+    def stacked_codebooks(self) -> Tensor:
+        """All codewords, (n_codebooks, codebook_size, codebook_dim)."""
+        return torch.stack([*self.codebook_weights()])
+
+    def _projection(self, which: str) -> tuple[Tensor | None, Tensor | None]:
+        layer = getattr(self, which)
+        return (None, None) if layer is None else (layer.weight, layer.bias)
+
+    def project(self, mel: Tensor) -> Tensor:
+        """What the first stage quantizes: (..., n_mels) -> (..., codebook_dim) float32."""
+        with full_precision(mel):
+            return _project(mel, self.stacked_codebooks(), *self._projection("proj_in"))[0]
+
+    def encode(self, mel: Tensor, precision: str = "exact", check_finite: bool = False) -> Tensor:
+        """Codes of mel frames: (..., n_mels) -> (..., n_codebooks) int64; see `rvq_encode`."""
+        return self._encode(
+            mel,
+            self.stacked_codebooks(),
+            *self._projection("proj_in"),
+            precision=precision,
+            check_finite=check_finite,
+        )
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Mel frames of codes: (..., k <= n_codebooks) -> (..., n_mels); see `rvq_decode`."""
+        return self._decode(codes, self.stacked_codebooks(), *self._projection("proj_out"))
+
+    def forward(self, mel: Tensor) -> RVQOutput:
+        """Quantize for training: (..., n_mels) -> RVQOutput; see `rvq_quantize`."""
+        return self._quantize(
+            mel,
+            self.stacked_codebooks(),
+            *self._projection("proj_in"),
+            *self._projection("proj_out"),
+        )
+
+
+def _require_finite(_: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Load hook: a codebook that is not finite would silently win, or never win, a search."""
+    errors: list[str] = rest[-1]
+    for name, value in state.items():
+        if name.startswith(prefix) and not torch.isfinite(value).all():
+            errors.append(f"{name} holds a value that is not finite")

@@ -1,0 +1,233 @@
+"""Train a speech codec and its vocoder: `python reference/train.py`.
+
+Without arguments it trains both stages on the speech in this repository, in a few minutes on two
+CPU cores, and reports on held-out clips. `--help` lists the options. Several GPUs:
+`torchrun --nproc_per_node=N reference/train.py ...`. The loop itself is `trainer.py`.
+"""
+
+import argparse
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+try:
+    import muomni_fast.reference as reference_backend
+except ModuleNotFoundError as error:
+    if error.name != "muomni_fast":
+        raise
+    raise SystemExit(
+        "muomni_fast is not installed; run `make train`, or: "
+        'pip install -c constraints.txt -e ".[train]"'
+    ) from error
+
+import torch
+from torch import Tensor
+
+from muomni_fast.reference import distributed
+from muomni_fast.reference.checkpoint import load_model, load_state
+from muomni_fast.reference.data import Clip, SpeechDataset, find_clips, split_clips
+from muomni_fast.reference.errors import (
+    AudioFormatError,
+    CheckpointError,
+    DataError,
+    TrainingError,
+)
+from muomni_fast.reference.presets import TrainConfig, presets
+from muomni_fast.reference.run_folder import RunFolder
+from muomni_fast.reference.stages import STAGES
+from muomni_fast.reference.trainer import Trainer
+
+log = logging.getLogger("muomni_fast.train")
+
+SHIPPED_SPEECH = Path(__file__).resolve().parent / "speech"
+# What a resumed run may change; anything else must be as it was.
+CHANGEABLE = {"resume", "device", "workers", "backend", "out"}
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; options left out are None, so that a resumed run can tell."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--preset", choices=list(presets()), help="what to train (default: quick)")
+    add("--data", help="folder of audio, or CSV manifest (default: the shipped speech)")
+    add("--split", choices=["auto", "speaker", "clip"], help="what to hold out (default: auto)")
+    add("--stage", choices=[*STAGES, "all"], help="which stage (default: all)")
+    add("--steps", type=int, help="steps of each stage, instead of the preset's")
+    add("--batch-size", type=int, help="segments per step over all processes")
+    add("--accumulate", type=int, help="micro-batches per step (default: 1)")
+    add("--frames-per-code", type=int, help="mel frames averaged into one code")
+    add("--amp", choices=["none", "bf16", "fp16"], help="autocast precision (default: none)")
+    add("--seed", type=int, help="of weights, order and crops (default: 0)")
+    add("--backend", choices=["reference", "fast"], help="whose modules (default: reference)")
+    add("--device", help="torch device (default: cuda if there is one, else cpu)")
+    add("--workers", type=int, help="processes reading data ahead (default: 0 on a CPU, else 4)")
+    add("--out", help="run folder (default: runs/<preset>-<time>)")
+    add(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="go on with a run (default: the latest)",
+    )
+    return parser.parse_args(argv)
+
+
+def make_config(options: argparse.Namespace) -> TrainConfig:
+    """The preset with the command line's changes."""
+    config = presets()[options.preset or "quick"]
+    changes: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in ("accumulate", "amp", "seed", "frames_per_code")
+        if getattr(options, name) is not None
+    }
+    recipe = {
+        name: getattr(options, name)
+        for name in ("steps", "batch_size")
+        if getattr(options, name) is not None
+    }
+    for name, value in recipe.items():
+        if value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    unit = config.mel.hop_length * changes.get("frames_per_code", config.frames_per_code)
+    changes["segment_samples"] = -(-config.segment_samples // unit) * unit
+    changes["rvq_recipe"] = dataclasses.replace(config.rvq_recipe, **recipe)
+    changes["vocoder_recipe"] = dataclasses.replace(config.vocoder_recipe, **recipe)
+    return dataclasses.replace(config, **changes)
+
+
+def open_run(options: argparse.Namespace) -> tuple[RunFolder, TrainConfig, dict[str, Any]]:
+    """Make a run folder, or open the one to resume; returns it, its config and its description."""
+    if options.resume is None:
+        config = make_config(options)
+        folder = RunFolder.new(config.preset, options.out)
+        run = {
+            "data": str(Path(options.data).resolve()) if options.data else "shipped speech",
+            "split": options.split or "auto",
+            "stage": options.stage or "all",
+        }
+        folder.write_config(config, **run)
+        return folder, config, run
+    folder = RunFolder.existing(options.resume or None)
+    config, run = folder.read_config()
+    given = {k: v for k, v in vars(options).items() if v is not None and k not in CHANGEABLE}
+    saved = dataclasses.asdict(config) | run
+    for name, value in given.items():
+        kept = [
+            getattr(r, name) for r in (config.rvq_recipe, config.vocoder_recipe) if hasattr(r, name)
+        ]
+        value = str(Path(value).resolve()) if name == "data" else value
+        for old in kept or [saved[name]]:
+            if old != value:
+                raise CheckpointError(f"{folder.path}: was begun with {name} = {old}, not {value}")
+    return folder, config, run
+
+
+def load_clips(clips: Sequence[Clip], config: TrainConfig) -> list[tuple[Clip, Tensor, Tensor]]:
+    """Held-out clips, audio (L,), log-mels (n_mels, T); logs and leaves out unusable ones."""
+    dataset = SpeechDataset(clips, config.mel, config.mel.hop_length, 1)
+    loaded = []
+    for index, clip in enumerate(clips):
+        try:
+            loaded.append((clip, *dataset.load(index)))
+        except AudioFormatError as error:
+            log.warning("left out of the held-out clips: %s", error)
+    if not loaded:
+        raise DataError(f"none of the {len(clips)} held-out clips is usable")
+    return loaded
+
+
+def train(options: argparse.Namespace) -> RunFolder:
+    """Run what the command line asks for; returns the run's folder."""
+    backend: ModuleType = reference_backend
+    if options.backend == "fast":
+        import muomni_fast
+
+        backend = muomni_fast
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = torch.device(name)
+    rank, world_size = distributed.join(device)
+    opened = open_run(options) if rank == 0 else None
+    folder, config, run = distributed.share(opened)
+
+    source = SHIPPED_SPEECH if run["data"] == "shipped speech" else Path(run["data"])
+    training, held_out, by = split_clips(find_clips(source), run["split"])
+    if rank == 0:
+        log.info(
+            "%s: %d training clips, %d held out by %s", source, len(training), len(held_out), by
+        )
+        log.info("run folder: %s", folder.path)
+    clips = load_clips(held_out, config) if rank == 0 else []
+    workers = options.workers
+    if workers is None:
+        workers = 4 if device.type == "cuda" else 0
+    for number, (stage_name, stage_class) in enumerate(STAGES.items()):
+        if run["stage"] not in (stage_name, "all"):
+            continue
+        if distributed.share(stage_name in folder.results() if rank == 0 else None):
+            continue
+        torch.manual_seed(config.seed + number)
+        stage = stage_class(config, backend, device)
+        data = SpeechDataset(
+            training,
+            config.mel,
+            config.segment_samples,
+            stage.batch_size,
+            config.seed,
+            rank,
+            world_size,
+        )
+        pairs = [(audio, mel) for _, audio, mel in clips]
+        trainer = Trainer(config, stage, data, pairs, folder, device, workers)
+        results = trainer.run()
+        if rank == 0:
+            if stage_name == "rvq":
+                from muomni_fast.reference.report import compare_sizes
+
+                results["sizes"] = compare_sizes(config, data, [mel for _, mel in pairs])
+            folder.add_results(stage_name, results)
+    if rank == 0:
+        from muomni_fast.reference.report import write_report
+
+        products = {
+            stage_name: load_product(folder, stage_name, backend)
+            for stage_name in STAGES
+            if folder.model(stage_name).exists()
+        }
+        print(write_report(folder, config, products, clips))
+    distributed.leave()
+    return folder
+
+
+def load_product(folder: RunFolder, stage_name: str, backend: ModuleType) -> torch.nn.Module:
+    """A finished stage's model, from its checkpoint, on the CPU."""
+    checkpoint = load_model(folder.model(stage_name), stage_name)
+    model_class = backend.RVQ if stage_name == "rvq" else backend.HiFiGANVocoder
+    model = model_class(**checkpoint.config)
+    load_state(model, checkpoint.state, folder.model(stage_name))
+    return model.eval()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line's entry; returns its exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = parse_arguments(argv)
+    try:
+        train(options)
+    except (CheckpointError, DataError, TrainingError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; `python reference/train.py --resume` goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

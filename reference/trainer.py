@@ -1,0 +1,252 @@
+"""The one training loop: data, step, logging, validation, checkpoints, resume.
+
+It serves every stage (`stages.py`), backend, precision and number of processes.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from . import distributed
+from .checkpoint import load_training_state, save_model, save_training_state
+from .data import SpeechDataset
+from .errors import CheckpointError, TrainingError
+from .presets import TrainConfig
+from .run_folder import MetricsTable, RunFolder
+from .stages import Batch, Stage
+
+log = logging.getLogger(__name__)
+
+MAX_NAN_STEPS = 10  # in a row, before training gives up
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+START_FRAMES = 200_000  # frames that a start on data looks at, at most
+
+
+def progress_bar(name: str, done: int, steps: int, shown: bool) -> tqdm:
+    """A bar with loss and speed; redrawn rarely where the output is a file."""
+    pause = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(
+        total=steps, initial=done, desc=name, unit="step", disable=not shown, mininterval=pause
+    )
+
+
+class Trainer:
+    """The loop: data, step, logging, validation, checkpoints, resume.
+
+    Args:
+        config: what to train.
+        stage: which stage of it.
+        data: training batches by step.
+        held_out: whole clips (audio, log-mel) for validation; used by the first process only.
+        folder: the run's.
+        device: to train on.
+        workers: processes that read data ahead; 0 reads in this one.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        stage: Stage,
+        data: SpeechDataset,
+        held_out: Sequence[tuple[Tensor, Tensor]],
+        folder: RunFolder,
+        device: torch.device,
+        workers: int = 0,
+    ) -> None:
+        self.config = config
+        self.stage = stage
+        self.data = data
+        self.held_out = held_out
+        self.folder = folder
+        self.device = device
+        self.workers = workers
+        self.rank, self.world_size = distributed.join(device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+        self.step = 0  # steps completed
+        self.nan_steps = 0  # in a row
+        self.skipped = {"steps": 0, "clips": 0}
+        self.notes: dict[str, Any] = {}  # figures before training, kept over a resume
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end.
+
+        Returns:
+            the stage's held-out figures before and after, its speed and what was skipped; empty in
+            all processes but the first.
+
+        Raises:
+            TrainingError: the loss stayed NaN or infinite.
+            CheckpointError: a checkpoint cannot be written, or the one to resume does not fit.
+            DataError: too many clips are unusable.
+        """
+        self._start_or_resume()
+        stage, steps = self.stage, self.stage.steps
+        main = self.rank == 0
+        table = MetricsTable(self.folder.metrics(stage.name), self.step) if main else None
+        batches = DataLoader(
+            self.data,
+            batch_size=None,
+            sampler=range(self.step, steps),
+            num_workers=self.workers,
+        )
+        first, began = self.step, time.perf_counter()
+        with progress_bar(stage.name, self.step, steps, shown=main) as bar:
+            for batch in batches:
+                tensors = self._train_step(batch)
+                self.step += 1
+                last = self.step == steps
+                if self.step % self.config.log_every == 0 or last or self.step == 1:
+                    figures = self._mean_figures(tensors)
+                    figures["steps_per_second"] = (self.step - first) / (
+                        time.perf_counter() - began
+                    )
+                    if table is not None:
+                        if self.step % self.config.validate_every == 0 or last:
+                            figures |= self._validate()
+                        table.add(self.step, figures)
+                    bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
+                bar.update()
+                if self.step % self.config.checkpoint_every == 0 and not last:
+                    self._save()
+        seconds = time.perf_counter() - began
+        distributed.barrier()
+        if not main:
+            return {}
+        self._save()
+        return {
+            **self.notes,
+            "trained": self.stage.validate(self.held_out),
+            "steps": steps,
+            "steps_per_second": (steps - first) / seconds if steps > first else None,
+            "skipped": dict(self.skipped),
+        }
+
+    def _start_or_resume(self) -> None:
+        stage = self.stage
+        saved = None
+        if self.folder.state.exists():
+            saved = load_training_state(self.folder.state)
+            if saved["stage"] != stage.name:
+                saved = None
+        if saved is None:
+            if self.rank == 0:
+                self.notes["random"] = stage.validate(self.held_out)
+                if stage.starts_from_data:
+                    stage.start(self.data.frames(START_FRAMES))
+                    self.notes["start"] = stage.validate(self.held_out)
+            distributed.broadcast(stage.models.values())
+            stage.begin()
+            return
+        stage.begin()
+        try:
+            for name, model in stage.models.items():
+                model.load_state_dict(saved["models"][name])
+            for name, optimiser in stage.optimisers.items():
+                optimiser.load_state_dict(saved["optimisers"][name])
+            stage.load_extra_state(saved["extra"])
+            self.scaler.load_state_dict(saved["scaler"])
+            torch.set_rng_state(saved["rng"]["cpu"])
+            if self.device.type == "cuda" and saved["rng"]["cuda"] is not None:
+                torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{self.folder.state}: does not fit this run: {error}") from error
+        self.step, self.skipped, self.notes = saved["step"], saved["skipped"], saved["notes"]
+        log.info("resumed %s at step %d of %d", stage.name, self.step, stage.steps)
+
+    def _save(self) -> None:
+        if self.rank != 0:
+            return
+        stage = self.stage
+        cuda_rng = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        state = {
+            "stage": stage.name,
+            "step": self.step,
+            "models": {name: model.state_dict() for name, model in stage.models.items()},
+            "optimisers": {name: o.state_dict() for name, o in stage.optimisers.items()},
+            "extra": stage.extra_state(),
+            "scaler": self.scaler.state_dict(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda_rng},
+            "skipped": dict(self.skipped),
+            "notes": self.notes,
+        }
+        save_training_state(self.folder.state, state)
+        save_model(
+            self.folder.model(stage.name),
+            stage.name,
+            stage.product,
+            self.config.mel,
+            step=self.step,
+            frames_per_code=self.config.frames_per_code,
+        )
+
+    def _train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        stage = self.stage
+        self.skipped["clips"] += batch.pop("skipped")
+        batch = {name: value.to(self.device) for name, value in batch.items()}
+        n = self.config.accumulate
+        chunks = {name: value.chunk(n) for name, value in batch.items()}
+        parts: list[Batch] = [{name: chunks[name][i] for name in batch} for i in range(n)]
+        epoch = self.step * stage.batch_size // len(self.data.clips)
+        factor = stage.learning_rate_factor(self.step, epoch)
+        figures: dict[str, Tensor] = {}
+        for name in stage.passes(self.step):
+            loss = self._train_pass(name, parts, factor, figures)
+            if not torch.isfinite(loss):
+                self._count_nan(loss)
+                return {"loss": loss, **figures}
+        self.nan_steps = 0
+        upkeep = stage.after_step(parts)
+        figures |= {k: torch.tensor(v, device=self.device) for k, v in upkeep.items()}
+        return {"loss": loss, **figures}
+
+    def _train_pass(
+        self, name: str, parts: Sequence[Batch], factor: float, figures: dict[str, Tensor]
+    ) -> Tensor:
+        """One pass over all micro-batches, then an optimiser step if the loss is finite."""
+        optimiser = self.stage.optimisers[name]
+        optimiser.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for part in parts:
+            with self._autocast():
+                loss, more = self.stage.loss(name, part)
+            self.scaler.scale(loss / len(parts)).backward()
+            total += loss.detach() / len(parts)
+            for key, value in more.items():
+                figures[key] = figures.get(key, 0) + value.detach() / len(parts)
+        total = distributed.mean(total)
+        if torch.isfinite(total):
+            distributed.average_gradients(p for g in optimiser.param_groups for p in g["params"])
+            for group in optimiser.param_groups:
+                group.setdefault("base_lr", group["lr"])
+                group["lr"] = group["base_lr"] * factor
+            self.scaler.step(optimiser)
+            self.scaler.update()
+        return total
+
+    def _autocast(self) -> torch.autocast:
+        dtype = AMP_DTYPES.get(self.config.amp)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _count_nan(self, loss: Tensor) -> None:
+        self.nan_steps += 1
+        self.skipped["steps"] += 1
+        log.warning("step %d: loss is %s, step skipped", self.step + 1, loss.item())
+        if self.nan_steps >= MAX_NAN_STEPS:
+            raise TrainingError(
+                f"{self.stage.name}: the loss was not finite for {MAX_NAN_STEPS} steps in a row, "
+                f"up to step {self.step + 1}; {self.folder.state} holds the last checkpoint"
+            )
+
+    def _mean_figures(self, figures: dict[str, Tensor]) -> dict[str, float]:
+        values = distributed.mean(torch.stack([v.float() for v in figures.values()]))
+        return dict(zip(figures, values.tolist(), strict=True))
+
+    def _validate(self) -> dict[str, float]:
+        return {f"held_out_{k}": v for k, v in self.stage.validate(self.held_out).items()}

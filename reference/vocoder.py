@@ -1,0 +1,63 @@
+"""HiFi-GAN from a checkpoint, or Griffin-Lim where none is given."""
+
+import logging
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import load_model, load_state
+from .checks import require_hop, require_n_mels
+from .griffin_lim import GriffinLimVocoder, one_clip
+from .hifigan import HiFiGANVocoder
+from .mel import MelConfig, require_same_mel
+
+log = logging.getLogger(__name__)
+
+
+class NeuralVocoder(nn.Module):
+    """Mel to audio: HiFi-GAN when a checkpoint is given, Griffin-Lim when none is.
+
+    Never random weights: a checkpoint that is given and does not load is an error.
+
+    Args:
+        checkpoint: `.json` of a vocoder saved by training; None chooses Griffin-Lim and logs it.
+        config: settings of the mels it will be given; None takes the checkpoint's, or the default.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged or of another kind.
+        ValueError: the checkpoint was trained with other mel settings; names each.
+    """
+
+    generator_class: ClassVar[type[HiFiGANVocoder]] = HiFiGANVocoder
+
+    def __init__(
+        self, checkpoint: str | Path | None = None, config: MelConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.vocoder: HiFiGANVocoder | GriffinLimVocoder
+        if checkpoint is None:
+            log.warning("no vocoder checkpoint given: using Griffin-Lim")
+            self.config = config or MelConfig()
+            self.vocoder = GriffinLimVocoder(self.config)
+            return
+        saved = load_model(checkpoint, "vocoder")
+        if config is not None:
+            require_same_mel(config, saved.mel, f"asked for != {checkpoint}")
+        self.config = saved.mel
+        generator = self.generator_class(**saved.config)
+        load_state(generator, saved.state, checkpoint)
+        require_hop(generator.hop_length, self.config.hop_length)
+        require_n_mels(generator.n_mels, self.config.n_mels, "the vocoder")
+        self.vocoder = generator.fold_weight_norm().eval()
+
+    @torch.no_grad()
+    def forward(self, mel: Tensor) -> Tensor:
+        """(B, n_mels, T) log-mels -> (B, T * hop_length) audio."""
+        return self.vocoder(mel)
+
+    def mel_to_audio(self, mel: Tensor | np.ndarray) -> Tensor:
+        """One clip: (n_mels, T) -> (T * hop_length,)."""
+        return one_clip(self, mel)

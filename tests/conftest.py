@@ -1,0 +1,49 @@
+"""What all tests share. Without a GPU, Triton kernels run in its interpreter, which must be decided
+here, before anything imports triton."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+# Fills fresh memory with NaN (integers: the largest), so that an output nobody wrote shows.
+torch.use_deterministic_algorithms(True)
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEECH = ROOT / "reference" / "speech"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs an NVIDIA GPU")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+
+
+def folder_from(variable: str) -> Path:
+    """A folder named by an environment variable; skips the test where it is unset."""
+    if variable not in os.environ:
+        pytest.skip(f"{variable} is not set")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture(scope="session")
+def recordings() -> Path:
+    """Real speech: the folder MUOMNI_SPEECH_DIR, beside its manifest.csv."""
+    return folder_from("MUOMNI_SPEECH_DIR")
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    """Published weights: the folder MUOMNI_WEIGHTS_DIR."""
+    return folder_from("MUOMNI_WEIGHTS_DIR")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,220 @@
+"""Finding clips, splitting them, and batches that depend on nothing but seed and step."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SPEECH
+
+from muomni_fast import DataError, MelConfig, log_mel
+from muomni_fast.reference.data import Clip, SpeechDataset, find_clips, split_clips
+
+soundfile = pytest.importorskip("soundfile")
+RATE, MEL = 16000, MelConfig()
+
+
+def noise(path: Path, seconds: float = 1.0, rate: int = RATE, level: float = 0.1) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(abs(hash(path.name)) % 2**32)
+    soundfile.write(path, level * random.standard_normal(int(seconds * rate)).clip(-3, 3), rate)
+    return path
+
+
+def clips_in(folder: Path, n: int, **options: float) -> list[Clip]:
+    return [Clip(noise(folder / f"{i:03d}.wav", **options), f"s{i % 7}") for i in range(n)]
+
+
+# Finding
+
+
+def test_shipped_speech():
+    clips = find_clips(SPEECH)
+    assert len(clips) == 60
+    assert {c.speaker for c in clips} == {"ada", "ben", "cal"}
+    assert all(sum(c.speaker == s for c in clips) == 20 for s in ("ada", "ben", "cal"))
+    infos = [soundfile.info(c.path) for c in clips]
+    assert all(i.samplerate == RATE and i.channels == 1 and i.format == "FLAC" for i in infos)
+    assert 210 < sum(i.duration for i in infos) < 270
+    assert sum(c.path.stat().st_size for c in clips) <= 6_000_000
+
+
+def test_recordings_manifest(recordings):
+    clips = find_clips(recordings.parent / "manifest.csv")
+    assert len(clips) == 158 and len({c.speaker for c in clips}) == 70
+    assert all(c.path.is_file() for c in clips)
+
+
+@pytest.mark.parametrize(
+    ("name", "speaker"),
+    [
+        ("wav48_silence_trimmed/p225/p225_001_mic1.flac", "p225"),
+        ("train-clean-100/84/121123/84_121123_000007_000000.wav", "84"),
+        ("test-other/1688/142285/1688-142285-0000.flac", "1688"),
+        ("music/track.ogg", ""),
+    ],
+)
+def test_corpora_give_their_speakers(tmp_path, name, speaker):
+    path = noise(tmp_path / name)
+    (tmp_path / "README.txt").write_text("not audio")
+    assert find_clips(tmp_path) == [Clip(path, speaker)]
+
+
+def test_ljspeech_and_manifest(tmp_path):
+    lj = tmp_path / "LJSpeech-1.1"
+    noise(lj / "wavs" / "LJ001-0001.wav")
+    (lj / "metadata.csv").write_text('LJ001-0001|He said "no|He said no\n', encoding="utf-8")
+    assert find_clips(lj) == [Clip(lj / "wavs" / "LJ001-0001.wav", "LJSpeech-1.1")]
+    table = tmp_path / "list.csv"
+    table.write_text("speaker,file,other\nann,LJSpeech-1.1/wavs/LJ001-0001.wav,3\n")
+    assert find_clips(table) == [Clip(lj / "wavs" / "LJ001-0001.wav", "ann")]
+    table.write_text("file\nx.wav\n")
+    assert find_clips(table) == [Clip(tmp_path / "x.wav", "")]
+
+
+def test_sources_that_do_not_work_are_named(tmp_path):
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        find_clips(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: no audio found"):
+        find_clips(tmp_path / "empty")
+    table = tmp_path / "list.csv"
+    for content, message in [
+        ("", 'column "file"'),
+        ("path\nx.wav\n", r'column "file".*\[\'path\'\]'),
+        ("file,speaker\nx.wav\n", "line 2"),
+        ("file\nx.wav\n\n,\n", "line 4"),
+        ("file\n", "no audio found"),
+    ]:
+        table.write_text(content)
+        with pytest.raises(DataError, match=f"list.csv: .*{message}"):
+            find_clips(table)
+    table.write_bytes(b"file\n\xff\xfe\x00\n")
+    with pytest.raises(DataError, match="not a text table"):
+        find_clips(table)
+
+
+# Splitting
+
+
+def test_speaker_disjoint_split(recordings):
+    clips = find_clips(recordings.parent / "manifest.csv")
+    training, held_out, by = split_clips(clips)
+    assert by == "speaker" and len(training) + len(held_out) == len(clips)
+    assert not {c.speaker for c in training} & {c.speaker for c in held_out}
+    assert len({c.speaker for c in held_out}) == 7
+    assert split_clips(clips[::-1])[1] == held_out[::-1]  # decided by names, not by order
+
+
+def test_few_speakers_hold_out_clips_of_each():
+    training, held_out, by = split_clips(find_clips(SPEECH))
+    assert by == "clip" and len(held_out) == 6
+    assert sorted(c.speaker for c in held_out) == ["ada", "ada", "ben", "ben", "cal", "cal"]
+    assert not set(training) & set(held_out)
+
+
+def test_splits_that_cannot_be_made(tmp_path):
+    with pytest.raises(DataError, match="at least 2 clips, got 1"):
+        split_clips([Clip(tmp_path / "a", "")])
+    with pytest.raises(DataError, match="at least 2 known speakers"):
+        split_clips([Clip(tmp_path / "a", "x"), Clip(tmp_path / "b", "x")], by="speaker")
+    with pytest.raises(ValueError, match="'thirds'"):
+        split_clips([Clip(tmp_path / "a", "x"), Clip(tmp_path / "b", "x")], by="thirds")
+    for names in (["", ""], ["x", "y"]):
+        clips = [Clip(tmp_path / str(i), name) for i, name in enumerate(names)]
+        training, held_out, by = split_clips(clips)
+        assert by == "clip" and len(training) == len(held_out) == 1
+
+
+# Batches
+
+
+def test_a_batch_depends_on_seed_and_step_only(tmp_path):
+    clips = clips_in(tmp_path, 11)
+    one, other = (SpeechDataset(clips, MEL, 2560, 4, seed=3) for _ in range(2))
+    forward = [one[step] for step in range(9)]
+    for step in reversed(range(9)):
+        again = other[step]
+        assert torch.equal(again["audio"], forward[step]["audio"])
+        assert torch.equal(again["mel"], forward[step]["mel"])
+    changed = SpeechDataset(clips, MEL, 2560, 4, seed=4)[0]
+    assert not torch.equal(changed["audio"], forward[0]["audio"])
+
+
+def test_processes_share_a_batch(tmp_path):
+    clips = clips_in(tmp_path, 5)
+    whole = SpeechDataset(clips, MEL, 2560, 4)[6]
+    parts = [SpeechDataset(clips, MEL, 2560, 4, rank=r, world_size=2)[6] for r in range(2)]
+    assert torch.equal(torch.cat([p["audio"] for p in parts]), whole["audio"])
+
+
+def test_every_clip_is_used_once_an_epoch(tmp_path):
+    data = SpeechDataset([Clip(tmp_path / str(i), "") for i in range(10)], MEL, 2560, 4)
+    epochs = [[data.clip_of(p) for p in range(e * 10, e * 10 + 10)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_crops_of_audio_and_mel_belong_together(tmp_path):
+    data = SpeechDataset(clips_in(tmp_path, 3), MEL, 5120, 3)
+    starts = set()
+    for step in range(5):
+        batch = data[step]
+        assert batch["audio"].shape == (3, 5120) and batch["mel"].shape == (3, 128, 20)
+        inner = log_mel(batch["audio"], MEL)[:, :, 2:-2]  # edges see real neighbours, not mirrors
+        torch.testing.assert_close(batch["mel"][:, :, 2:-2], inner, rtol=0, atol=1e-4)
+        starts |= {float(audio[0]) for audio in batch["audio"]}
+    assert len(starts) > 10
+
+
+def test_short_clips_are_padded_and_other_rates_resampled(tmp_path):
+    short = Clip(noise(tmp_path / "short.wav", seconds=0.05), "")
+    fast = Clip(noise(tmp_path / "fast.wav", seconds=1.0, rate=48000), "")
+    data = SpeechDataset([short, fast], MEL, 2560, 2)
+    batch = data[0]
+    assert batch["audio"].shape == (2, 2560) and batch["skipped"] == 0
+    padded = next(a for a in batch["audio"] if a[800:].abs().max() == 0)
+    assert padded[:800].abs().max() > 0.01
+    assert data.load(1)[0].shape[0] == pytest.approx(RATE, abs=256)
+
+
+def test_bad_clips_are_counted_logged_and_replaced(tmp_path, caplog):
+    clips = clips_in(tmp_path, 8)
+    clips[2].path.write_bytes(b"garbage")
+    clips[5].path.unlink()
+    noise(clips[6].path, level=0.0)
+    data = SpeechDataset(clips, MEL, 2560, 4)
+    batches = [data[step] for step in range(6)]
+    assert sum(b["skipped"] for b in batches) == 3 == len(data.bad)
+    assert all(b["audio"].abs().amax(1).min() > 0.01 for b in batches)
+    for name, why in (("002", "not readable"), ("005", "no such file"), ("006", "silent, peak 0")):
+        assert caplog.text.count(f"{name}.wav: {why}") == 1
+    assert data.frames(10**6).shape[0] == 5 * 63
+
+
+def test_too_many_bad_clips_stop_training(tmp_path):
+    clips = clips_in(tmp_path, 4)
+    for clip in clips[:3]:
+        clip.path.write_bytes(b"garbage")
+    data = SpeechDataset(clips, MEL, 2560, 4)
+    with pytest.raises(DataError, match=r"3 of 4 clips are unusable; last: .*\.wav"):
+        data[0]
+
+
+def test_memory_of_cached_clips_is_bounded(tmp_path):
+    data = SpeechDataset(clips_in(tmp_path, 12), MEL, 2560, 4, cache_bytes=300_000)
+    for step in range(6):
+        data[step]
+    assert data._cached_bytes <= 300_000 and 1 <= len(data._cache) < 12
+    total = sum(t.nbytes for pair in data._cache.values() for t in pair)
+    assert data._cached_bytes == total
+
+
+def test_dataset_refuses(tmp_path):
+    clips = clips_in(tmp_path, 1)
+    with pytest.raises(DataError, match="no clips"):
+        SpeechDataset([], MEL, 2560, 4)
+    with pytest.raises(ValueError, match="multiple of hop_length 256, got 2500"):
+        SpeechDataset(clips, MEL, 2500, 4)
+    with pytest.raises(ValueError, match="multiple of 2 processes, got 3"):
+        SpeechDataset(clips, MEL, 2560, 3, world_size=2)

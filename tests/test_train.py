@@ -1,0 +1,358 @@
+"""The training loop: its outputs, resuming, reproducibility, several processes, and failures."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SPEECH
+
+from muomni_fast.reference.presets import TrainConfig, presets
+
+soundfile = pytest.importorskip("soundfile")
+for module in ("safetensors", "soxr", "matplotlib", "tqdm"):
+    pytest.importorskip(module)
+
+from muomni_fast.reference import stages, train, trainer  # noqa: E402
+from muomni_fast.reference.checkpoint import load_training_state  # noqa: E402
+
+SCRIPT = ROOT / "reference" / "train.py"
+SMOKE = ["--preset", "smoke"]
+
+
+def run(
+    *arguments: str | Path, timeout: float = 300, **env: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | env,
+    )
+
+
+def rows(folder: Path, stage: str) -> list[dict[str, str]]:
+    with open(folder / f"metrics-{stage}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def losses(folder: Path, stage: str, column: str = "loss") -> np.ndarray:
+    return np.array([float(row[column]) for row in rows(folder, stage)])
+
+
+def assert_same(a: object, b: object, where: str = "state") -> None:
+    """Bit-equality of nested states."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One unbroken run of both stages."""
+    folder = tmp_path_factory.mktemp("smoke") / "run"
+    done = run(*SMOKE, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    assert "quantizer, held-out log-mel" in done.stdout
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(smoke):
+    names = {str(p.relative_to(smoke)) for p in smoke.rglob("*") if p.is_file()}
+    expected = {"config.json", "results.json", "report.txt", "losses.png", "checkpoints/state.pt"}
+    expected |= {
+        "metrics-rvq.csv",
+        "metrics-vocoder.csv",
+        "checkpoints/rvq.json",
+        "checkpoints/vocoder.json",
+    }
+    assert expected <= names
+    assert sum(name.startswith("mels-") for name in names) == 3
+    audio = sorted((smoke / "audio").iterdir())
+    assert len(audio) == 15
+    for path in audio:
+        clip = path.name[:6]
+        original = soundfile.info(SPEECH / "wavs" / f"{clip}.flac").frames
+        assert soundfile.info(path).frames == -(-original // 256) * 256
+    results = json.loads((smoke / "results.json").read_text())
+    assert {"random", "start", "trained", "sizes", "steps_per_second"} <= set(results["rvq"])
+    assert {"random", "trained"} <= set(results["vocoder"])
+    assert {"1 x 16", "2 x 16", "1 x 256"} == set(results["rvq"]["sizes"])
+
+
+def test_the_adversarial_part_really_runs(smoke):
+    for column in ("mel_l1", "discriminator", "generator", "feature_matching"):
+        values = losses(smoke, "vocoder", column)
+        assert len(values) == 12 and np.isfinite(values).all() and len(set(values)) == 12
+
+
+@pytest.mark.parametrize("stage", ["rvq", "vocoder"])
+def test_killed_and_resumed_is_bit_equal(smoke, tmp_path, stage):
+    """SIGKILL at a random step, then --resume: everything as in the unbroken run."""
+    folder = tmp_path / "run"
+    seed = random.randrange(2**32)
+    kill_after = random.Random(seed).randint(4, 20 if stage == "rvq" else 10)
+    print(f"seed {seed}: kill after {stage} step {kill_after}")
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *SMOKE, "--out", folder], stderr=subprocess.DEVNULL
+    )
+    table, deadline = folder / f"metrics-{stage}.csv", time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        if table.exists() and table.read_text().count("\n") > kill_after:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "report.txt").exists(), "killed too late to test anything"
+    resumed = run("--resume", folder)
+    assert resumed.returncode == 0, resumed.stderr
+    whole, again = (load_training_state(f / "checkpoints" / "state.pt") for f in (smoke, folder))
+    assert_same(whole, again)
+    for name in ("rvq", "vocoder"):
+        documents = [
+            json.loads((f / "checkpoints" / f"{name}.json").read_text()) for f in (smoke, folder)
+        ]
+        assert documents[0]["sha256"] == documents[1]["sha256"]
+        timing = "steps_per_second"
+        tables = [
+            [{k: v for k, v in r.items() if k != timing} for r in rows(f, name)]
+            for f in (smoke, folder)
+        ]
+        assert tables[0] == tables[1]
+
+
+def test_same_seed_same_run_other_seed_other_run(smoke, tmp_path):
+    for seed, same in ((0, True), (1, False)):
+        folder = tmp_path / str(seed)
+        assert run(*SMOKE, "--seed", str(seed), "--out", folder).returncode == 0
+        for stage in ("rvq", "vocoder"):
+            assert np.array_equal(losses(folder, stage), losses(smoke, stage)) == same
+
+
+def test_fast_and_reference_share_the_loop(smoke, tmp_path):
+    assert run(*SMOKE, "--backend", "fast", "--out", tmp_path / "fast").returncode == 0
+    for stage, tolerance in (("rvq", 2e-5), ("vocoder", 1e-3)):
+        np.testing.assert_allclose(
+            losses(tmp_path / "fast", stage), losses(smoke, stage), rtol=tolerance
+        )
+
+
+def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
+    """The first ten steps of both stages within 1e-5 relative."""
+    common = [*SMOKE, "--steps", "10", "--batch-size", "4"]
+    assert run(*common, "--out", tmp_path / "one", OMP_NUM_THREADS="1").returncode == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, str(SCRIPT), *common, "--out", str(tmp_path / "two")]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for stage in ("rvq", "vocoder"):
+        one, two = losses(tmp_path / "one", stage), losses(tmp_path / "two", stage)
+        assert len(one) == 10
+        np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+def test_accumulation_equals_the_whole_batch(tmp_path):
+    """Zeroing every micro-batch, or never stepping, would change every step after the first."""
+    common = [*SMOKE, "--steps", "6", "--batch-size", "4"]
+    assert run(*common, "--out", tmp_path / "one").returncode == 0
+    assert run(*common, "--accumulate", "2", "--out", tmp_path / "two").returncode == 0
+    for stage in ("rvq", "vocoder"):
+        one, two = losses(tmp_path / "one", stage), losses(tmp_path / "two", stage)
+        assert len(set(one)) == 6
+        # Spectral norm's power iteration runs once per forward, so the vocoder is close, not equal.
+        np.testing.assert_allclose(two, one, rtol=1e-5 if stage == "rvq" else 1e-2)
+
+
+def test_codes_of_five_frames_and_half_precision(tmp_path):
+    done = run(
+        *SMOKE, "--frames-per-code", "5", "--amp", "bf16", "--steps", "3", "--out", tmp_path / "run"
+    )
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
+    assert config["frames_per_code"] == 5 and config["segment_samples"] % (5 * 256) == 0
+    assert np.isfinite(losses(tmp_path / "run", "vocoder")).all()
+
+
+def test_one_stage_alone(tmp_path):
+    done = run(*SMOKE, "--stage", "rvq", "--steps", "3", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run" / "metrics-vocoder.csv").exists()
+    assert len(list((tmp_path / "run" / "audio").iterdir())) == 9  # no HiFi-GAN
+
+
+def test_presets_are_the_published_shapes():
+    all_presets = presets()
+    assert set(all_presets) == {"quick", "smoke", "muomni", "v1", "v2", "v3"}
+    for name in ("v1", "v2", "v3"):
+        config, recipe = all_presets[name], all_presets[name].vocoder_recipe
+        assert config.mel.sample_rate == 22050 and config.mel.n_mels == 80
+        assert config.segment_samples == 8192 and recipe.batch_size == 16
+        assert recipe.learning_rate == 2e-4 and recipe.adversarial_from == 0
+        assert recipe.periods == (2, 3, 5, 7, 11) and recipe.n_scales == 3
+    rvq_keys = {"n_codebooks", "codebook_size"}
+    assert not rvq_keys & set(all_presets["muomni"].rvq)  # the default shape
+    saved = json.loads(json.dumps(presets()["v3"], default=vars))
+    assert TrainConfig.from_dict(saved).vocoder_recipe.learning_rate == 2e-4
+
+
+# Failures
+
+
+def failing(*arguments: str | Path) -> str:
+    done = run(*arguments)
+    assert done.returncode == 1, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_bad_data_is_named(tmp_path):
+    assert "nowhere: no such file" in failing(
+        *SMOKE, "--data", tmp_path / "nowhere", "--out", tmp_path / "a"
+    )
+    (tmp_path / "empty").mkdir()
+    assert "empty: no audio found" in failing(
+        *SMOKE, "--data", tmp_path / "empty", "--out", tmp_path / "b"
+    )
+
+
+def test_odd_files_train_and_bad_ones_are_counted(tmp_path):
+    """Stereo, 8/24 bits, float, odd rates and short clips train; garbage and silence do not."""
+    data, tone = tmp_path / "data", np.random.default_rng(0).standard_normal(20000).clip(-3, 3) / 10
+    data.mkdir()
+    soundfile.write(data / "stereo.wav", np.stack([tone, tone], 1), 16000)
+    soundfile.write(data / "bits8.wav", tone, 16000, subtype="PCM_U8")
+    soundfile.write(data / "bits24.wav", tone, 16000, subtype="PCM_24")
+    soundfile.write(data / "float.wav", tone, 16000, subtype="FLOAT")
+    soundfile.write(data / "odd.wav", tone, 11025)
+    soundfile.write(data / "short.wav", tone[:300], 16000)
+    soundfile.write(data / "other.wav", tone, 16000)
+    soundfile.write(data / "silent.wav", 0 * tone, 16000)
+    (data / "garbage.flac").write_bytes(b"fLaC garbage")
+    whole = (data / "other.wav").read_bytes()
+    (data / "truncated.wav").write_bytes(whole[: len(whole) // 2])
+    done = run(*SMOKE, "--stage", "rvq", "--data", data, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    for name in ("silent.wav: silent", "garbage.flac: not readable", "truncated.wav: truncated"):
+        assert name in done.stderr
+    skipped = json.loads((tmp_path / "run" / "results.json").read_text())["rvq"]["skipped"]
+    held_out = done.stderr.count("left out of the held-out clips")
+    assert skipped["clips"] == 3 - held_out
+
+
+def test_run_folders_are_never_overwritten(tmp_path):
+    (tmp_path / "precious.txt").write_text("x")
+    assert "not empty" in failing(*SMOKE, "--out", tmp_path)
+    assert "no run to resume" in failing_in(tmp_path, "--resume")
+    assert "not a run folder" in failing("--resume", tmp_path)
+
+
+def failing_in(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, cwd=folder
+    )
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_resume_refuses_other_settings(smoke):
+    message = failing("--resume", smoke, "--seed", "3")
+    assert "seed = 0, not 3" in message
+    assert "preset = smoke, not quick" in failing("--resume", smoke, "--preset", "quick")
+
+
+def test_a_damaged_state_is_named_and_kept(smoke, tmp_path):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(smoke, folder)
+    (folder / "results.json").unlink()
+    state = folder / "checkpoints" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    assert "state.pt: damaged" in failing("--resume", folder)
+    assert state.stat().st_size == 1000
+
+
+def test_settings_that_do_not_fit_are_named():
+    config = presets()["smoke"]
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="256.*300|hop"):
+        replace(config, mel=replace(config.mel, hop_length=300))
+    with pytest.raises(ValueError, match="n_mels = 128.*80"):
+        replace(config, mel=replace(config.mel, n_mels=80))
+    with pytest.raises(ValueError, match="accumulate.*4.*3|accumulate.*2.*3"):
+        replace(config, accumulate=3)
+    with pytest.raises(ValueError, match="segment_samples.*2000"):
+        replace(config, segment_samples=2000)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
+    """Make the loss NaN at some calls."""
+    calls = {"n": 0}
+    real = stages.RVQStage.loss
+
+    def loss(self, pass_name, batch):
+        value, figures = real(self, pass_name, batch)
+        calls["n"] += 1
+        return (value * float("nan") if calls["n"] in bad_steps else value), figures
+
+    monkeypatch.setattr(stages.RVQStage, "loss", loss)
+
+
+def test_a_nan_loss_skips_its_step_and_is_counted(tmp_path, monkeypatch, caplog):
+    poison(monkeypatch, {5, 6, 9})
+    arguments = [*SMOKE, "--stage", "rvq", "--out", str(tmp_path / "run")]
+    assert train.main(arguments) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["rvq"]
+    assert results["skipped"]["steps"] == 3
+    assert caplog.text.count("loss is nan, step skipped") == 3
+    assert np.isfinite(results["trained"]["mel_mse"])
+
+
+def test_a_loss_that_stays_nan_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, set(range(9, 99)))
+    assert train.main([*SMOKE, "--stage", "rvq", "--out", str(tmp_path / "run")]) == 1
+    message = capsys.readouterr().err
+    assert "not finite for 10 steps in a row, up to step 18" in message and "state.pt" in message
+    state = load_training_state(tmp_path / "run" / "checkpoints" / "state.pt")
+    assert all(torch.isfinite(v).all() for v in state["models"]["rvq"].values())
+
+
+def test_a_full_disk_stops_with_the_previous_checkpoint_intact(tmp_path, monkeypatch, capsys):
+    saves = {"n": 0}
+    real = trainer.save_training_state
+
+    def save(path, state):
+        saves["n"] += 1
+        if saves["n"] == 3:
+            monkeypatch.setattr(
+                os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            )
+        real(path, state)
+
+    monkeypatch.setattr(trainer, "save_training_state", save)
+    folder = tmp_path / "run"
+    assert train.main([*SMOKE, "--stage", "rvq", "--out", str(folder)]) == 1
+    assert "state.pt: cannot write" in capsys.readouterr().err
+    assert load_training_state(folder / "checkpoints" / "state.pt")["step"] == 8
+    monkeypatch.undo()
+    assert train.main(["--resume", str(folder)]) == 0
