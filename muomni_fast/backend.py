@@ -5,7 +5,6 @@ it cannot) or `torch`. `doctor` and `explain` say what will run and why; nothing
 silence.
 """
 
-import functools
 import importlib.util
 import logging
 import os
@@ -79,13 +78,13 @@ def choose(op: str, *tensors: Tensor) -> str:
         return "triton"
     if choice == "triton":
         raise BackendUnavailableError(f"{VARIABLE}=triton, but {reason}")
-    _log_once(op, reason)
+    if not torch.compiler.is_compiling() and op not in _logged:
+        _logged.add(op)
+        log.info("%s runs its torch path: %s", op, reason)
     return "torch"
 
 
-@functools.cache
-def _log_once(op: str, reason: str) -> None:
-    log.info("%s runs its torch path: %s", op, reason)
+_logged: set[str] = set()
 
 
 def explain(op: str, *args: Tensor) -> str:

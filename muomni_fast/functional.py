@@ -92,11 +92,16 @@ def rvq_quantize(
     """Quantize for training: gradients reach both projections (straight through) and every
     codebook.
 
-    Args and Raises as in `rvq_encode` and `rvq_decode`.
+    Args:
+        mel, codebooks, proj_in_weight, proj_in_bias: as in `rvq_encode`.
+        proj_out_weight, proj_out_bias: as in `rvq_decode`.
 
     Returns:
         RVQOutput: mel (..., n_mels) and quantized (..., D) in the dtype of `mel`; codes (..., Q)
         int64; commitment_loss and codebook_loss (Q,) float32.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: as in `rvq_encode`.
     """
     backend.choose("rvq_quantize", mel)
     return rvq.rvq_quantize(

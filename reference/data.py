@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .audio import EXTENSIONS, read_audio
+from .audio import EXTENSIONS, audio_info, read_audio
 from .errors import AudioFormatError, DataError
 from .mel import MelConfig, log_mel
 
 log = logging.getLogger(__name__)
 
 HELD_OUT = 0.1  # share of speakers, or of each speaker's clips, that training never sees
+HELD_OUT_SECONDS = 1800.0  # of audio that validation looks at, at most
 LEAST_SPEAKERS = 5  # with fewer known speakers, clips are held out instead
 SILENT_PEAK = 1e-4  # -80 dB full scale
 MAX_SKIPPED = 0.5  # share of clips that may be unusable
@@ -162,6 +163,45 @@ def _first_by_hash(names: list[str]) -> list[str]:
     return sorted(names, key=digest)[: max(1, round(HELD_OUT * len(names)))]
 
 
+def read_clip(clip: Clip, sample_rate: int) -> Tensor:
+    """Audio of a clip at `sample_rate` Hz, (L,) float32.
+
+    Raises:
+        AudioFormatError: it cannot be read, or is silent.
+    """
+    samples, _ = read_audio(clip.path, sample_rate)
+    peak = float(np.abs(samples).max())
+    if peak < SILENT_PEAK:
+        raise AudioFormatError(f"{clip.path}: silent, peak {peak:.1e}")
+    return torch.from_numpy(samples)
+
+
+def read_held_out(clips: Sequence[Clip], mel: MelConfig) -> list[tuple[Clip, Tensor, Tensor]]:
+    """Clips with audio (L,) and log-mel (n_mels, T), up to HELD_OUT_SECONDS of audio in all.
+
+    Unusable clips are logged and left out.
+
+    Raises:
+        DataError: none is usable.
+    """
+    held: list[tuple[Clip, Tensor, Tensor]] = []
+    seconds = 0.0
+    for clip in clips:
+        if seconds > HELD_OUT_SECONDS:
+            log.info("held-out figures use the first %d of %d clips", len(held), len(clips))
+            break
+        try:
+            audio = read_clip(clip, mel.sample_rate)
+        except AudioFormatError as error:
+            log.warning("left out of the held-out clips: %s", error)
+            continue
+        held.append((clip, audio, log_mel(audio, mel)))
+        seconds += len(audio) / mel.sample_rate
+    if not held:
+        raise DataError(f"none of the {len(clips)} held-out clips is usable")
+    return held
+
+
 class SpeechDataset(Dataset[dict[str, Any]]):
     """Training batches by step number, and whole clips for validation.
 
@@ -178,6 +218,8 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         batch_size: clips per step over all processes.
         seed: of order and crops.
         rank, world_size: this process's share: the rank-th of equal parts of each batch.
+        by_length: an epoch holds as many crops of a clip as segments fit in, so that all speech counts
+            alike; otherwise one of each clip. Reads every header first.
         cache_bytes: decoded clips kept in memory, the oldest dropped first.
 
     Raises:
@@ -194,6 +236,7 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        by_length: bool = False,
         cache_bytes: int = 1 << 30,
     ) -> None:
         if not clips:
@@ -215,15 +258,25 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         self.share = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self.cache_bytes = cache_bytes
         self.bad: set[int] = set()
+        counts = [self._segments(clip) if by_length else 1 for clip in self.clips]
+        self.entries = np.repeat(np.arange(len(self.clips)), counts)  # clips of one epoch, in order
         self._cache: collections.OrderedDict[int, tuple[Tensor, Tensor]] = collections.OrderedDict()
         self._cached_bytes = 0
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
+    def _segments(self, clip: Clip) -> int:
+        try:
+            info = audio_info(clip.path)
+        except AudioFormatError:
+            return 1  # reported, counted and skipped when its turn comes
+        samples = info.frames * self.mel.sample_rate / info.sample_rate
+        return max(1, round(samples / self.segment_samples))
+
     def clip_of(self, position: int) -> int:
         """Index of the clip at a position of the endless sequence of shuffled epochs."""
-        epoch, place = divmod(position, len(self.clips))
+        epoch, place = divmod(position, len(self.entries))
         if self._order[0] != epoch:
-            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.clips))
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.entries)
             self._order = (epoch, order)
         return int(self._order[1][place])
 
@@ -273,11 +326,7 @@ class SpeechDataset(Dataset[dict[str, Any]]):
             AudioFormatError: it cannot be read, or is silent.
         """
         if index not in self._cache:
-            samples, _ = read_audio(self.clips[index].path, self.mel.sample_rate)
-            peak = float(np.abs(samples).max())
-            if peak < SILENT_PEAK:
-                raise AudioFormatError(f"{self.clips[index].path}: silent, peak {peak:.1e}")
-            audio = torch.from_numpy(samples)
+            audio = read_clip(self.clips[index], self.mel.sample_rate)
             length = max(self.mel.n_frames(len(audio)) * self.mel.hop_length, self.segment_samples)
             audio = torch.nn.functional.pad(audio, (0, length - len(audio)))
             entry = (audio, log_mel(audio, self.mel))
@@ -289,14 +338,13 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         return self._cache[index]
 
     def frames(self, limit: int) -> Tensor:
-        """About `limit` mel frames of usable clips, in the first epoch's order: (N, n_mels)."""
+        """Mel frames of usable clips in random order, at most `limit` of them: (N, n_mels)."""
         parts: list[Tensor] = []
-        for position in range(len(self.clips)):
+        for index in np.random.default_rng(self.seed).permutation(len(self.clips)):
             if sum(len(part) for part in parts) >= limit:
                 break
-            index = self.clip_of(position)
             try:
-                parts.append(self.load(index)[1].T)
+                parts.append(self.load(int(index))[1].T)
             except AudioFormatError as error:
                 log.warning("left out of the start: %s", error)
         if not parts:

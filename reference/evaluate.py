@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 import muomni_fast.reference as backend
-from muomni_fast.reference.data import SpeechDataset, find_clips, split_clips
+from muomni_fast.reference.data import SpeechDataset, find_clips, read_held_out, split_clips
 from muomni_fast.reference.errors import CheckpointError, DataError
 from muomni_fast.reference.mel import pool_frames
 from muomni_fast.reference.run_folder import RunFolder
 from muomni_fast.reference.stages import validate_rvq
-from muomni_fast.reference.train import SHIPPED_SPEECH, load_clips, load_product
+from muomni_fast.reference.train import SHIPPED_SPEECH, load_product
 from muomni_fast.reference.trainer import START_FRAMES
 
 
@@ -47,6 +47,7 @@ class FaissQuantizer:
         self.n_codebooks, self.codebook_size = n_codebooks, codebook_size
         self.quantizer = faiss.ResidualQuantizer(frames.shape[1], n_codebooks, self.bits)
         self.quantizer.max_beam_size = beam
+        self.quantizer.train_type = faiss.ResidualQuantizer.Train_default  # better here than its own
         self.quantizer.train(np.ascontiguousarray(frames.numpy()))
         codebooks = faiss.vector_to_array(self.quantizer.codebooks)
         self.codebooks = torch.from_numpy(codebooks.reshape(n_codebooks, codebook_size, -1))
@@ -72,7 +73,7 @@ def evaluate(
     shipped = run["data"] == "shipped speech" and data is None
     source = SHIPPED_SPEECH if shipped else Path(data or run["data"])
     training, held_out, _ = split_clips(find_clips(source), run["split"])
-    mels = [mel for _, _, mel in load_clips(held_out, config)]
+    mels = [mel for _, _, mel in read_held_out(held_out, config.mel)]
     rvq: Any = load_product(folder, "rvq", backend)
     figures = {"trained": validate_rvq(rvq, mels, config.frames_per_code)}
     if against == "faiss":

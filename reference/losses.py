@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 FEATURE_MATCHING_WEIGHT = 2.0
 MEL_WEIGHT = 45.0
+QUIET = 0.01  # root-mean-square mel magnitude; speech has about 0.1
 
 
 def discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
@@ -35,3 +36,15 @@ def feature_matching_loss(
         for r, f in zip(real_maps, fake_maps, strict=True)
     ]
     return torch.stack(terms).sum()
+
+
+def spectral_convergence(made: Tensor, real: Tensor) -> Tensor:
+    """Relative Frobenius error of mel magnitudes, from log-mels (B, n_mels, T); batch mean.
+
+    Arik, Jun and Diamos, "Fast spectrogram inversion using multi-head convolutional neural
+    networks" (2018). Loud bins decide it, where L1 in the logarithm weighs all alike. An item quieter
+    than QUIET counts as that loud: silence has no relative error.
+    """
+    difference = (made.exp() - real.exp()).square().mean((1, 2)).sqrt()
+    level = real.exp().square().mean((1, 2)).sqrt()
+    return (difference / level.clamp(min=QUIET)).mean()

@@ -32,11 +32,12 @@ class RVQRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class VocoderRecipe:
-    """Training of the generator and its discriminators (HiFi-GAN section 3).
+    """Training of the generator and its discriminators (HiFi-GAN section 3); defaults as published.
 
     `schedule` "exponential" multiplies the learning rates by `decay` each epoch, "cosine" takes
-    them to zero over `steps`. Before `adversarial_from` (a share of `steps`) the loss is the mel L1
-    alone.
+    them to zero over `steps`. Before `adversarial_from` (a share of `steps`) only mel losses count.
+    `convergence_weight` adds spectral convergence: a short training that has not learned harmonics
+    yet settles, under L1 in the logarithm alone, on their median level, 6 to 8 dB too low.
     """
 
     steps: int = 2_500_000
@@ -49,6 +50,7 @@ class VocoderRecipe:
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
     n_scales: int = 3
     discriminator_scale: float = 1.0
+    convergence_weight: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +108,15 @@ class TrainConfig:
 
 
 _MEL_22K = MelConfig(sample_rate=22050, n_mels=80)
+# V3's upsampling with two small residual blocks: what two CPU cores learn fastest.
 _SMALL = {
-    "upsample_initial_channel": 128,
+    "upsample_rates": (8, 8, 4),
+    "upsample_kernel_sizes": (16, 16, 8),
+    "upsample_initial_channel": 256,
     "resblock": "2",
-    "resblock_dilation_sizes": ((1, 2), (2, 6), (3, 12)),
+    "resblock_kernel_sizes": (3, 7),
+    "resblock_dilation_sizes": ((1, 3), (1, 3)),
+    "weight_norm": True,
 }
 
 
@@ -122,17 +129,18 @@ def presets() -> dict[str, TrainConfig]:
     """All presets by name."""
     quick = TrainConfig(
         "quick",
-        vocoder={**_SMALL, "weight_norm": True},
+        vocoder=_SMALL,
         vocoder_recipe=VocoderRecipe(
-            steps=800,
-            batch_size=8,
+            steps=1200,
+            batch_size=4,
             learning_rate=1e-3,
-            discriminator_learning_rate=5e-4,
+            discriminator_learning_rate=1e-3,
             schedule="cosine",
-            adversarial_from=0.6,
+            adversarial_from=0.7,
             periods=(2, 3, 5),
             n_scales=1,
             discriminator_scale=1 / 16,
+            convergence_weight=45.0,
         ),
         validate_every=200,
         checkpoint_every=200,
@@ -142,7 +150,7 @@ def presets() -> dict[str, TrainConfig]:
         quick,
         preset="smoke",
         rvq={"codebook_size": 16, "codebook_dim": 16},
-        vocoder={**_SMALL, "upsample_initial_channel": 16, "weight_norm": True},
+        vocoder={**_SMALL, "upsample_initial_channel": 16},
         rvq_recipe=RVQRecipe(steps=24, batch_size=4),
         vocoder_recipe=dataclasses.replace(
             quick.vocoder_recipe, steps=12, batch_size=2, adversarial_from=0.0

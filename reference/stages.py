@@ -22,6 +22,7 @@ from .losses import (
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
+    spectral_convergence,
 )
 from .mel import log_mel, pool_frames
 from .pipeline import Quantizer, decode_mel, encode_mel
@@ -37,6 +38,7 @@ class Stage(abc.ABC):
     Attributes:
         name: of the stage; also the kind and name of its model checkpoint.
         starts_from_data: whether `start` does anything.
+        by_length: whether a clip counts by its length, or once an epoch.
         steps, batch_size: of its recipe.
         models: all modules with learned state; the one called `name` is the product.
         optimisers: one per pass, in the order a step runs them.
@@ -44,6 +46,7 @@ class Stage(abc.ABC):
 
     name: str
     starts_from_data = False
+    by_length = False
     steps: int
     batch_size: int
     models: dict[str, nn.Module]
@@ -101,6 +104,7 @@ class RVQStage(Stage):
 
     name = "rvq"
     starts_from_data = True
+    by_length = True
 
     def __init__(self, config: TrainConfig, backend: ModuleType, device: torch.device) -> None:
         self.recipe = config.rvq_recipe
@@ -241,9 +245,12 @@ class VocoderStage(Stage):
             loss = discriminator_loss([h[0] for h in halves], [h[1] for h in halves])
             return loss, {"discriminator": loss}
         fake = batch.pop("fake") if "fake" in batch else self.product(batch["mel"]).float()
-        mel_l1 = F.l1_loss(log_mel(fake, self.mel), log_mel(real, self.mel))
-        figures = {"mel_l1": mel_l1}
-        loss = MEL_WEIGHT * mel_l1
+        made, wanted = log_mel(fake, self.mel), log_mel(real, self.mel)
+        figures = {"mel_l1": F.l1_loss(made, wanted)}
+        loss = MEL_WEIGHT * figures["mel_l1"]
+        if self.recipe.convergence_weight:
+            figures["convergence"] = spectral_convergence(made, wanted)
+            loss = loss + self.recipe.convergence_weight * figures["convergence"]
         if self.adversarial:
             self.discriminators.requires_grad_(False)
             with torch.no_grad():

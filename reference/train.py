@@ -26,13 +26,11 @@ except ModuleNotFoundError as error:
     ) from error
 
 import torch
-from torch import Tensor
 
 from muomni_fast.reference import distributed
 from muomni_fast.reference.checkpoint import load_model, load_state
-from muomni_fast.reference.data import Clip, SpeechDataset, find_clips, split_clips
+from muomni_fast.reference.data import SpeechDataset, find_clips, read_held_out, split_clips
 from muomni_fast.reference.errors import (
-    AudioFormatError,
     CheckpointError,
     DataError,
     TrainingError,
@@ -127,20 +125,6 @@ def open_run(options: argparse.Namespace) -> tuple[RunFolder, TrainConfig, dict[
     return folder, config, run
 
 
-def load_clips(clips: Sequence[Clip], config: TrainConfig) -> list[tuple[Clip, Tensor, Tensor]]:
-    """Held-out clips, audio (L,), log-mels (n_mels, T); logs and leaves out unusable ones."""
-    dataset = SpeechDataset(clips, config.mel, config.mel.hop_length, 1)
-    loaded = []
-    for index, clip in enumerate(clips):
-        try:
-            loaded.append((clip, *dataset.load(index)))
-        except AudioFormatError as error:
-            log.warning("left out of the held-out clips: %s", error)
-    if not loaded:
-        raise DataError(f"none of the {len(clips)} held-out clips is usable")
-    return loaded
-
-
 def train(options: argparse.Namespace) -> RunFolder:
     """Run what the command line asks for; returns the run's folder."""
     backend: ModuleType = reference_backend
@@ -163,7 +147,7 @@ def train(options: argparse.Namespace) -> RunFolder:
             "%s: %d training clips, %d held out by %s", source, len(training), len(held_out), by
         )
         log.info("run folder: %s", folder.path)
-    clips = load_clips(held_out, config) if rank == 0 else []
+    clips = read_held_out(held_out, config.mel) if rank == 0 else []
     workers = options.workers
     if workers is None:
         workers = 4 if device.type == "cuda" else 0
@@ -182,6 +166,7 @@ def train(options: argparse.Namespace) -> RunFolder:
             config.seed,
             rank,
             world_size,
+            stage.by_length,
         )
         pairs = [(audio, mel) for _, audio, mel in clips]
         trainer = Trainer(config, stage, data, pairs, folder, device, workers)

@@ -95,6 +95,7 @@ class Trainer:
             batch_size=None,
             sampler=range(self.step, steps),
             num_workers=self.workers,
+            generator=torch.Generator(),  # or every start would draw from the global one
         )
         first, began = self.step, time.perf_counter()
         with progress_bar(stage.name, self.step, steps, shown=main) as bar:
@@ -193,7 +194,7 @@ class Trainer:
         n = self.config.accumulate
         chunks = {name: value.chunk(n) for name, value in batch.items()}
         parts: list[Batch] = [{name: chunks[name][i] for name in batch} for i in range(n)]
-        epoch = self.step * stage.batch_size // len(self.data.clips)
+        epoch = self.step * stage.batch_size // len(self.data.entries)
         factor = stage.learning_rate_factor(self.step, epoch)
         figures: dict[str, Tensor] = {}
         for name in stage.passes(self.step):

@@ -1,0 +1,99 @@
+"""Encode, decode, generate and train: the reference against the fast modules at the named shapes.
+
+`pytest bench --benchmark-only`. Where an operation has no kernel, or none for this device, the two
+are the same code and should tie.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+import torch
+
+import muomni_fast
+from muomni_fast import reference
+from muomni_fast.reference.presets import presets
+from muomni_fast.reference.stages import VocoderStage
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CONFIG = presets()["muomni"]  # the default shapes
+# name -> batch, mel frames (62.5 a second)
+SHAPES = {"1 frame": (1, 1), "1 s": (1, 63), "10 s": (1, 625), "16 x 10 s": (16, 625)}
+BACKENDS = {"reference": reference, "fast": muomni_fast}
+BUDGET = 4.0  # seconds of measuring per benchmark, at least MIN_ROUNDS rounds
+MIN_ROUNDS = 2
+MAX_ROUNDS = 500
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=list(BACKENDS))
+every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+
+
+@pytest.fixture
+def measure(benchmark) -> Callable[[Callable[[], object]], None]:
+    """Time a function after a warm-up that also tells how many rounds fit the budget."""
+
+    def run(function: Callable[[], object]) -> None:
+        def synchronised() -> None:
+            function()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+
+        start = time.perf_counter()
+        synchronised()
+        rounds = math.ceil(BUDGET / (time.perf_counter() - start))
+        benchmark.pedantic(synchronised, rounds=min(max(rounds, MIN_ROUNDS), MAX_ROUNDS))
+
+    return run
+
+
+def mel_frames(shape: tuple[int, int]) -> torch.Tensor:
+    """Log-mel-like frames (B, T, n_mels)."""
+    return torch.randn(*shape, 128, device=DEVICE) * 2 - 6
+
+
+@every_backend
+@every_shape
+@pytest.mark.benchmark(group="encode")
+def test_encode(measure, backend: ModuleType, shape: tuple[int, int]) -> None:
+    rvq, mel = backend.RVQ().to(DEVICE), mel_frames(shape)
+    measure(lambda: rvq.encode(mel))
+
+
+@every_backend
+@every_shape
+@pytest.mark.benchmark(group="decode")
+def test_decode(measure, backend: ModuleType, shape: tuple[int, int]) -> None:
+    rvq, codes = backend.RVQ().to(DEVICE), torch.randint(128, (*shape, 2), device=DEVICE)
+    with torch.no_grad():
+        measure(lambda: rvq.decode(codes))
+
+
+@every_backend
+@every_shape
+@pytest.mark.benchmark(group="generator forward")
+def test_generator(measure, backend: ModuleType, shape: tuple[int, int]) -> None:
+    generator = backend.HiFiGANVocoder().to(DEVICE).eval()
+    mel = mel_frames(shape).transpose(1, 2).contiguous()
+    with torch.inference_mode():
+        measure(lambda: generator(mel))
+
+
+@every_backend
+@pytest.mark.benchmark(group="training step, 16 x 8,192 samples")
+def test_training_step(measure, backend: ModuleType) -> None:
+    """Both passes of the adversarial step, full-size discriminators, both optimisers."""
+    stage = VocoderStage(CONFIG, backend, DEVICE)
+    stage.begin()
+    audio = 0.1 * torch.randn(16, 8192, device=DEVICE)
+    mel = mel_frames((16, 32)).transpose(1, 2).contiguous()
+
+    def step() -> None:
+        batch = {"audio": audio, "mel": mel}
+        for name in stage.passes(step=0):
+            stage.optimisers[name].zero_grad(set_to_none=True)
+            stage.loss(name, batch)[0].backward()
+            stage.optimisers[name].step()
+
+    measure(step)

@@ -1,0 +1,148 @@
+"""What `import muomni_fast` needs and gives, and how it says what will run."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+import muomni_fast
+from muomni_fast import BackendUnavailableError, functional, reference
+
+OPTIONAL = ("triton", "librosa", "soundfile", "soxr", "safetensors", "matplotlib", "tqdm", "faiss")
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | env
+    )
+
+
+def without(*packages: str) -> str:
+    """Code that makes packages look absent."""
+    return f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {packages!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_imports_and_runs_with_torch_and_numpy_only():
+    code = """
+import torch, muomni_fast as m, muomni_fast.kernels
+codec = m.SpeechCodec(m.RVQ(), m.HiFiGANVocoder(upsample_initial_channel=16), m.MelConfig())
+assert codec.decode(codec.encode(torch.randn(1, 512))).shape == (1, 512)
+assert m.GriffinLimVocoder(n_iter=1).mel_to_audio(torch.zeros(128, 3)).shape == (768,)
+m.MRF(8, (3,), ((1,),))(torch.randn(1, 8, 5)); m.MultiPeriodDiscriminator; m.MultiScaleDiscriminator
+"""
+    done = python(without(*OPTIONAL) + code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_triton_is_not_imported_by_importing_us():
+    done = python("import sys, muomni_fast, muomni_fast.kernels; print('triton' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize("name", ["RVQ", "HiFiGANVocoder", "MRF", "ResBlock", "NeuralVocoder"])
+def test_modules_subclass_the_reference(name):
+    assert issubclass(getattr(muomni_fast, name), getattr(reference, name))
+
+
+def test_everything_public_is_documented():
+    for name in muomni_fast.__all__:
+        assert (getattr(muomni_fast, name).__doc__ or "").strip(), name
+    for name in functional.__all__:
+        assert "Args:" in getattr(functional, name).__doc__, name
+
+
+def test_one_direction_of_imports():
+    """kernels import nothing of ours, the reference no triton."""
+    for folder, banned in (("kernels", ("muomni_fast", "reference")), ("reference", ("triton",))):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                assert not any(n.split(".")[0] in banned for n in names), path
+
+
+def test_no_module_shadows_the_standard_library():
+    for folder in ("reference", "bench", "kernels"):
+        for path in (ROOT / folder).glob("*.py"):
+            assert path.stem not in sys.stdlib_module_names, path
+
+
+def test_doctor_names_every_operation_and_why():
+    report = json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "muomni_fast", "doctor"], capture_output=True, text=True
+        ).stdout
+    )
+    assert report == json.loads(json.dumps(muomni_fast.doctor()))
+    assert report["torch"] == torch.__version__
+    for op, devices in report["operations"].items():
+        assert f"torch path, because no {op} kernel exists" in devices["cpu"]
+
+
+def test_explain_and_forced_backends(monkeypatch):
+    mel = torch.randn(3, 128)
+    assert "torch path" in muomni_fast.explain("rvq_encode", mel)
+    with pytest.raises(ValueError, match="'fft'"):
+        muomni_fast.explain("fft")
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", "torch")
+    assert "MUOMNI_FAST_BACKEND=torch" in muomni_fast.explain("rvq_encode", mel)
+    assert muomni_fast.RVQ().encode(mel).shape == (3, 2)
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")
+    assert "cannot run" in muomni_fast.explain("rvq_encode", mel)
+    rvq = muomni_fast.RVQ()
+    generator = muomni_fast.HiFiGANVocoder(upsample_initial_channel=16)
+    block = muomni_fast.ResBlock(4, 3, (1,))
+    for call in (
+        lambda: rvq.encode(mel),
+        lambda: rvq(mel),
+        lambda: rvq.decode(torch.zeros(3, 2, dtype=torch.int64)),
+        lambda: generator(torch.randn(1, 128, 3)),
+        lambda: block(torch.randn(1, 4, 5)),
+        lambda: muomni_fast.MRF(4, (3,), ((1,),))(torch.randn(1, 4, 5)),
+    ):
+        with pytest.raises(BackendUnavailableError, match="no .* kernel exists in this version"):
+            call()
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", "cuda")
+    with pytest.raises(ValueError, match="auto, triton, torch, got 'cuda'"):
+        rvq.encode(mel)
+
+
+def test_the_fallback_is_logged_once(caplog):
+    from muomni_fast import backend
+
+    backend._logged.clear()
+    caplog.set_level("INFO", logger="muomni_fast")
+    for _ in range(3):
+        muomni_fast.RVQ().encode(torch.randn(2, 128))
+    assert caplog.text.count("rvq_encode runs its torch path") == 1
+
+
+def test_train_without_an_install_says_what_to_run():
+    script = str(ROOT / "reference" / "train.py")
+    run = f"import runpy; runpy.run_path({script!r}, run_name='__main__')"
+    done = python(without("muomni_fast") + run)
+    assert done.returncode == 1 and "run `make train`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_readme_examples_run(tmp_path):
+    """Every Python block of the README, in order, in one process."""
+    text = (ROOT / "README.md").read_text()
+    blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
+    assert blocks
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
