@@ -205,11 +205,10 @@ def read_held_out(clips: Sequence[Clip], mel: MelConfig) -> list[tuple[Clip, Ten
 class SpeechDataset(Dataset[dict[str, Any]]):
     """Training batches by step number, and whole clips for validation.
 
-    `dataset[step]` is {"audio": (b, segment_samples), "mel": (b, n_mels, segment_frames),
-    "skipped": int}
-    float32: aligned crops of clips and of their log-mels, so that a crop's edge frames see real
-    audio. A clip shorter than a segment is zero-padded. One that cannot be read, or is silent, is
-    logged once, counted in "skipped" and replaced by the next position's.
+    `dataset[step]` has "audio" (b, segment_samples) and "mel" (b, n_mels, segment_frames), float32:
+    aligned crops of clips and of their log-mels, so that a crop's edge frames see real audio. A
+    clip shorter than a segment is zero-padded. One that cannot be read, or is silent, is logged,
+    listed by its index in "skipped", and replaced by the next position's.
 
     Args:
         clips: to draw from.
@@ -218,8 +217,8 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         batch_size: clips per step over all processes.
         seed: of order and crops.
         rank, world_size: this process's share: the rank-th of equal parts of each batch.
-        by_length: an epoch holds as many crops of a clip as segments fit in, so that all speech counts
-            alike; otherwise one of each clip. Reads every header first.
+        by_length: an epoch holds as many crops of a clip as segments fit in, so that all speech
+            counts alike; otherwise one of each clip. Reads every header first.
         cache_bytes: decoded clips kept in memory, the oldest dropped first.
 
     Raises:
@@ -282,13 +281,13 @@ class SpeechDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         audios, mels = [], []
-        bad_before = len(self.bad)
+        bad_before = set(self.bad)
         for item in self.share:
             position = step * self.batch_size + item
             audio, mel = self._crop(position)
             audios.append(audio)
             mels.append(mel)
-        skipped = len(self.bad) - bad_before
+        skipped = sorted(self.bad - bad_before)
         return {"audio": torch.stack(audios), "mel": torch.stack(mels), "skipped": skipped}
 
     def _crop(self, position: int) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,6 @@ class FaissQuantizer:
         self.n_codebooks, self.codebook_size = n_codebooks, codebook_size
         self.quantizer = faiss.ResidualQuantizer(frames.shape[1], n_codebooks, self.bits)
         self.quantizer.max_beam_size = beam
-        self.quantizer.train_type = faiss.ResidualQuantizer.Train_default  # better here than its own
         self.quantizer.train(np.ascontiguousarray(frames.numpy()))
         codebooks = faiss.vector_to_array(self.quantizer.codebooks)
         self.codebooks = torch.from_numpy(codebooks.reshape(n_codebooks, codebook_size, -1))

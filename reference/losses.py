@@ -42,9 +42,9 @@ def spectral_convergence(made: Tensor, real: Tensor) -> Tensor:
     """Relative Frobenius error of mel magnitudes, from log-mels (B, n_mels, T); batch mean.
 
     Arik, Jun and Diamos, "Fast spectrogram inversion using multi-head convolutional neural
-    networks" (2018). Loud bins decide it, where L1 in the logarithm weighs all alike. An item quieter
-    than QUIET counts as that loud: silence has no relative error.
+    networks" (2018). Loud bins decide it, where L1 in the logarithm weighs all alike. An item
+    quieter than QUIET counts as that loud: silence has no relative error.
     """
-    difference = (made.exp() - real.exp()).square().mean((1, 2)).sqrt()
-    level = real.exp().square().mean((1, 2)).sqrt()
-    return (difference / level.clamp(min=QUIET)).mean()
+    difference = torch.linalg.vector_norm(made.exp() - real.exp(), dim=(1, 2))
+    level = torch.linalg.vector_norm(real.exp(), dim=(1, 2))
+    return (difference / level.clamp(min=QUIET * real[0].numel() ** 0.5)).mean()

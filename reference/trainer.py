@@ -71,7 +71,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.step = 0  # steps completed
         self.nan_steps = 0  # in a row
-        self.skipped = {"steps": 0, "clips": 0}
+        self.skipped_steps = 0
+        self.skipped_clips: set[int] = set()
         self.notes: dict[str, Any] = {}  # figures before training, kept over a resume
 
     def run(self) -> dict[str, Any]:
@@ -126,7 +127,7 @@ class Trainer:
             "trained": self.stage.validate(self.held_out),
             "steps": steps,
             "steps_per_second": (steps - first) / seconds if steps > first else None,
-            "skipped": dict(self.skipped),
+            "skipped": {"steps": self.skipped_steps, "clips": len(self.skipped_clips)},
         }
 
     def _start_or_resume(self) -> None:
@@ -158,7 +159,8 @@ class Trainer:
                 torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{self.folder.state}: does not fit this run: {error}") from error
-        self.step, self.skipped, self.notes = saved["step"], saved["skipped"], saved["notes"]
+        self.step, self.notes = saved["step"], saved["notes"]
+        self.skipped_steps, self.skipped_clips = saved["skipped_steps"], set(saved["skipped_clips"])
         log.info("resumed %s at step %d of %d", stage.name, self.step, stage.steps)
 
     def _save(self) -> None:
@@ -174,7 +176,8 @@ class Trainer:
             "extra": stage.extra_state(),
             "scaler": self.scaler.state_dict(),
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda_rng},
-            "skipped": dict(self.skipped),
+            "skipped_steps": self.skipped_steps,
+            "skipped_clips": sorted(self.skipped_clips),
             "notes": self.notes,
         }
         save_training_state(self.folder.state, state)
@@ -189,7 +192,7 @@ class Trainer:
 
     def _train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         stage = self.stage
-        self.skipped["clips"] += batch.pop("skipped")
+        self.skipped_clips.update(batch.pop("skipped"))
         batch = {name: value.to(self.device) for name, value in batch.items()}
         n = self.config.accumulate
         chunks = {name: value.chunk(n) for name, value in batch.items()}
@@ -210,7 +213,7 @@ class Trainer:
     def _train_pass(
         self, name: str, parts: Sequence[Batch], factor: float, figures: dict[str, Tensor]
     ) -> Tensor:
-        """One pass over all micro-batches, then an optimiser step if the loss is finite."""
+        """One pass over all micro-batches, then a step if loss and gradient are finite."""
         optimiser = self.stage.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
@@ -223,7 +226,14 @@ class Trainer:
                 figures[key] = figures.get(key, 0) + value.detach() / len(parts)
         total = distributed.mean(total)
         if torch.isfinite(total):
-            distributed.average_gradients(p for g in optimiser.param_groups for p in g["params"])
+            parameters = [p for group in optimiser.param_groups for p in group["params"]]
+            distributed.average_gradients(parameters)
+            if not self.scaler.is_enabled():  # it looks for itself
+                norm = torch.nn.utils.get_total_norm(
+                    p.grad for p in parameters if p.grad is not None
+                )
+                if not torch.isfinite(norm):
+                    return norm
             for group in optimiser.param_groups:
                 group.setdefault("base_lr", group["lr"])
                 group["lr"] = group["base_lr"] * factor
@@ -237,8 +247,8 @@ class Trainer:
 
     def _count_nan(self, loss: Tensor) -> None:
         self.nan_steps += 1
-        self.skipped["steps"] += 1
-        log.warning("step %d: loss is %s, step skipped", self.step + 1, loss.item())
+        self.skipped_steps += 1
+        log.warning("step %d: loss or gradient is %s, step skipped", self.step + 1, loss.item())
         if self.nan_steps >= MAX_NAN_STEPS:
             raise TrainingError(
                 f"{self.stage.name}: the loss was not finite for {MAX_NAN_STEPS} steps in a row, "

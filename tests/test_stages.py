@@ -1,0 +1,123 @@
+"""What a training stage computes, without the loop around it."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import muomni_fast
+from muomni_fast import log_mel, reference
+from muomni_fast.reference.losses import QUIET, spectral_convergence
+from muomni_fast.reference.presets import TrainConfig, presets
+from muomni_fast.reference.stages import RVQStage, VocoderStage, validate_rvq
+
+SMOKE = presets()["smoke"]
+CPU = torch.device("cpu")
+
+
+def vocoder_stage(config: TrainConfig = SMOKE) -> tuple[VocoderStage, dict[str, torch.Tensor]]:
+    stage = VocoderStage(config, reference, CPU)
+    stage.begin()
+    audio = 0.1 * torch.randn(2, config.segment_samples)
+    return stage, {"audio": audio, "mel": log_mel(audio, config.mel)}
+
+
+class Parrot(torch.nn.Module):
+    """A generator that knows the answer."""
+
+    def __init__(self, audio: torch.Tensor) -> None:
+        super().__init__()
+        self.audio = torch.nn.Parameter(audio)
+
+    def forward(self, mel: torch.Tensor) -> torch.Tensor:
+        return self.audio
+
+
+def test_a_perfect_generator_has_no_mel_or_feature_loss():
+    """Generated and real audio go through one and the same mel."""
+    stage, batch = vocoder_stage()
+    stage.models["vocoder"] = Parrot(batch["audio"])
+    stage.passes(step=10**6)
+    _, figures = stage.loss("generator", batch)
+    assert figures["mel_l1"] == figures["convergence"] == 0
+    assert figures["feature_matching"] < 1e-6  # spectral norm takes a step between two forwards
+
+
+def test_each_pass_trains_its_own_side():
+    stage, batch = vocoder_stage()
+    generator, discriminators = stage.product, stage.discriminators
+    for name in stage.passes(step=10**6):
+        stage.loss(name, batch)[0].backward()
+        sides = [
+            any(p.grad is not None for p in m.parameters()) for m in (generator, discriminators)
+        ]
+        assert sides == ([False, True] if name == "discriminator" else [True, False])
+        generator.zero_grad(), discriminators.zero_grad()
+
+
+def test_both_passes_share_one_forward_unless_accumulating():
+    for accumulate, forwards in ((1, 1), (2, 2)):
+        config = dataclasses.replace(SMOKE, accumulate=accumulate)
+        stage, batch = vocoder_stage(config)
+        calls = []
+        stage.product.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        for name in stage.passes(step=10**6):
+            stage.loss(name, batch)
+        assert len(calls) == forwards
+
+
+def test_adversarial_training_starts_when_told():
+    recipe = dataclasses.replace(SMOKE.vocoder_recipe, adversarial_from=0.5, steps=10)
+    stage, batch = vocoder_stage(dataclasses.replace(SMOKE, vocoder_recipe=recipe))
+    assert stage.passes(step=4) == ["generator"]
+    assert set(stage.loss("generator", batch)[1]) == {"mel_l1", "convergence"}
+    assert stage.passes(step=5) == ["discriminator", "generator"]
+
+
+def test_schedules():
+    stage, _ = vocoder_stage()
+    assert stage.learning_rate_factor(0, 0) == 1.0
+    assert stage.learning_rate_factor(stage.steps, 9) == pytest.approx(0, abs=1e-12)
+    published = VocoderStage(
+        dataclasses.replace(SMOKE, vocoder_recipe=presets()["v1"].vocoder_recipe), reference, CPU
+    )  # noqa: E501
+    assert published.learning_rate_factor(10**5, 7) == pytest.approx(0.999**7)
+
+
+def test_spectral_convergence_is_a_relative_error():
+    real = torch.randn(3, 128, 20)
+    made = (real.exp() * 1.5).log()
+    torch.testing.assert_close(spectral_convergence(made, real), torch.tensor(0.5))
+
+
+def test_spectral_convergence_of_silence_stays_small_and_differentiable():
+    silence = torch.full((2, 128, 20), -11.5)
+    noise = torch.full((2, 128, 20), -6.0, requires_grad=True)
+    loss = spectral_convergence(noise, silence)
+    assert loss < 0.003 / QUIET
+    same = silence.clone().requires_grad_()
+    spectral_convergence(same, silence).backward()
+    assert same.grad is not None and same.grad.isfinite().all()
+
+
+def test_quantizer_figures():
+    rvq = muomni_fast.RVQ(
+        n_codebooks=1, codebook_size=4, codebook_dim=3, n_mels=3, projections=False
+    )
+    rvq.codebooks[0].weight.data = torch.tensor([[0.0] * 3, [1.0] * 3, [2.0] * 3, [9.0] * 3])
+    mel = torch.tensor([[0.0, 1.5, 2.0]]).expand(3, 3)  # (n_mels, T): frames 0, 1.5 and 2
+    figures = validate_rvq(rvq, [mel, mel[:, :2]])
+    assert figures["mel_mse"] == pytest.approx(2 * 0.25 / 5)
+    assert figures["mel_l1"] == pytest.approx(2 * 0.5 / 5)
+    assert figures["usage_1"] == 0.75
+
+
+def test_codes_of_several_frames_are_judged_at_the_full_rate():
+    config = dataclasses.replace(SMOKE, frames_per_code=5)
+    stage = RVQStage(config, reference, CPU)
+    clip = (torch.zeros(1), torch.randn(128, 23))
+    assert stage.validate([clip])["mel_mse"] > 0
+    stage.begin()
+    batch = {"mel": torch.randn(4, 128, 10)}
+    loss, _ = stage.loss("rvq", batch)
+    assert batch["codes"].shape == (4, 2, 2) and loss.isfinite()
