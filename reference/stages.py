@@ -235,6 +235,8 @@ class VocoderStage(Stage):
 
     def loss(self, pass_name: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         real = batch["audio"]
+        # Spectral norm estimates while training; the generator's pass compares under one estimate.
+        self.discriminators.train(pass_name == "discriminator")
         if pass_name == "discriminator":
             with torch.set_grad_enabled(self.share_forward):
                 fake = self.product(batch["mel"]).float()
