@@ -57,7 +57,8 @@ def mel_frames(shape: tuple[int, int]) -> torch.Tensor:
 @pytest.mark.benchmark(group="encode")
 def test_encode(measure, backend: ModuleType, shape: tuple[int, int]) -> None:
     rvq, mel = backend.RVQ().to(DEVICE), mel_frames(shape)
-    measure(lambda: rvq.encode(mel))
+    with torch.no_grad():
+        measure(lambda: rvq.encode(mel))
 
 
 @every_backend

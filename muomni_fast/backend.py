@@ -89,10 +89,9 @@ _logged: set[str] = set()
 
 def explain(op: str, *args: Tensor) -> str:
     """Say in a sentence what will run `op` on these tensors, and why."""
-    choice = requested()
+    choice, reason = requested(), obstacle(op, *args)
     if choice == "torch":
         return f"{op}: torch path, because {VARIABLE}=torch"
-    reason = obstacle(op, *args)
     if reason is None:
         return f"{op}: Triton kernel"
     return f"{op}: {'cannot run' if choice == 'triton' else 'torch path'}, because {reason}"

@@ -21,7 +21,8 @@ SUBTYPES = {
 }
 WAV_BITS = {8, 16, 24, 32, 64}
 SAMPLE_RATES = (1000, 384000)  # Hz, least and most
-MAX_SECONDS = 4 * 3600.0
+MAX_SECONDS = 3600.0
+MAX_SAMPLES = 1 << 28  # over all channels, 1 GiB once decoded
 MAX_CHANNELS = 64
 
 
@@ -49,7 +50,7 @@ def audio_info(path: str | Path) -> AudioInfo:
     try:
         _check_wav_header(path)
         info = soundfile.info(str(path))
-    except (soundfile.SoundFileError, OSError, struct.error) as error:
+    except (soundfile.SoundFileError, OSError, UnicodeError, struct.error) as error:
         raise AudioFormatError(f"{path}: not readable as audio: {error}") from error
     if info.subtype not in SUBTYPES:
         raise AudioFormatError(f"{path}: sample format {info.subtype} is not supported")
@@ -62,6 +63,10 @@ def audio_info(path: str | Path) -> AudioInfo:
     if info.frames > MAX_SECONDS * info.samplerate:
         seconds = info.frames / info.samplerate
         raise AudioFormatError(f"{path}: declares {seconds:.0f} s, more than {MAX_SECONDS:.0f} s")
+    if info.frames * info.channels > MAX_SAMPLES:
+        raise AudioFormatError(
+            f"{path}: declares {info.frames * info.channels:,} samples, more than {MAX_SAMPLES:,}"
+        )
     return AudioInfo(info.samplerate, info.frames, info.channels)
 
 

@@ -34,18 +34,13 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         CheckpointError: the file cannot be written; names the path and its size.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # one writer; a killed one's is written over
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -53,6 +48,13 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             f"{path}: cannot write {len(content):,} bytes: {error.strerror}; "
             "the previous file, if any, is intact"
         ) from error
+    # The rename itself reaches the disk with its folder, where the system can be told so.
+    with contextlib.suppress(OSError):
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,19 +163,30 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path
 
 
 def save_training_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Save what resuming needs (models, optimisers, random generators) as one file."""
+    """Save what resuming needs (models, optimisers, random generators) as one file.
+
+    The file is the sha256 of what follows, in 64 hexadecimal digits, then what `torch.save` wrote.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
+    content = buffer.getvalue()
+    write_atomically(path, hashlib.sha256(content).hexdigest().encode() + content)
 
 
 def load_training_state(path: str | Path) -> dict[str, Any]:
     """Read what `save_training_state` wrote.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or holds anything but plain data.
+        CheckpointError: the file is missing, damaged, or holds anything but plain data.
     """
-    return _load_plain(path)
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    digest, content = content[:64], content[64:]
+    if hashlib.sha256(content).hexdigest().encode() != digest:
+        raise CheckpointError(f"{path}: damaged: its sha256 is not the one it was written with")
+    return _load_plain(io.BytesIO(content), path)
 
 
 def load_foreign_checkpoint(path: str | Path, key: str) -> dict[str, Tensor]:
@@ -182,15 +195,15 @@ def load_foreign_checkpoint(path: str | Path, key: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, truncated, lacks `key`, or would run code.
     """
-    content = _load_plain(path)
+    content = _load_plain(path, path)
     if not isinstance(content, dict) or not isinstance(content.get(key), dict):
         raise CheckpointError(f"{path}: expected a dict with the key {key!r}")
     return {name.removeprefix("_orig_mod."): value for name, value in content[key].items()}
 
 
-def _load_plain(path: str | Path) -> Any:
+def _load_plain(source: str | Path | io.BytesIO, path: str | Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(source, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, KeyError) as error:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def require_float(name: str, value: Tensor) -> None:
@@ -17,9 +17,24 @@ def require_float(name: str, value: Tensor) -> None:
 
 def require_mel(mel: Tensor, n_mels: int) -> None:
     """Raise unless `mel` is a float tensor (B, n_mels, T >= 1): what every vocoder here takes."""
-    require_float("mel", mel)
-    if mel.ndim != 3 or mel.shape[1] != n_mels or mel.shape[2] == 0:
-        raise ValueError(f"mel: expected (B, {n_mels}, T >= 1), got {tuple(mel.shape)}")
+    require_channels("mel", mel, n_mels)
+
+
+def require_channels(name: str, value: Tensor, channels: int) -> None:
+    """Raise unless `value` is a float tensor (B, channels, T >= 1)."""
+    require_float(name, value)
+    if value.ndim != 3 or value.shape[1] != channels or value.shape[2] == 0:
+        raise ValueError(f"{name}: expected (B, {channels}, T >= 1), got {tuple(value.shape)}")
+
+
+def require_finite(_: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Load hook: refuse weights that are not finite before any is copied.
+
+    A codebook that is not finite would silently win, or never win, a search.
+    """
+    for name, value in state.items():
+        if name.startswith(prefix) and not torch.isfinite(value).all():
+            raise RuntimeError(f"{name} holds a value that is not finite")
 
 
 def require_hop(hop: int, hop_length: int) -> None:

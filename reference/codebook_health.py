@@ -114,10 +114,10 @@ def start_from_data(rvq: RVQ, mel: Tensor, generator: torch.Generator) -> None:
 class CodebookHealth:
     """Revives dead codes, and keeps codebooks as moving averages where asked.
 
-    A code is dead when the moving average of its count falls below `least_count`. It becomes a
-    random residual of the current batch; the optimiser's moments and the EMA statistics of its row
-    start anew. With several processes, counts and sums are those of the whole batch and all of them
-    revive alike.
+    A code is dead when the moving average of its count falls below `least_count` (with the
+    defaults, after 128 steps without use). It becomes a random residual of the current batch; the
+    optimiser's moments and the EMA statistics of its row start anew. With several processes, counts
+    and sums are those of the whole batch and all of them revive alike.
 
     Args:
         rvq: the model; with `ema_decay` its codebooks stop requiring gradients.
@@ -132,7 +132,7 @@ class CodebookHealth:
         self,
         rvq: RVQ,
         optimiser: torch.optim.Optimizer | None,
-        usage_decay: float = 0.99,
+        usage_decay: float = 0.97,
         least_count: float = 0.02,
         ema_decay: float | None = None,
         seed: int = 0,
@@ -186,7 +186,10 @@ class CodebookHealth:
 
     def _revive(self, stage: int, dead: Tensor, residual: Tensor) -> None:
         weight = self.rvq.codebook_weights()[stage]
-        draws = torch.randint(len(residual), (len(dead),), generator=self.generator)
+        draws = torch.randperm(len(residual), generator=self.generator)[: len(dead)]
+        dead = dead[
+            : len(draws)
+        ]  # with fewer rows than dead codes, the rest wait for the next step
         weight[dead] = residual[draws.to(residual.device)].to(weight)
         self.counts[stage, dead] = 1.0
         self.ema_sums[stage, dead] = weight[dead].double()

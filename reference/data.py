@@ -6,10 +6,12 @@ came before: resuming needs no saved position, and several processes simply take
 """
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -135,9 +137,9 @@ def split_clips(clips: Sequence[Clip], by: str = "auto") -> tuple[list[Clip], li
         groups[clip.speaker].append(clip)
     known = sorted(speaker for speaker in groups if speaker)
     if by == "auto":
-        by = "speaker" if len(known) >= LEAST_SPEAKERS and "" not in groups else "clip"
-    if by == "speaker":
-        if len(known) < 2 or "" in groups:
+        by = "speaker" if len(known) >= LEAST_SPEAKERS else "clip"
+    if by == "speaker":  # clips of unknown speakers are trained on
+        if len(known) < 2:
             raise DataError(f"split by speaker: expected at least 2 known speakers, got {known}")
         held_speakers = set(_first_by_hash(known))
         held = [clip for clip in clips if clip.speaker in held_speakers]
@@ -158,7 +160,8 @@ def split_clips(clips: Sequence[Clip], by: str = "auto") -> tuple[list[Clip], li
 
 def _first_by_hash(names: list[str]) -> list[str]:
     def digest(name: str) -> str:
-        return hashlib.sha256(Path(name).name.encode()).hexdigest()
+        last_two = "/".join(Path(name).parts[-2:])  # corpora number files anew in every folder
+        return hashlib.sha256(os.fsencode(last_two)).hexdigest()
 
     return sorted(names, key=digest)[: max(1, round(HELD_OUT * len(names)))]
 
@@ -170,6 +173,8 @@ def read_clip(clip: Clip, sample_rate: int) -> Tensor:
         AudioFormatError: it cannot be read, or is silent.
     """
     samples, _ = read_audio(clip.path, sample_rate)
+    if len(samples) == 0:
+        raise AudioFormatError(f"{clip.path}: too short, no sample is left at {sample_rate} Hz")
     peak = float(np.abs(samples).max())
     if peak < SILENT_PEAK:
         raise AudioFormatError(f"{clip.path}: silent, peak {peak:.1e}")
@@ -202,8 +207,15 @@ def read_held_out(clips: Sequence[Clip], mel: MelConfig) -> list[tuple[Clip, Ten
     return held
 
 
+def fingerprint(clips: Sequence[Clip], source: Path) -> str:
+    """A digest of which clips a source holds, for a resumed run to recognise."""
+    folder = source if source.is_dir() else source.parent
+    names = [f"{os.path.relpath(clip.path, folder)}|{clip.speaker}" for clip in clips]
+    return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()
+
+
 class SpeechDataset(Dataset[dict[str, Any]]):
-    """Training batches by step number, and whole clips for validation.
+    """Training batches by step number.
 
     `dataset[step]` has "audio" (b, segment_samples) and "mel" (b, n_mels, segment_frames), float32:
     aligned crops of clips and of their log-mels, so that a crop's edge frames see real audio. A
@@ -342,10 +354,9 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         for index in np.random.default_rng(self.seed).permutation(len(self.clips)):
             if sum(len(part) for part in parts) >= limit:
                 break
-            try:
+            # Unusable clips are reported, counted and skipped when their turn comes.
+            with contextlib.suppress(AudioFormatError):
                 parts.append(self.load(int(index))[1].T)
-            except AudioFormatError as error:
-                log.warning("left out of the start: %s", error)
         if not parts:
             raise DataError("no usable clip to start from")
         return torch.cat(parts)[:limit]

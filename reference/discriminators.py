@@ -46,6 +46,11 @@ class PeriodDiscriminator(nn.Module):
     def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, 1, L) -> scores (B, n), feature maps."""
         missing = -audio.shape[-1] % self.period
+        if audio.shape[-1] <= missing:
+            raise ValueError(
+                f"audio: expected more than {missing} samples for period {self.period}, "
+                f"got {audio.shape[-1]}"
+            )
         if missing:
             # Mirrored like F.pad's "reflect", whose gradient is not deterministic on CUDA.
             audio = torch.cat([audio, audio[..., -missing - 1 : -1].flip(-1)], dim=-1)

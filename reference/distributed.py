@@ -17,6 +17,8 @@ def join(device: torch.device) -> tuple[int, int]:
     """Join the process group that `torchrun` set up, if any; returns rank and world size."""
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         return 0, 1
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # collectives of objects use the current device
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return dist.get_rank(), dist.get_world_size()

@@ -1,8 +1,7 @@
-"""Measure a trained quantizer on held-out speech: `python reference/evaluate.py [RUN] [--against
-faiss]`.
+"""Measure a trained quantizer on held-out speech: `python reference/evaluate.py [RUN]`.
 
 With `--against faiss`, faiss's residual quantizer of the same size (greedy encoding) is fitted on
-the frames the run trained on and measured on the same held-out frames, in the same process.
+the training frames of the same split and measured on the same held-out frames, in the same process.
 """
 
 import argparse
@@ -73,7 +72,7 @@ def evaluate(
     source = SHIPPED_SPEECH if shipped else Path(data or run["data"])
     training, held_out, _ = split_clips(find_clips(source), run["split"])
     mels = [mel for _, _, mel in read_held_out(held_out, config.mel)]
-    rvq: Any = load_product(folder, "rvq", backend)
+    rvq: Any = load_product(folder, "rvq", config, backend)
     figures = {"trained": validate_rvq(rvq, mels, config.frames_per_code)}
     if against == "faiss":
         dataset = SpeechDataset(training, config.mel, config.segment_samples, 1, config.seed)

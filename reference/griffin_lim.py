@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import require_mel
+from .checks import full_precision, require_mel
 from .mel import MelConfig, filterbank_like, spectrogram, window_like
 
 NNLS_STEPS = 64
@@ -22,7 +22,8 @@ def mel_to_magnitude(mel: Tensor, config: MelConfig) -> Tensor:
     """Least-squares non-negative STFT magnitude of a log-mel: (B, n_mels, T) -> (B, F, T)."""
     filters = filterbank_like(config, mel)  # (n_mels, F)
     # At the floor log_mel only says "no more than the floor": silence fits best.
-    energy = torch.where(mel > np.log(config.log_floor) + 1e-4, mel.exp(), torch.zeros_like(mel))
+    silent = mel <= np.log(config.log_floor) + 1e-4  # False for NaN, which must show in the audio
+    energy = mel.exp().masked_fill(silent, 0.0)
     tiny = torch.finfo(mel.dtype).tiny
     target = filters.T @ energy  # (B, F, T)
     gram = filters.T @ filters  # (F, F)
@@ -96,7 +97,11 @@ class GriffinLimVocoder(nn.Module):
             ValueError: the shape is not (B, n_mels, T >= 1).
         """
         require_mel(mel, self.config.n_mels)
-        return griffin_lim(mel_to_magnitude(mel.float(), self.config), self.config, self.n_iter)
+        if len(mel) == 0:
+            return mel.new_empty(0, mel.shape[2] * self.config.hop_length, dtype=torch.float32)
+        with full_precision(mel):
+            magnitude = mel_to_magnitude(mel.float(), self.config)
+            return griffin_lim(magnitude, self.config, self.n_iter)
 
     def mel_to_audio(self, mel: Tensor | np.ndarray) -> Tensor:
         """Invert one clip: (n_mels, T) -> (T * hop_length,)."""

@@ -5,7 +5,6 @@ Synthesis" (2020), section 2.2 (generator and multi-receptive field fusion) and 
 of modules and parameters are those of its published code.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checkpoint import load_foreign_checkpoint, load_state
-from .checks import require_equal_lengths, require_hop, require_mel
+from .checks import (
+    require_channels,
+    require_equal_lengths,
+    require_finite,
+    require_hop,
+    require_mel,
+)
 from .griffin_lim import one_clip
-from .weight_norm import accept_both_kinds, fold, normed
+from .mel import read_hifigan_config
+from .weight_norm import CONVOLUTIONS, accept_both_kinds, fold, normed
 
 LEAKY_SLOPE = 0.1
 LAST_LEAKY_SLOPE = 0.01  # before conv_post, as published
@@ -91,7 +97,13 @@ class ResBlock(nn.Module):
             self.convs = dilated
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, T) -> (B, channels, T)."""
+        """(B, channels, T) -> (B, channels, T).
+
+        Raises:
+            TypeError: `x` is not floating point, or is float8.
+            ValueError: the shape is not (B, channels, T >= 1).
+        """
+        require_channels("x", x, self.channels)
         if self.resblock == "2":
             for conv in self.convs:
                 x = x + conv(F.leaky_relu(x, LEAKY_SLOPE))
@@ -218,8 +230,9 @@ class HiFiGANVocoder(nn.Module):
         self.conv_post = nn.Conv1d(channels, 1, 7, padding=3)
         if weight_norm:
             for module in list(self.modules()):
-                if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+                if isinstance(module, CONVOLUTIONS):
                     normed(module)
+        self.register_load_state_dict_pre_hook(require_finite)
         self.register_load_state_dict_pre_hook(accept_both_kinds)
 
     def forward(self, mel: Tensor) -> Tensor:
@@ -255,18 +268,18 @@ class HiFiGANVocoder(nn.Module):
 
         Raises:
             CheckpointError: the checkpoint cannot be read safely or does not fit the config.
-            ValueError: the hop is not the product of the upsample rates.
+            ValueError: the config lacks a key, or its hop is not the product of the upsample rates.
         """
-        h = json.loads(Path(config_json).read_text(encoding="utf-8"))
-        model = cls(
-            n_mels=h["num_mels"],
-            upsample_rates=h["upsample_rates"],
-            upsample_kernel_sizes=h["upsample_kernel_sizes"],
-            upsample_initial_channel=h["upsample_initial_channel"],
-            resblock=h["resblock"],
-            resblock_kernel_sizes=h["resblock_kernel_sizes"],
-            resblock_dilation_sizes=h["resblock_dilation_sizes"],
-        )
+        same = [
+            "upsample_rates",
+            "upsample_kernel_sizes",
+            "upsample_initial_channel",
+            "resblock",
+            "resblock_kernel_sizes",
+            "resblock_dilation_sizes",
+        ]
+        h = read_hifigan_config(config_json, [*same, "num_mels", "hop_size"])
+        model = cls(n_mels=h["num_mels"], **{name: h[name] for name in same})
         require_hop(model.hop_length, h["hop_size"])
         load_state(model, load_foreign_checkpoint(checkpoint, "generator"), checkpoint)
         return model.eval()

@@ -8,8 +8,9 @@ hop_length) frames and a vocoder that makes `hop_length` samples per frame gives
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,10 +55,11 @@ class MelConfig:
             raise ValueError(
                 f"win_length: expected at most n_fft = {self.n_fft}, got {self.win_length}"
             )
-        if self.hop_length > self.n_fft or (self.n_fft - self.hop_length) % 2:
+        # A hop beyond the window would skip samples.
+        if self.hop_length > self.win_length or (self.n_fft - self.hop_length) % 2:
             raise ValueError(
-                f"hop_length: expected at most n_fft = {self.n_fft} and n_fft - hop_length even, "
-                f"got {self.hop_length}"
+                f"hop_length: expected at most win_length = {self.win_length} and "
+                f"n_fft - hop_length even, got {self.hop_length}"
             )
         if not 0 <= self.fmin < self.fmax <= self.sample_rate / 2:
             raise ValueError(
@@ -79,16 +81,33 @@ class MelConfig:
     @classmethod
     def from_hifigan(cls, config_json: str | Path) -> "MelConfig":
         """Read the mel settings of a HiFi-GAN `config.json`."""
-        h = json.loads(Path(config_json).read_text(encoding="utf-8"))
-        return cls(
-            sample_rate=h["sampling_rate"],
-            n_fft=h["n_fft"],
-            win_length=h["win_size"],
-            hop_length=h["hop_size"],
-            n_mels=h["num_mels"],
-            fmin=float(h["fmin"]),
-            fmax=float(h["fmax"]),
-        )
+        names = {
+            "sample_rate": "sampling_rate",
+            "n_fft": "n_fft",
+            "win_length": "win_size",
+            "hop_length": "hop_size",
+            "n_mels": "num_mels",
+            "fmin": "fmin",
+            "fmax": "fmax",
+        }
+        h = read_hifigan_config(config_json, names.values())
+        return cls(**{ours: h[theirs] for ours, theirs in names.items()})
+
+
+def read_hifigan_config(config_json: str | Path, names: Iterable[str]) -> dict[str, Any]:
+    """Read a HiFi-GAN `config.json`.
+
+    Raises:
+        ValueError: it is not a JSON object, or lacks one of `names`; names file and key.
+    """
+    try:
+        config = dict(json.loads(Path(config_json).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{config_json}: not a HiFi-GAN config: {error}") from error
+    missing = [name for name in names if name not in config]
+    if missing:
+        raise ValueError(f"{config_json}: lacks {', '.join(missing)}")
+    return config
 
 
 def require_same_mel(here: MelConfig, there: MelConfig, where: str) -> None:
@@ -134,11 +153,18 @@ _constants: dict[tuple, Tensor] = {}
 
 
 def _constant(key: tuple, like: Tensor, make: Callable[[], Tensor]) -> Tensor:
-    """A window or filterbank with the dtype and device of `like`, made once."""
+    """A window or filterbank with the dtype and device of `like`, made once.
+
+    Made outside inference mode, whose tensors no gradient may pass, and kept only if it is real.
+    """
     key = (*key, like.dtype, like.device)
-    if key not in _constants:
-        _constants[key] = make().to(like)
-    return _constants[key]
+    if key in _constants:
+        return _constants[key]
+    with torch.inference_mode(False):
+        value = make().to(dtype=like.dtype, device=like.device)
+    if type(value) is Tensor:
+        _constants[key] = value
+    return value
 
 
 def filterbank_like(config: MelConfig, like: Tensor) -> Tensor:
@@ -210,13 +236,15 @@ def log_mel(audio: Tensor, config: MelConfig) -> Tensor:
     """
     if audio.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"audio: expected float32 or float64, got {audio.dtype}")
-    if audio.ndim < 1 or audio.numel() == 0:
+    if audio.ndim < 1 or audio.shape[-1] == 0:
         raise ValueError(f"audio: expected at least one sample (..., L), got {tuple(audio.shape)}")
     fft_dtype = torch.float32 if audio.device.type == "mps" else torch.float64  # MPS has no float64
-    magnitude = spectrogram(audio.to(fft_dtype), config).abs().to(audio.dtype)  # (..., F, T)
+    if audio.numel() == 0:
+        return audio.new_empty(*audio.shape[:-1], config.n_mels, config.n_frames(audio.shape[-1]))
+    magnitude = spectrogram(audio.to(fft_dtype), config).abs()  # (..., F, T)
     with full_precision(audio):
-        mel = filterbank_like(config, audio) @ magnitude  # (..., n_mels, T)
-    return mel.clamp(min=config.log_floor).log()
+        mel = filterbank_like(config, magnitude) @ magnitude  # (..., n_mels, T)
+    return mel.clamp(min=config.log_floor).log().to(audio.dtype)
 
 
 def pool_frames(mel: Tensor, frames_per_code: int) -> Tensor:

@@ -88,12 +88,6 @@ class TrainConfig:
                 f"segment_samples: expected a multiple of hop_length * frames_per_code = {unit}, "
                 f"got {self.segment_samples}"
             )
-        for recipe in (self.rvq_recipe, self.vocoder_recipe):
-            if recipe.batch_size % self.accumulate:
-                raise ValueError(
-                    f"accumulate: expected a divisor of the batch size {recipe.batch_size}, "
-                    f"got {self.accumulate}"
-                )
         if self.amp not in ("none", "bf16", "fp16"):
             raise ValueError(f'amp: expected "none", "bf16" or "fp16", got {self.amp!r}')
 

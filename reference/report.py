@@ -104,11 +104,12 @@ def _clip_lines(
     clips: Sequence[tuple[Clip, Tensor, Tensor]],
 ) -> list[str]:
     lines = [f"{'held-out clip':<44}{'samples':>9}{'level dB':>10}{'to original':>13}"]
-    for clip, audio, mel in clips:
+    for number, (clip, audio, mel) in enumerate(clips, start=1):
+        stem = f"{number}-{clip.path.stem}"
         heard = resynthesise(audio, mel, config, products)
         original = level_db(audio)
         for name, sound in heard.items():
-            path = folder.path / "audio" / f"{clip.path.stem}-{name}.wav"
+            path = folder.path / "audio" / f"{stem}-{name}.wav"
             write_audio(path, sound.numpy(), config.mel.sample_rate)
             level = level_db(sound)
             mark = "" if abs(level - original) <= LEVEL_LIMIT else "  (!)"
@@ -116,7 +117,7 @@ def _clip_lines(
                 f"{path.name:<44}{len(sound):>9}{level:>10.1f}{level - original:>+13.1f}{mark}"
             )
         mels = {name: log_mel(sound, config.mel) for name, sound in heard.items()}
-        plot_mels(folder.path / f"mels-{clip.path.stem}.png", mels, config.mel)
+        plot_mels(folder.path / f"mels-{stem}.png", mels, config.mel)
     return [*lines, ""]
 
 

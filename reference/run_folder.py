@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import time
 from pathlib import Path
@@ -111,14 +112,18 @@ class MetricsTable:
             self.columns += new
             self._rewrite()
             return
-        with open(self.path, "a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
+        try:
+            with open(self.path, "a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot append: {error.strerror}") from error
 
     def _rewrite(self) -> None:
-        with open(self.path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.path, text.getvalue().encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -5,13 +5,12 @@ kernels are checked against; its codes are exact (see `nearest_code`).
 """
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import full_precision, require_float
+from .checks import full_precision, require_finite, require_float
 
 # Elements of a (rows, K, D) block of differences, 2 MB in float32: what stays in a core's cache.
 BLOCK_ELEMENTS = 1 << 19
@@ -118,14 +117,18 @@ def rvq_encode(
         if bad:
             raise ValueError(f"mel: {bad} of {mel[..., 0].numel()} frames are not finite")
     with torch.no_grad(), full_precision(mel):
-        residual, books = _project(mel, codebooks, proj_in_weight, proj_in_bias)
-        residual = residual.reshape(-1, residual.shape[-1])  # (N, D)
-        codes = torch.empty(len(residual), len(books), dtype=torch.int64, device=mel.device)
-        for stage, codebook in enumerate(books):
-            codes[:, stage] = nearest_code(residual, codebook)
-            if stage + 1 < len(books):
-                residual = residual - codebook[codes[:, stage]]
-    return codes.reshape(*mel.shape[:-1], len(books))
+        return _search(*_project(mel, codebooks, proj_in_weight, proj_in_bias))
+
+
+def _search(z: Tensor, codebooks: Tensor) -> Tensor:
+    """Greedy codes of projected frames: (..., D) and (Q, K, D) -> (..., Q) int64."""
+    residual = z.reshape(-1, z.shape[-1])  # (N, D)
+    codes = torch.empty(len(residual), len(codebooks), dtype=torch.int64, device=z.device)
+    for stage, codebook in enumerate(codebooks):
+        codes[:, stage] = nearest_code(residual, codebook)
+        if stage + 1 < len(codebooks):
+            residual = residual - codebook[codes[:, stage]]
+    return codes.reshape(*z.shape[:-1], len(codebooks))
 
 
 def rvq_decode(
@@ -150,6 +153,13 @@ def rvq_decode(
         ValueError: the number of codebooks does not fit.
         IndexError: a code is negative or not below codebook_size.
     """
+    _require_codebooks(codebooks)
+    _require_same_device(codes=codes, codebooks=codebooks, proj_out_weight=proj_out_weight)
+    if proj_out_weight is not None and proj_out_weight.shape[1] != codebooks.shape[-1]:
+        raise ValueError(
+            f"proj_out_weight: expected (n_mels, {codebooks.shape[-1]}), "
+            f"got {tuple(proj_out_weight.shape)}"
+        )
     quantized = _sum_codewords(codes, codebooks)
     with full_precision(quantized):
         return _project_out(quantized, proj_out_weight, proj_out_bias).to(codebooks.dtype)
@@ -172,15 +182,15 @@ def rvq_quantize(
     are float32 (or float64) and accumulated so.
     """
     _require_encodable(mel, codebooks, proj_in_weight)
-    codes = rvq_encode(mel, codebooks, proj_in_weight, proj_in_bias)
     with full_precision(mel):
         z, books = _project(mel, codebooks, proj_in_weight, proj_in_bias)  # (..., D)
+        codes = _search(z.detach(), books.detach())
         residual, commitment, codebook_loss = z, [], []
         quantized = torch.zeros_like(z)
         for stage, codebook in enumerate(books):
             codeword = F.embedding(codes[..., stage], codebook)
-            commitment.append(F.mse_loss(residual, codeword.detach()))
-            codebook_loss.append(F.mse_loss(codeword, residual.detach()))
+            commitment.append(_mean_square(residual - codeword.detach()))
+            codebook_loss.append(_mean_square(codeword - residual.detach()))
             residual = residual - codeword.detach()
             quantized = quantized + codeword
         # In this order the value is exactly `quantized`; (quantized + z) - z is not.
@@ -192,6 +202,10 @@ def rvq_quantize(
         commitment_loss=torch.stack(commitment),
         codebook_loss=torch.stack(codebook_loss),
     )
+
+
+def _mean_square(difference: Tensor) -> Tensor:
+    return difference.square().sum() / max(1, difference.numel())  # no frames, no loss
 
 
 def _work_dtype(*tensors: Tensor) -> torch.dtype:
@@ -221,13 +235,16 @@ def _sum_codewords(codes: Tensor, codebooks: Tensor) -> Tensor:
     n_codebooks, size, _ = codebooks.shape
     if codes.ndim < 1 or not 1 <= codes.shape[-1] <= n_codebooks:
         raise ValueError(f"codes: expected (..., 1 to {n_codebooks}), got {tuple(codes.shape)}")
+    codes = codes.long()
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
         raise IndexError(
             f"codes: expected 0 to {size - 1}, got {int(codes.min())} to {int(codes.max())}"
         )
     books = codebooks.to(_work_dtype(codebooks))
-    words = [F.embedding(codes[..., s].long(), books[s]) for s in range(codes.shape[-1])]
-    return torch.stack(words).sum(0) if len(words) > 1 else words[0]
+    quantized = F.embedding(codes[..., 0], books[0])
+    for stage in range(1, codes.shape[-1]):
+        quantized = quantized + F.embedding(codes[..., stage], books[stage])
+    return quantized
 
 
 def _require_encodable(mel: Tensor, codebooks: Tensor, proj_in_weight: Tensor | None) -> None:
@@ -235,8 +252,25 @@ def _require_encodable(mel: Tensor, codebooks: Tensor, proj_in_weight: Tensor | 
     n_mels = codebooks.shape[-1] if proj_in_weight is None else proj_in_weight.shape[1]
     if mel.ndim < 1 or mel.shape[-1] != n_mels:
         raise ValueError(f"mel: expected (..., {n_mels}), got {tuple(mel.shape)}")
-    if mel.device != codebooks.device:
-        raise ValueError(f"mel is on {mel.device}, the codebooks are on {codebooks.device}")
+    _require_codebooks(codebooks)
+    _require_same_device(mel=mel, codebooks=codebooks, proj_in_weight=proj_in_weight)
+    if proj_in_weight is not None and proj_in_weight.shape[0] != codebooks.shape[-1]:
+        raise ValueError(
+            f"proj_in_weight: expected ({codebooks.shape[-1]}, n_mels), "
+            f"got {tuple(proj_in_weight.shape)}"
+        )
+
+
+def _require_codebooks(codebooks: Tensor) -> None:
+    if codebooks.ndim != 3 or codebooks.shape[0] < 1 or codebooks.shape[1] < 2:
+        raise ValueError(f"codebooks: expected (Q, K >= 2, D), got {tuple(codebooks.shape)}")
+
+
+def _require_same_device(**tensors: Tensor | None) -> None:
+    devices = {name: t.device for name, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        where = ", ".join(f"{name} is on {device}" for name, device in devices.items())
+        raise ValueError(f"expected one device: {where}")
 
 
 class RVQ(nn.Module):
@@ -295,7 +329,7 @@ class RVQ(nn.Module):
         )
         for weight in self.codebook_weights():
             nn.init.normal_(weight, std=codebook_dim**-0.5)
-        self.register_load_state_dict_pre_hook(_require_finite)
+        self.register_load_state_dict_pre_hook(require_finite)
 
     @property
     def config(self) -> dict[str, int | bool]:
@@ -342,11 +376,3 @@ class RVQ(nn.Module):
             *self._projection("proj_in"),
             *self._projection("proj_out"),
         )
-
-
-def _require_finite(_: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Load hook: a codebook that is not finite would silently win, or never win, a search."""
-    errors: list[str] = rest[-1]
-    for name, value in state.items():
-        if name.startswith(prefix) and not torch.isfinite(value).all():
-            errors.append(f"{name} holds a value that is not finite")

@@ -1,4 +1,4 @@
-"""The stages of training: what each one learns, for the one loop of `train.py` to run.
+"""The stages of training: what each one learns, for the one loop of `trainer.py` to run.
 
 A stage is a small object: its models, an optimiser for each pass of a step, the loss of a pass, and
 how it is validated. It knows nothing of accumulation, precision, processes, logging or checkpoints.

@@ -29,12 +29,20 @@ import torch
 
 from muomni_fast.reference import distributed
 from muomni_fast.reference.checkpoint import load_model, load_state
-from muomni_fast.reference.data import SpeechDataset, find_clips, read_held_out, split_clips
+from muomni_fast.reference.data import (
+    Clip,
+    SpeechDataset,
+    find_clips,
+    fingerprint,
+    read_held_out,
+    split_clips,
+)
 from muomni_fast.reference.errors import (
     CheckpointError,
     DataError,
     TrainingError,
 )
+from muomni_fast.reference.mel import require_same_mel
 from muomni_fast.reference.presets import TrainConfig, presets
 from muomni_fast.reference.run_folder import RunFolder
 from muomni_fast.reference.stages import STAGES
@@ -43,8 +51,9 @@ from muomni_fast.reference.trainer import Trainer
 log = logging.getLogger("muomni_fast.train")
 
 SHIPPED_SPEECH = Path(__file__).resolve().parent / "speech"
+CACHE_BYTES = 1 << 30  # of decoded clips, per process that trains
 # What a resumed run may change; anything else must be as it was.
-CHANGEABLE = {"resume", "device", "workers", "backend", "out"}
+CHANGEABLE = {"resume", "device", "workers", "backend"}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -83,6 +92,10 @@ def make_config(options: argparse.Namespace) -> TrainConfig:
         for name in ("accumulate", "amp", "seed", "frames_per_code")
         if getattr(options, name) is not None
     }
+    for name, least in (("accumulate", 1), ("frames_per_code", 1), ("seed", 0)):
+        if changes.get(name, least) < least:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}: expected at least {least}, got {changes[name]}")
     recipe = {
         name: getattr(options, name)
         for name in ("steps", "batch_size")
@@ -102,14 +115,19 @@ def open_run(options: argparse.Namespace) -> tuple[RunFolder, TrainConfig, dict[
     """Make a run folder, or open the one to resume; returns it, its config and its description."""
     if options.resume is None:
         config = make_config(options)
-        folder = RunFolder.new(config.preset, options.out)
         run = {
-            "data": str(Path(options.data).resolve()) if options.data else "shipped speech",
+            "data": "shipped speech" if options.data is None else str(Path(options.data).resolve()),
             "split": options.split or "auto",
             "stage": options.stage or "all",
         }
+        clips, source = clips_of(run)
+        split_clips(clips, run["split"])  # what cannot be split makes no folder
+        run["fingerprint"] = fingerprint(clips, source)
+        folder = RunFolder.new(config.preset, options.out)
         folder.write_config(config, **run)
         return folder, config, run
+    if options.out is not None:
+        raise ValueError(f"--out {options.out}: a resumed run stays in its folder")
     folder = RunFolder.existing(options.resume or None)
     config, run = folder.read_config()
     given = {k: v for k, v in vars(options).items() if v is not None and k not in CHANGEABLE}
@@ -122,7 +140,31 @@ def open_run(options: argparse.Namespace) -> tuple[RunFolder, TrainConfig, dict[
         for old in kept or [saved[name]]:
             if old != value:
                 raise CheckpointError(f"{folder.path}: was begun with {name} = {old}, not {value}")
+    clips, source = clips_of(run)
+    if fingerprint(clips, source) != run["fingerprint"]:
+        raise CheckpointError(f"{folder.path}: {source} does not hold the clips it was begun with")
     return folder, config, run
+
+
+def clips_of(run: dict[str, Any]) -> tuple[list[Clip], Path]:
+    """The clips of a run's data, and where they are."""
+    source = SHIPPED_SPEECH if run["data"] == "shipped speech" else Path(run["data"])
+    return find_clips(source), source
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        ValueError: there is no such device, or it does not work.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
 
 
 def train(options: argparse.Namespace) -> RunFolder:
@@ -132,16 +174,13 @@ def train(options: argparse.Namespace) -> RunFolder:
         import muomni_fast
 
         backend = muomni_fast
-    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    device = torch.device(name)
+    device = device_of(options.device)
     rank, world_size = distributed.join(device)
     opened = open_run(options) if rank == 0 else None
     folder, config, run = distributed.share(opened)
 
-    source = SHIPPED_SPEECH if run["data"] == "shipped speech" else Path(run["data"])
-    training, held_out, by = split_clips(find_clips(source), run["split"])
+    found, source = clips_of(run)
+    training, held_out, by = split_clips(found, run["split"])
     if rank == 0:
         log.info(
             "%s: %d training clips, %d held out by %s", source, len(training), len(held_out), by
@@ -167,6 +206,7 @@ def train(options: argparse.Namespace) -> RunFolder:
             rank,
             world_size,
             stage.by_length,
+            cache_bytes=CACHE_BYTES // max(1, workers),
         )
         pairs = [(audio, mel) for _, audio, mel in clips]
         trainer = Trainer(config, stage, data, pairs, folder, device, workers)
@@ -181,7 +221,7 @@ def train(options: argparse.Namespace) -> RunFolder:
         from muomni_fast.reference.report import write_report
 
         products = {
-            stage_name: load_product(folder, stage_name, backend)
+            stage_name: load_product(folder, stage_name, config, backend)
             for stage_name in STAGES
             if folder.model(stage_name).exists()
         }
@@ -190,9 +230,12 @@ def train(options: argparse.Namespace) -> RunFolder:
     return folder
 
 
-def load_product(folder: RunFolder, stage_name: str, backend: ModuleType) -> torch.nn.Module:
+def load_product(
+    folder: RunFolder, stage_name: str, config: TrainConfig, backend: ModuleType
+) -> torch.nn.Module:
     """A finished stage's model, from its checkpoint, on the CPU."""
     checkpoint = load_model(folder.model(stage_name), stage_name)
+    require_same_mel(config.mel, checkpoint.mel, f"run != {folder.model(stage_name)}")
     model_class = backend.RVQ if stage_name == "rvq" else backend.HiFiGANVocoder
     model = model_class(**checkpoint.config)
     load_state(model, checkpoint.state, folder.model(stage_name))
@@ -205,11 +248,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_arguments(argv)
     try:
         train(options)
-    except (CheckpointError, DataError, TrainingError, ValueError) as error:
+    except (CheckpointError, DataError, TrainingError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; `python reference/train.py --resume` goes on", file=sys.stderr)
+        print("stopped; `--resume RUN` goes on from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 

@@ -68,6 +68,11 @@ class Trainer:
         self.device = device
         self.workers = workers
         self.rank, self.world_size = distributed.join(device)
+        if config.accumulate < 1 or stage.batch_size % (self.world_size * config.accumulate):
+            raise ValueError(
+                f"batch_size: expected a multiple of {self.world_size} processes x "
+                f"{config.accumulate} micro-batches, got {stage.batch_size}"
+            )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.step = 0  # steps completed
         self.nan_steps = 0  # in a row
@@ -135,7 +140,7 @@ class Trainer:
         saved = None
         if self.folder.state.exists():
             saved = load_training_state(self.folder.state)
-            if saved["stage"] != stage.name:
+            if saved.get("stage") != stage.name:
                 saved = None
         if saved is None:
             if self.rank == 0:
@@ -167,6 +172,9 @@ class Trainer:
         if self.rank != 0:
             return
         stage = self.stage
+        for name, model in stage.models.items():
+            if not all(torch.isfinite(p).all() for p in model.parameters()):
+                raise TrainingError(f"{name}: weights are not finite; {self._kept()}")
         cuda_rng = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         state = {
             "stage": stage.name,
@@ -228,16 +236,17 @@ class Trainer:
         if torch.isfinite(total):
             parameters = [p for group in optimiser.param_groups for p in group["params"]]
             distributed.average_gradients(parameters)
-            if not self.scaler.is_enabled():  # it looks for itself
-                norm = torch.nn.utils.get_total_norm(
-                    p.grad for p in parameters if p.grad is not None
-                )
-                if not torch.isfinite(norm):
-                    return norm
-            for group in optimiser.param_groups:
-                group.setdefault("base_lr", group["lr"])
-                group["lr"] = group["base_lr"] * factor
-            self.scaler.step(optimiser)
+            self.scaler.unscale_(optimiser)
+            grads = [p.grad for p in parameters if p.grad is not None]
+            sound = torch.isfinite(torch.nn.utils.get_total_norm(grads))
+            # A scaler skips an overflow itself, and lowers its scale as long as that may help.
+            if sound or (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
+                for group in optimiser.param_groups:
+                    group.setdefault("base_lr", group["lr"])
+                    group["lr"] = group["base_lr"] * factor
+                self.scaler.step(optimiser)
+            else:
+                total = torch.full_like(total, torch.nan)
             self.scaler.update()
         return total
 
@@ -252,8 +261,13 @@ class Trainer:
         if self.nan_steps >= MAX_NAN_STEPS:
             raise TrainingError(
                 f"{self.stage.name}: the loss was not finite for {MAX_NAN_STEPS} steps in a row, "
-                f"up to step {self.step + 1}; {self.folder.state} holds the last checkpoint"
+                f"up to step {self.step + 1}; {self._kept()}"
             )
+
+    def _kept(self) -> str:
+        if self.folder.state.exists():
+            return f"{self.folder.state} holds the last checkpoint"
+        return f"no checkpoint was written to {self.folder.state}"
 
     def _mean_figures(self, figures: dict[str, Tensor]) -> dict[str, float]:
         values = distributed.mean(torch.stack([v.float() for v in figures.values()]))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .checkpoint import load_model, load_state
 from .checks import require_hop, require_n_mels
+from .errors import CheckpointError
 from .griffin_lim import GriffinLimVocoder, one_clip
 from .hifigan import HiFiGANVocoder
 from .mel import MelConfig, require_same_mel
@@ -47,7 +48,10 @@ class NeuralVocoder(nn.Module):
         if config is not None:
             require_same_mel(config, saved.mel, f"asked for != {checkpoint}")
         self.config = saved.mel
-        generator = self.generator_class(**saved.config)
+        try:
+            generator = self.generator_class(**saved.config)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint}: not a generator's config: {error}") from error
         load_state(generator, saved.state, checkpoint)
         require_hop(generator.hop_length, self.config.hop_length)
         require_n_mels(generator.n_mels, self.config.n_mels, "the vocoder")

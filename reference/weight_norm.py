@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d)
 TORCH_NAMES = {
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
@@ -33,8 +34,14 @@ def is_normed(module: nn.Module) -> bool:
 def fold(module: nn.Module) -> None:
     """Replace every normed weight below `module` by its value."""
     for child in module.modules():
-        if is_normed(child):
-            parametrize.remove_parametrizations(child, "weight")
+        if isinstance(child, CONVOLUTIONS) and is_normed(child):
+            # Not torch's remove_parametrizations: it breaks every deepcopy of the module, whose
+            # class is shared, and without gradients it leaves a buffer.
+            with torch.inference_mode(False), torch.no_grad():
+                weight = nn.Parameter(child.weight.detach().clone())
+            child.__class__ = type(child).__mro__[1]
+            del child.parametrizations
+            child.register_parameter("weight", weight)
 
 
 def _use_published_names(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
@@ -67,11 +74,10 @@ def split_state(state: dict[str, Tensor], normed_names: set[str]) -> dict[str, T
 
 def accept_both_kinds(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Load hook: turn `weight` into `weight_g`, `weight_v` or back, as `module` needs."""
-    kinds = (nn.Conv1d, nn.ConvTranspose1d)
     names = {
         f"{prefix}{name}.weight"
         for name, child in module.named_modules()
-        if isinstance(child, kinds) and is_normed(child)
+        if isinstance(child, CONVOLUTIONS) and is_normed(child)
     }
     converted = split_state(state, names) if names else fold_state(state)
     state.clear()  # in place: the children are loaded from this very mapping

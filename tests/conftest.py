@@ -9,6 +9,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+os.environ.pop("MUOMNI_FAST_BACKEND", None)
 
 # Fills fresh memory with NaN (integers: the largest), so that an output nobody wrote shows.
 torch.use_deterministic_algorithms(True)

@@ -113,6 +113,14 @@ def test_hostile_headers(tmp_path):
             read_audio(path)
 
 
+def test_headers_that_would_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("muomni_fast.reference.audio.MAX_SAMPLES", 20_000)
+    stereo = np.stack([TONE, TONE], 1)
+    with pytest.raises(AudioFormatError, match="declares 32,000 samples, more than 20,000"):
+        audio_info(write(tmp_path / "a.flac", stereo))
+    assert audio_info(write(tmp_path / "b.flac")).frames == RATE
+
+
 def test_hours_are_refused_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr("muomni_fast.reference.audio.MAX_SECONDS", 0.5)
     with pytest.raises(AudioFormatError, match="declares 1 s"):

@@ -137,7 +137,8 @@ def test_pickles_that_run_code_are_refused(tmp_path):
     torch.save({"generator": Payload()}, path)
     with pytest.raises(CheckpointError, match=r"evil\.pt"):
         checkpoint.load_foreign_checkpoint(path, "generator")
-    path.write_bytes(pickle.dumps({"generator": Payload()}))
+    content = pickle.dumps({"generator": Payload()})
+    path.write_bytes(hashlib.sha256(content).hexdigest().encode() + content)
     with pytest.raises(CheckpointError, match=r"evil\.pt"):
         checkpoint.load_training_state(path)
     assert not Path("/tmp/should-not-exist").exists()
@@ -148,9 +149,12 @@ def test_truncated_and_empty_states_are_one_error(tmp_path):
     checkpoint.save_training_state(path, {"step": 3, "weights": torch.randn(1000)})
     whole = path.read_bytes()
     assert checkpoint.load_training_state(path)["step"] == 3
-    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match=r"state\.pt"):
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    sizes = (0, 1, 100, len(whole) // 2, len(whole) - 1)
+    for content in (*(whole[:size] for size in sizes), bytes(flipped)):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"state\.pt: damaged"):
             checkpoint.load_training_state(path)
 
 

@@ -1,5 +1,6 @@
 """Finding clips, splitting them, and batches that depend on nothing but seed and step."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,38 @@ def test_bad_clips_are_counted_logged_and_replaced(tmp_path, caplog):
     for name, why in (("002", "not readable"), ("005", "no such file"), ("006", "silent, peak 0")):
         assert caplog.text.count(f"{name}.wav: {why}") == 1
     assert data.frames(10**6).shape[0] == 5 * 63
+
+
+def test_odd_names_and_clips_of_one_sample(tmp_path, caplog):
+    """A name that is not UTF-8, and a sample too short to resample, are at most skipped."""
+    clips_in(tmp_path, 6)
+    one = noise(tmp_path / "one.wav", seconds=1 / 48000, rate=48000)
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav"))
+    noise(tmp_path / "plain.wav").rename(odd)
+    found = find_clips(tmp_path)
+    assert {one, odd} <= {c.path for c in found} and len(found) == 8
+    assert sum(map(len, split_clips(found)[:2])) == 8
+    data = SpeechDataset(found, MEL, 2560, 4, by_length=True)
+    for step in range(12):
+        data[step]
+    assert {found[i].path for i in data.bad} <= {one, odd} and one in {
+        found[i].path for i in data.bad
+    }
+    assert "too short" in caplog.text
+
+
+def test_long_clips_count_by_their_length(tmp_path):
+    clips = [Clip(noise(tmp_path / "long.wav", seconds=3.2), "")]
+    clips.append(Clip(noise(tmp_path / "short.wav", seconds=0.32), ""))
+    by_length = SpeechDataset(clips, MEL, 5120, 4, by_length=True)
+    assert [by_length.clip_of(p) for p in range(11)].count(0) == 10
+    assert sorted(SpeechDataset(clips, MEL, 5120, 4).clip_of(p) for p in range(2)) == [0, 1]
+
+
+def test_folders_that_number_files_anew_hold_out_different_ones(tmp_path):
+    clips = [Clip(tmp_path / f"{a:02d}" / f"{b:02d}.wav", "") for a in range(20) for b in range(10)]
+    names = {c.path.name for c in split_clips(clips)[1]}
+    assert len(names) > 5
 
 
 def test_too_many_bad_clips_stop_training(tmp_path):

@@ -74,6 +74,20 @@ def test_silence_stays_silent():
     assert GriffinLimVocoder(config)(mel).abs().max() == 0
 
 
+def test_autocast_does_not_reach_it_and_nan_shows():
+    vocoder, mel = (
+        GriffinLimVocoder(n_iter=4),
+        clip_mel("ben-09", MelConfig())[None, :, :20].clone(),
+    )
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype):
+            assert torch.equal(vocoder(mel), vocoder(mel.clone()))
+            inside = vocoder(mel)
+        assert torch.equal(inside, vocoder(mel))
+    mel[0, 3, 4] = torch.nan
+    assert vocoder(mel).isnan().any()
+
+
 def test_accepts_arrays_and_refuses_other_shapes():
     vocoder = GriffinLimVocoder(n_iter=1)
     assert vocoder.mel_to_audio(np.zeros((128, 3), dtype=np.float32)).shape == (768,)

@@ -87,6 +87,26 @@ def test_weight_norm_changes_keys_and_nothing_else(lib):
     folded = copy.deepcopy(normed).fold_weight_norm()
     assert set(folded.state_dict()) == set(plain.state_dict())
     torch.testing.assert_close(folded(mel), before, rtol=0, atol=1e-6)
+    assert torch.equal(normed(mel), before)  # folding a copy leaves the original alone
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_folding_keeps_parameters_in_every_mode(lib, mode):
+    model = lib.HiFiGANVocoder(**SMALL, weight_norm=True)
+    with mode():
+        model.fold_weight_norm()
+    assert dict(model.named_parameters()).keys() == lib.HiFiGANVocoder(**SMALL).state_dict().keys()
+    model.load_state_dict(lib.HiFiGANVocoder(**SMALL).state_dict())
+    model(torch.randn(1, 128, 2)).sum().backward()
+
+
+def test_weights_that_are_not_finite_do_not_load(lib):
+    model = lib.HiFiGANVocoder(**SMALL)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["ups.1.bias"][2] = torch.inf
+    with pytest.raises(RuntimeError, match=r"ups\.1\.bias holds a value that is not finite"):
+        model.load_state_dict(state)
+    assert all(p.isfinite().all() for p in model.parameters())
 
 
 def test_state_dicts_are_interchangeable():
@@ -173,6 +193,26 @@ def test_forward_refuses(lib):
             model(torch.zeros(shape))
     with pytest.raises(TypeError, match="int64"):
         model(torch.zeros(1, 128, 4, dtype=torch.int64))
+
+
+def test_blocks_refuse(lib):
+    for module in (lib.ResBlock(4, 3, (1,)), lib.MRF(4, (3,), ((1,),))):
+        with pytest.raises(ValueError, match=r"x: expected \(B, 4, T >= 1\), got \(1, 5, 6\)"):
+            module(torch.zeros(1, 5, 6))
+        with pytest.raises(TypeError, match="x: .*int64"):
+            module(torch.zeros(1, 4, 6, dtype=torch.int64))
+
+
+def test_hifigan_configs_that_lack_something_are_named(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"num_mels": 80}')
+    with pytest.raises(ValueError, match=r"config\.json: lacks upsample_rates, "):
+        reference.HiFiGANVocoder.from_hifigan(path, "unused")
+    with pytest.raises(ValueError, match=r"config\.json: lacks sampling_rate, n_fft"):
+        MelConfig.from_hifigan(path)
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json: not a HiFi-GAN config"):
+        MelConfig.from_hifigan(path)
 
 
 def test_from_hifigan_refuses_a_hop_that_is_not_the_product(tmp_path, weights):

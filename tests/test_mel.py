@@ -119,6 +119,24 @@ def test_log_mel_has_finite_gradients_on_silence():
     assert audio.grad is not None and audio.grad.isfinite().all()
 
 
+def test_first_use_in_inference_mode_leaves_training_possible():
+    config = MelConfig(n_mels=77)
+    with torch.inference_mode():
+        log_mel(torch.randn(1, 1000), config)
+    audio = torch.randn(1, 1000, requires_grad=True)
+    log_mel(audio, config).sum().backward()
+    assert audio.grad is not None
+
+
+def test_empty_batches():
+    assert log_mel(torch.zeros(0, 1000), MelConfig()).shape == (0, 128, 4)
+    assert GriffinLimVocoder()(torch.zeros(0, 128, 4)).shape == (0, 1024)
+    assert ref.HiFiGANVocoder(upsample_initial_channel=16)(torch.zeros(0, 128, 4)).shape == (
+        0,
+        1024,
+    )
+
+
 def test_log_mel_refuses():
     with pytest.raises(TypeError, match="int16"):
         log_mel(torch.zeros(100, dtype=torch.int16), MelConfig())
@@ -131,6 +149,7 @@ def test_log_mel_refuses():
     [
         (dict(hop_length=0), "hop_length"),
         (dict(hop_length=255), "hop_length.*255"),
+        (dict(n_fft=2048, hop_length=1280), "hop_length: expected at most win_length = 1024.*1280"),
         (dict(win_length=2048), "win_length.*2048"),
         (dict(fmax=9000.0), "fmax.*9000"),
         (dict(fmin=8000.0), "fmin"),

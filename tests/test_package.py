@@ -119,6 +119,22 @@ def test_explain_and_forced_backends(monkeypatch):
         rvq.encode(mel)
 
 
+def test_what_keeps_a_kernel_from_running(monkeypatch):
+    """With a kernel in the table, device and installation decide."""
+    from muomni_fast import backend
+
+    monkeypatch.setitem(backend.KERNELS, "mrf", "mrf")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    x = torch.zeros(1)
+    assert backend.obstacle("mrf", x) == "the tensors are not on a CUDA device"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert (
+        backend.choose("mrf", x) == "triton" and backend.explain("mrf", x) == "mrf: Triton kernel"
+    )
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    assert backend.obstacle("mrf", x) == "triton is not installed"
+
+
 def test_the_fallback_is_logged_once(caplog):
     from muomni_fast import backend
 

@@ -32,7 +32,7 @@ def run(
     *arguments: str | Path, timeout: float = 300, **env: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)],
+        [sys.executable, SCRIPT, "--device", "cpu", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -89,7 +89,7 @@ def test_a_run_leaves_what_it_promises(smoke):
     audio = sorted((smoke / "audio").iterdir())
     assert len(audio) == 15
     for path in audio:
-        clip = path.name[:6]
+        clip = path.name[2:8]
         original = soundfile.info(SPEECH / "wavs" / f"{clip}.flac").frames
         assert soundfile.info(path).frames == original
     results = json.loads((smoke / "results.json").read_text())
@@ -109,10 +109,11 @@ def test_killed_and_resumed_is_bit_equal(smoke, tmp_path, stage):
     """SIGKILL at a random step, then --resume: everything as in the unbroken run."""
     folder = tmp_path / "run"
     seed = random.randrange(2**32)
-    kill_after = random.Random(seed).randint(4, 20 if stage == "rvq" else 10)
+    kill_after = random.Random(seed).randint(1, 20 if stage == "rvq" else 10)
     print(f"seed {seed}: kill after {stage} step {kill_after}")
     process = subprocess.Popen(
-        [sys.executable, SCRIPT, *SMOKE, "--out", folder], stderr=subprocess.DEVNULL
+        [sys.executable, SCRIPT, "--device", "cpu", *SMOKE, "--out", folder],
+        stderr=subprocess.DEVNULL,
     )
     table, deadline = folder / f"metrics-{stage}.csv", time.time() + 120
     while time.time() < deadline and process.poll() is None:
@@ -160,7 +161,7 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
     common = [*SMOKE, "--steps", "10", "--batch-size", "4"]
     assert run(*common, "--out", tmp_path / "one", OMP_NUM_THREADS="1").returncode == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, str(SCRIPT), *common, "--out", str(tmp_path / "two")]
+    command = [*torchrun, str(SCRIPT), "--device", "cpu", *common, "--out", str(tmp_path / "two")]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -265,6 +266,38 @@ def test_run_folders_are_never_overwritten(tmp_path):
     assert "not a run folder" in failing("--resume", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--accumulate", "0"], "--accumulate: expected at least 1, got 0"),
+        (["--accumulate", "3"], "multiple of 1 processes x 3 micro-batches, got 4"),
+        (["--frames-per-code", "0"], "--frames-per-code: expected at least 1"),
+        (["--seed", "-1"], "--seed: expected at least 0, got -1"),
+        (["--steps", "0"], "--steps: expected at least 1, got 0"),
+        (["--device", "nonsense"], "--device nonsense"),
+        (["--out", "/dev/null"], "/dev/null"),
+        (["--data", ""], "no audio found"),
+    ],
+)
+def test_options_out_of_range_are_named(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.main([*SMOKE, *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_resume_notices_that_the_data_changed(tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(4):
+        noise = 0.1 * np.random.default_rng(i).standard_normal(8000)
+        soundfile.write(data / f"{i}.wav", noise, 16000)
+    arguments = [*SMOKE, "--stage", "rvq", "--data", str(data), "--out", str(tmp_path / "run")]
+    assert train.main(arguments) == 0
+    (data / "3.wav").rename(data / "4.wav")
+    assert train.main(["--resume", str(tmp_path / "run")]) == 1
+    assert "does not hold the clips it was begun with" in capsys.readouterr().err
+
+
 def failing_in(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, cwd=folder
@@ -276,6 +309,9 @@ def failing_in(folder: Path, *arguments: str) -> str:
 def test_resume_refuses_other_settings(smoke):
     message = failing("--resume", smoke, "--seed", "3")
     assert "seed = 0, not 3" in message
+    assert "--out elsewhere: a resumed run stays" in failing(
+        "--resume", smoke, "--out", "elsewhere"
+    )
     assert "preset = smoke, not quick" in failing("--resume", smoke, "--preset", "quick")
 
 
@@ -295,12 +331,10 @@ def test_settings_that_do_not_fit_are_named():
     config = presets()["smoke"]
     from dataclasses import replace
 
-    with pytest.raises(ValueError, match="256.*300|hop"):
+    with pytest.raises(ValueError, match="256.*300"):
         replace(config, mel=replace(config.mel, hop_length=300))
     with pytest.raises(ValueError, match="n_mels = 128.*80"):
         replace(config, mel=replace(config.mel, n_mels=80))
-    with pytest.raises(ValueError, match="accumulate.*4.*3|accumulate.*2.*3"):
-        replace(config, accumulate=3)
     with pytest.raises(ValueError, match="segment_samples.*2000"):
         replace(config, segment_samples=2000)
 
@@ -332,9 +366,43 @@ def test_a_loss_that_stays_nan_stops_and_keeps_the_checkpoint(tmp_path, monkeypa
     poison(monkeypatch, set(range(9, 99)))
     assert train.main([*SMOKE, "--stage", "rvq", "--out", str(tmp_path / "run")]) == 1
     message = capsys.readouterr().err
-    assert "not finite for 10 steps in a row, up to step 18" in message and "state.pt" in message
+    assert "not finite for 10 steps in a row, up to step 18" in message
+    assert "state.pt holds the last checkpoint" in message
     state = load_training_state(tmp_path / "run" / "checkpoints" / "state.pt")
     assert all(torch.isfinite(v).all() for v in state["models"]["rvq"].values())
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path, monkeypatch, capsys):
+    real = trainer.Trainer._train_step
+
+    def step(self, batch):
+        figures = real(self, batch)
+        if self.step == 6:
+            self.stage.product.proj_in.weight.data[0, 0] = torch.inf
+        return figures
+
+    monkeypatch.setattr(trainer.Trainer, "_train_step", step)
+    assert train.main([*SMOKE, "--stage", "rvq", "--out", str(tmp_path / "run")]) == 1
+    assert "rvq: weights are not finite" in capsys.readouterr().err
+    assert load_training_state(tmp_path / "run" / "checkpoints" / "state.pt")["step"] == 4
+
+
+def test_a_gradient_that_is_not_finite_skips_its_step(tmp_path, monkeypatch):
+    real = stages.RVQStage.loss
+    calls: list[int] = []
+    counted = []
+    monkeypatch.setattr(trainer.Trainer, "_count_nan", lambda self, loss: counted.append(self.step))
+
+    def counting(self, pass_name, batch):
+        value, figures = real(self, pass_name, batch)
+        calls.append(1)
+        if len(calls) in (3, 4):
+            value = value + (self.rvq.proj_in.weight[0, 0] * 0).sqrt()  # 0, with gradient NaN
+        return value, figures
+
+    monkeypatch.setattr(stages.RVQStage, "loss", counting)
+    assert train.main([*SMOKE, "--stage", "rvq", "--out", str(tmp_path / "run")]) == 0
+    assert counted == [2, 3]
 
 
 def test_a_full_disk_stops_with_the_previous_checkpoint_intact(tmp_path, monkeypatch, capsys):
