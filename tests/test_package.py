@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -162,3 +163,8 @@ def test_readme_examples_run(tmp_path):
         [sys.executable, "-c", "\n".join(blocks)], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_readme_and_changelog_have_no_blanks():
+    for name in ("README.md", "CHANGELOG.md"):
+        assert not re.findall(r"@[A-Z_]+@", (ROOT / name).read_text())
