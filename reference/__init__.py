@@ -9,7 +9,8 @@ from .griffin_lim import GriffinLimVocoder
 from .hifigan import MRF, HiFiGANVocoder, ResBlock
 from .mel import MelConfig, log_mel, mel_filterbank, pool_frames, unpool_frames
 from .pipeline import SpeechCodec
-from .rvq import RVQ, RVQOutput, nearest_code, rvq_decode, rvq_encode, rvq_quantize
+from .rvq import RVQ, RVQOutput, rvq_decode, rvq_encode, rvq_quantize
+from .search import nearest_code
 from .vocoder import NeuralVocoder
 
 __all__ = [

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 import muomni_fast.reference as backend
-from muomni_fast.reference.data import SpeechDataset, find_clips, read_held_out, split_clips
+from muomni_fast.reference.clips import find_clips, split_clips
+from muomni_fast.reference.data import SpeechDataset, read_held_out
 from muomni_fast.reference.errors import CheckpointError, DataError
 from muomni_fast.reference.mel import pool_frames
 from muomni_fast.reference.run_folder import RunFolder

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from .audio import write_audio
 from .checkpoint import write_atomically
+from .clips import Clip
 from .codebook_health import start_from_data
-from .data import Clip, SpeechDataset
+from .data import SpeechDataset
 from .griffin_lim import GriffinLimVocoder
 from .mel import MelConfig, log_mel, pool_frames
 from .pipeline import SpeechCodec

@@ -1,7 +1,7 @@
 """Residual vector quantization of mel frames: projection, nearest code per stage, projection back.
 
-Zeghidour et al., "SoundStream" (2021), algorithm 1. The search here is the plain one that the fast
-kernels are checked against; its codes are exact (see `nearest_code`).
+Zeghidour et al., "SoundStream" (2021), algorithm 1. The search is the plain one that the fast
+kernels are checked against; its codes are exact (see `search.nearest_code`).
 """
 
 import dataclasses
@@ -11,11 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import full_precision, require_finite, require_float
-
-# Elements of a (rows, K, D) block of differences, 2 MB in float32: what stays in a core's cache.
-BLOCK_ELEMENTS = 1 << 19
-# Below this a float32 squared distance may have lost terms to underflow.
-UNDERFLOW = 2.0**-100
+from .search import nearest_code
 
 
 @dataclasses.dataclass
@@ -35,51 +31,6 @@ class RVQOutput:
     quantized: Tensor
     commitment_loss: Tensor
     codebook_loss: Tensor
-
-
-def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest codeword of every row, exactly.
-
-    Distances are taken in difference form. A row whose two smallest float32 distances are closer
-    than their rounding bound is measured again in float64, where distances that agree to (D + 2) *
-    2^-52 relative count as tied. The lowest index wins a tie; a row with a NaN or an infinity gets
-    code 0.
-
-    Args:
-        x: (N, D) float32 or float64.
-        codebook: (K, D), K >= 2, the dtype of `x`, finite.
-
-    Returns:
-        (N,) int64.
-    """
-    codes = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    rows = max(1, BLOCK_ELEMENTS // codebook.numel())
-    for start in range(0, len(x), rows):
-        block = x[start : start + rows]
-        if x.dtype == torch.float64:
-            codes[start : start + rows] = _nearest_in_float64(block, codebook)
-            continue
-        distance = _squared_distances(block, codebook)  # (rows, K)
-        two, index = distance.topk(2, dim=1, largest=False)
-        (best, second), index = two.unbind(1), index[:, 0]
-        bound = (codebook.shape[1] + 2) * 2.0**-24 * (best + second)
-        certain = (second - best > bound) & (second > UNDERFLOW)  # False for NaN
-        if not certain.all():
-            unsure = ~certain
-            index[unsure] = _nearest_in_float64(block[unsure].double(), codebook.double())
-        codes[start : start + rows] = index
-    return codes
-
-
-def _squared_distances(x: Tensor, codebook: Tensor) -> Tensor:
-    return (x[:, None] - codebook).square_().sum(-1)  # (N, K)
-
-
-def _nearest_in_float64(x: Tensor, codebook: Tensor) -> Tensor:
-    distance = _squared_distances(x, codebook)
-    tie = (codebook.shape[1] + 2) * 2.0**-52
-    near = distance <= distance.amin(1, keepdim=True) * (1 + tie)
-    return near.to(torch.uint8).argmax(1)  # first maximum: the lowest index; 0 for a NaN row
 
 
 def rvq_encode(

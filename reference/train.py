@@ -29,14 +29,8 @@ import torch
 
 from muomni_fast.reference import distributed
 from muomni_fast.reference.checkpoint import load_model, load_state
-from muomni_fast.reference.data import (
-    Clip,
-    SpeechDataset,
-    find_clips,
-    fingerprint,
-    read_held_out,
-    split_clips,
-)
+from muomni_fast.reference.clips import Clip, find_clips, fingerprint, split_clips
+from muomni_fast.reference.data import SpeechDataset, read_held_out
 from muomni_fast.reference.errors import (
     CheckpointError,
     DataError,
@@ -87,23 +81,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def make_config(options: argparse.Namespace) -> TrainConfig:
     """The preset with the command line's changes."""
     config = presets()[options.preset or "quick"]
-    changes: dict[str, Any] = {
-        name: getattr(options, name)
-        for name in ("accumulate", "amp", "seed", "frames_per_code")
-        if getattr(options, name) is not None
-    }
-    for name, least in (("accumulate", 1), ("frames_per_code", 1), ("seed", 0)):
-        if changes.get(name, least) < least:
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    for name in ("steps", "batch_size", "accumulate", "frames_per_code", "seed"):
+        least = 0 if name == "seed" else 1
+        if given.get(name, least) < least:
             option = name.replace("_", "-")
-            raise ValueError(f"--{option}: expected at least {least}, got {changes[name]}")
-    recipe = {
-        name: getattr(options, name)
-        for name in ("steps", "batch_size")
-        if getattr(options, name) is not None
-    }
-    for name, value in recipe.items():
-        if value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+            raise ValueError(f"--{option}: expected at least {least}, got {given[name]}")
+    plain = ["accumulate", "amp", "seed", "frames_per_code"]
+    changes = {name: given[name] for name in plain if name in given}
+    recipe = {n: given[n] for n in ("steps", "batch_size") if n in given}
     unit = config.mel.hop_length * changes.get("frames_per_code", config.frames_per_code)
     changes["segment_samples"] = -(-config.segment_samples // unit) * unit
     changes["rvq_recipe"] = dataclasses.replace(config.rvq_recipe, **recipe)

@@ -110,6 +110,17 @@ def test_a_crash_at_any_write_keeps_the_previous_checkpoint(saved, monkeypatch):
     assert not list(saved.parent.glob(".*.tmp"))
 
 
+def test_content_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    order = []
+    for call in ("fsync", "replace"):
+        real = getattr(os, call)
+        monkeypatch.setattr(
+            checkpoint.os, call, lambda *args, c=call, r=real: (order.append(c), r(*args))
+        )
+    checkpoint.write_atomically(tmp_path / "a", b"content")
+    assert order == ["fsync", "replace", "fsync"]  # the file, its name, the folder
+
+
 def test_a_full_disk_names_path_and_bytes_and_keeps_the_old_file(tmp_path):
     """A real failing write: the kernel refuses files beyond 64 kB in a process of its own."""
     target = tmp_path / "state.pt"

@@ -9,7 +9,8 @@ import torch
 from conftest import SPEECH
 
 from muomni_fast import DataError, MelConfig, log_mel
-from muomni_fast.reference.data import Clip, SpeechDataset, find_clips, split_clips
+from muomni_fast.reference.clips import Clip, find_clips, split_clips
+from muomni_fast.reference.data import SpeechDataset
 
 soundfile = pytest.importorskip("soundfile")
 RATE, MEL = 16000, MelConfig()
