@@ -21,7 +21,7 @@ from muomni_fast.reference.errors import CheckpointError, DataError
 from muomni_fast.reference.mel import pool_frames
 from muomni_fast.reference.run_folder import RunFolder
 from muomni_fast.reference.stages import validate_rvq
-from muomni_fast.reference.train import SHIPPED_SPEECH, load_product
+from muomni_fast.reference.train import load_product, source_of
 from muomni_fast.reference.trainer import START_FRAMES
 
 
@@ -69,8 +69,7 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Held-out figures by quantizer: "trained", and "faiss greedy" if asked for."""
     config, run = folder.read_config()
-    shipped = run["data"] == "shipped speech" and data is None
-    source = SHIPPED_SPEECH if shipped else Path(data or run["data"])
+    source = source_of(run) if data is None else Path(data)
     training, held_out, _ = split_clips(find_clips(source), run["split"])
     mels = [mel for _, _, mel in read_held_out(held_out, config.mel)]
     rvq: Any = load_product(folder, "rvq", config, backend)

@@ -29,22 +29,29 @@ LEVEL_LIMIT = 6.0  # dB between a reconstruction and its original
 
 @torch.no_grad()
 def compare_sizes(
-    config: TrainConfig, data: SpeechDataset, held_out: Sequence[Tensor]
+    config: TrainConfig,
+    data: SpeechDataset,
+    held_out: Sequence[Tensor],
+    own_start: dict[str, float],
 ) -> dict[str, dict[str, float]]:
     """Held-out figures at the PCA + k-means start of several sizes of quantizer.
 
-    One codebook, the config's number of them, and two small quantizers of equal bits; of the
-    config's own size in one codebook there would be more codes than frames.
+    One codebook, the config's number of them (`own_start`, known from training), and two small
+    quantizers of equal bits; one codebook with all of the config's bits would have more codes than
+    there are frames.
     """
     frames = pool_frames(data.frames(START_FRAMES), config.frames_per_code)
     own = RVQ(**config.rvq)
-    sizes = [(1, own.codebook_size), (own.n_codebooks, own.codebook_size), *EQUAL_BITS]
+    own_size = (own.n_codebooks, own.codebook_size)
     figures = {}
-    for n_codebooks, size in dict.fromkeys(sizes):
-        changes = {"n_codebooks": n_codebooks, "codebook_size": size}
-        rvq = RVQ(**(config.rvq | changes))
+    for n_codebooks, size in dict.fromkeys([(1, own.codebook_size), own_size, *EQUAL_BITS]):
+        name = f"{n_codebooks} x {size}"
+        if (n_codebooks, size) == own_size:
+            figures[name] = own_start
+            continue
+        rvq = RVQ(**(config.rvq | {"n_codebooks": n_codebooks, "codebook_size": size}))
         start_from_data(rvq, frames, torch.Generator().manual_seed(config.seed))
-        figures[f"{n_codebooks} x {size}"] = validate_rvq(rvq, held_out, config.frames_per_code)
+        figures[name] = validate_rvq(rvq, held_out, config.frames_per_code)
     return figures
 
 

@@ -106,14 +106,14 @@ def rvq_decode(
     """
     _require_codebooks(codebooks)
     _require_same_device(codes=codes, codebooks=codebooks, proj_out_weight=proj_out_weight)
-    if proj_out_weight is not None and proj_out_weight.shape[1] != codebooks.shape[-1]:
+    dim = codebooks.shape[-1]
+    if proj_out_weight is not None and proj_out_weight.shape[1] != dim:
         raise ValueError(
-            f"proj_out_weight: expected (n_mels, {codebooks.shape[-1]}), "
-            f"got {tuple(proj_out_weight.shape)}"
+            f"proj_out_weight: expected (n_mels, {dim}), got {tuple(proj_out_weight.shape)}"
         )
     quantized = _sum_codewords(codes, codebooks)
     with full_precision(quantized):
-        return _project_out(quantized, proj_out_weight, proj_out_bias).to(codebooks.dtype)
+        return _linear(quantized, proj_out_weight, proj_out_bias).to(codebooks.dtype)
 
 
 def rvq_quantize(
@@ -145,7 +145,7 @@ def rvq_quantize(
             residual = residual - codeword.detach()
             quantized = quantized + codeword
         # In this order the value is exactly `quantized`; (quantized + z) - z is not.
-        out = _project_out(quantized + (z - z.detach()), proj_out_weight, proj_out_bias)
+        out = _linear(quantized + (z - z.detach()), proj_out_weight, proj_out_bias)
     return RVQOutput(
         mel=out.to(mel.dtype),
         codes=codes,
@@ -167,17 +167,14 @@ def _project(
     mel: Tensor, codebooks: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     dtype = _work_dtype(mel, codebooks)
-    mel, codebooks = mel.to(dtype), codebooks.to(dtype)
-    if weight is None:
-        return mel, codebooks
-    return F.linear(mel, weight.to(dtype), None if bias is None else bias.to(dtype)), codebooks
+    return _linear(mel.to(dtype), weight, bias), codebooks.to(dtype)
 
 
-def _project_out(quantized: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """A projection in the dtype of `x`, or none at all."""
     if weight is None:
-        return quantized
-    dtype = quantized.dtype
-    return F.linear(quantized, weight.to(dtype), None if bias is None else bias.to(dtype))
+        return x
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 def _sum_codewords(codes: Tensor, codebooks: Tensor) -> Tensor:

@@ -97,8 +97,14 @@ def make_config(options: argparse.Namespace) -> TrainConfig:
     return dataclasses.replace(config, **changes)
 
 
-def open_run(options: argparse.Namespace) -> tuple[RunFolder, TrainConfig, dict[str, Any]]:
-    """Make a run folder, or open the one to resume; returns it, its config and its description."""
+def open_run(
+    options: argparse.Namespace,
+) -> tuple[RunFolder, TrainConfig, dict[str, Any], list[Clip]]:
+    """Make a run folder, or open the one to resume.
+
+    Returns:
+        the folder, its config, its description, and the clips of its data.
+    """
     if options.resume is None:
         config = make_config(options)
         run = {
@@ -106,12 +112,13 @@ def open_run(options: argparse.Namespace) -> tuple[RunFolder, TrainConfig, dict[
             "split": options.split or "auto",
             "stage": options.stage or "all",
         }
-        clips, source = clips_of(run)
+        source = source_of(run)
+        clips = find_clips(source)
         split_clips(clips, run["split"])  # what cannot be split makes no folder
         run["fingerprint"] = fingerprint(clips, source)
         folder = RunFolder.new(config.preset, options.out)
         folder.write_config(config, **run)
-        return folder, config, run
+        return folder, config, run, clips
     if options.out is not None:
         raise ValueError(f"--out {options.out}: a resumed run stays in its folder")
     folder = RunFolder.existing(options.resume or None)
@@ -126,16 +133,16 @@ def open_run(options: argparse.Namespace) -> tuple[RunFolder, TrainConfig, dict[
         for old in kept or [saved[name]]:
             if old != value:
                 raise CheckpointError(f"{folder.path}: was begun with {name} = {old}, not {value}")
-    clips, source = clips_of(run)
+    source = source_of(run)
+    clips = find_clips(source)
     if fingerprint(clips, source) != run["fingerprint"]:
         raise CheckpointError(f"{folder.path}: {source} does not hold the clips it was begun with")
-    return folder, config, run
+    return folder, config, run, clips
 
 
-def clips_of(run: dict[str, Any]) -> tuple[list[Clip], Path]:
-    """The clips of a run's data, and where they are."""
-    source = SHIPPED_SPEECH if run["data"] == "shipped speech" else Path(run["data"])
-    return find_clips(source), source
+def source_of(run: dict[str, Any]) -> Path:
+    """Where a run's data is."""
+    return SHIPPED_SPEECH if run["data"] == "shipped speech" else Path(run["data"])
 
 
 def device_of(name: str | None) -> torch.device:
@@ -163,14 +170,12 @@ def train(options: argparse.Namespace) -> RunFolder:
     device = device_of(options.device)
     rank, world_size = distributed.join(device)
     opened = open_run(options) if rank == 0 else None
-    folder, config, run = distributed.share(opened)
+    folder, config, run, found = distributed.share(opened)
 
-    found, source = clips_of(run)
     training, held_out, by = split_clips(found, run["split"])
     if rank == 0:
-        log.info(
-            "%s: %d training clips, %d held out by %s", source, len(training), len(held_out), by
-        )
+        sizes = (len(training), len(held_out), by)
+        log.info("%s: %d training clips, %d held out by %s", source_of(run), *sizes)
         log.info("run folder: %s", folder.path)
     clips = read_held_out(held_out, config.mel) if rank == 0 else []
     workers = options.workers
@@ -201,7 +206,8 @@ def train(options: argparse.Namespace) -> RunFolder:
             if stage_name == "rvq":
                 from muomni_fast.reference.report import compare_sizes
 
-                results["sizes"] = compare_sizes(config, data, [mel for _, mel in pairs])
+                mels = [mel for _, mel in pairs]
+                results["sizes"] = compare_sizes(config, data, mels, results["start"])
             folder.add_results(stage_name, results)
     if rank == 0:
         from muomni_fast.reference.report import write_report
