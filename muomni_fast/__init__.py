@@ -6,6 +6,7 @@ Importing this needs torch and numpy only; triton is used where it is installed.
 
 from . import functional
 from .backend import BackendUnavailableError, doctor, explain
+from .counters import CodeRangeError, raise_if_errors
 from .modules import MRF, RVQ, HiFiGANVocoder, NeuralVocoder, ResBlock
 from .reference import (
     GriffinLimVocoder,
@@ -26,6 +27,7 @@ __all__ = [
     "AudioFormatError",
     "BackendUnavailableError",
     "CheckpointError",
+    "CodeRangeError",
     "DataError",
     "GriffinLimVocoder",
     "HiFiGANVocoder",
@@ -42,5 +44,6 @@ __all__ = [
     "functional",
     "log_mel",
     "pool_frames",
+    "raise_if_errors",
     "unpool_frames",
 ]

@@ -19,15 +19,19 @@ log = logging.getLogger("muomni_fast")
 
 VARIABLE = "MUOMNI_FAST_BACKEND"
 CHOICES = ("auto", "triton", "torch")
-# Every operation a kernel may serve, and the module below `muomni_fast.kernels` that has one.
+# Every operation a kernel may serve, and the module that launches it, if there is one.
 KERNELS: dict[str, str | None] = {
-    "rvq_encode": None,
-    "rvq_decode": None,
-    "rvq_quantize": None,
+    "rvq_encode": "triton_rvq",
+    "rvq_decode": "triton_rvq",
+    "rvq_quantize": "triton_rvq",
+    "code_sums": "triton_rvq",
     "resblock": None,
     "mrf": None,
     "generator": None,
 }
+# tf32 and asynchronous copies.
+LEAST_CAPABILITY = (8, 0)
+LARGEST_DIM = 512  # a row of residuals stays on chip
 
 
 class BackendUnavailableError(RuntimeError):
@@ -56,11 +60,21 @@ def obstacle(op: str, *tensors: Tensor) -> str | None:
         raise ValueError(f"op: expected one of {', '.join(KERNELS)}, got {op!r}")
     if KERNELS[op] is None:
         return f"no {op} kernel exists in this version"
+    # Interpreted kernels are for whoever asks for them: they are slow.
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1" and requested() == "triton"
+    for tensor in tensors:
+        if tensor.device.type == "cuda":
+            capability = torch.cuda.get_device_capability(tensor.device)
+            if capability < LEAST_CAPABILITY:
+                return f"the GPU's compute capability is {capability}, below {LEAST_CAPABILITY}"
+        elif not interpreted or tensor.device.type != "cpu":
+            return "the tensors are not on a CUDA device"
+        if tensor.dtype == torch.float64:
+            return "kernels do not take float64"
+        if tensor.ndim == 3 and KERNELS[op] == "triton_rvq" and tensor.shape[2] > LARGEST_DIM:
+            return f"codebook_dim is {tensor.shape[2]}, above {LARGEST_DIM}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if not interpreted and any(t.device.type != "cuda" for t in tensors):
-        return "the tensors are not on a CUDA device"
     return None
 
 

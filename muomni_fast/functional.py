@@ -1,18 +1,28 @@
 """The library's operations as functions, each on the fastest backend that can run it.
 
-Until an operation has a kernel it runs its torch path, the reference; `muomni_fast.doctor()` says
-so. Dimension letters: N frames in all, Q codebooks, K codes each, D codebook_dim.
+The quantizer's run as operators (`ops`): Triton kernels on a GPU, certified blocks of GEMM scores
+on a CPU, both exact. `mrf` has no kernel yet and runs the reference; `muomni_fast.doctor()` says
+what runs where. Dimension letters: N frames in all, Q codebooks, K codes each, D codebook_dim.
 """
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from . import backend
-from .reference import hifigan, rvq
-from .reference.rvq import RVQOutput
+from . import backend, ops
+from .reference import hifigan
+from .reference.rvq import (
+    RVQOutput,
+    require_decodable,
+    require_encodable,
+    require_finite_frames,
+    require_precision,
+    work_dtype,
+)
 
-__all__ = ["mrf", "rvq_decode", "rvq_encode", "rvq_quantize"]
+__all__ = ["code_sums", "mrf", "rvq_decode", "rvq_encode", "rvq_quantize"]
 
 
 def rvq_encode(
@@ -23,16 +33,24 @@ def rvq_encode(
     *,
     precision: str = "exact",
     check_finite: bool = False,
+    half_norms: Tensor | None = None,
 ) -> Tensor:
     """Codes of mel frames (SoundStream, algorithm 1); no gradient.
+
+    A code is the nearest codeword in real arithmetic, whatever the device: rows that the fast
+    scores cannot decide are measured again. Only the rounding of the projection may differ between
+    devices (`kernels.certificate.projection_error` bounds it).
 
     Args:
         mel: (..., n_mels), any float dtype but float8; half precision is upcast to float32.
         codebooks: (Q, K, D).
         proj_in_weight: (D, n_mels), or None when n_mels == D.
         proj_in_bias: (D,).
-        precision: "exact", or "fast" to allow a faster, inexact search; no kernel uses it yet.
-        check_finite: raise if a frame holds a NaN or an infinity; otherwise it gets code 0.
+        precision: "exact", or "fast" to let a GPU take the lowest TF32 score as it is. On
+            a CPU both are exact.
+        check_finite: raise if a frame holds a NaN or an infinity; otherwise it gets code 0 at every
+            stage and is counted (`muomni_fast.raise_if_errors`).
+        half_norms: (Q, K) ||c||^2 / 2 in float32, if at hand, to spare computing them.
 
     Returns:
         (..., Q) int64; the lowest index wins a tie.
@@ -43,15 +61,21 @@ def rvq_encode(
             something.
         BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
     """
-    backend.choose("rvq_encode", mel)
-    return rvq.rvq_encode(
-        mel,
-        codebooks,
-        proj_in_weight,
-        proj_in_bias,
-        precision=precision,
-        check_finite=check_finite,
-    )
+    require_precision(precision)
+    require_encodable(mel, codebooks, proj_in_weight)
+    if check_finite:
+        require_finite_frames(mel)
+    dtype = work_dtype(mel, codebooks)
+    with torch.no_grad():
+        codes = ops.rvq_encode(
+            _rows(mel, dtype),
+            codebooks.to(dtype),
+            half_norms,
+            _cast(proj_in_weight, dtype),
+            _cast(proj_in_bias, dtype),
+            precision == "exact",
+        )
+    return codes.reshape(*mel.shape[:-1], codes.shape[-1])
 
 
 def rvq_decode(
@@ -69,16 +93,27 @@ def rvq_decode(
         proj_out_bias: (n_mels,).
 
     Returns:
-        (..., n_mels), the dtype of `codebooks`.
+        (..., n_mels), the dtype of `codebooks`. Gradients reach codebooks and projection.
 
     Raises:
         TypeError: `codes` is not an integer tensor.
         ValueError: the number of codebooks does not fit.
-        IndexError: a code is negative or not below K.
+        IndexError: a code is negative or not below K, on a CPU; on a GPU it adds nothing to the
+            frame and `muomni_fast.raise_if_errors` raises.
+        NotImplementedError: forward-mode differentiation.
         BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
     """
-    backend.choose("rvq_decode", codes)
-    return rvq.rvq_decode(codes, codebooks, proj_out_weight, proj_out_bias)
+    require_decodable(codes, codebooks, proj_out_weight)
+    _refuse_tangents("rvq_decode", codebooks, proj_out_weight, proj_out_bias)
+    dtype = work_dtype(codebooks)
+    # Half precision codebooks are added up in float32 and only the frame is rounded.
+    frames = ops.rvq_decode(
+        codes.reshape(-1, codes.shape[-1]).long(),
+        codebooks.to(dtype),
+        _cast(proj_out_weight, dtype),
+        _cast(proj_out_bias, dtype),
+    )
+    return frames.reshape(*codes.shape[:-1], frames.shape[-1]).to(codebooks.dtype)
 
 
 def rvq_quantize(
@@ -92,6 +127,9 @@ def rvq_quantize(
     """Quantize for training: gradients reach both projections (straight through) and every
     codebook.
 
+    Between forward and backward only the input, the codes and the weights are kept. Gradients of
+    codebooks are summed by code in a fixed order, so they are the same bits every time.
+
     Args:
         mel, codebooks, proj_in_weight, proj_in_bias: as in `rvq_encode`.
         proj_out_weight, proj_out_bias: as in `rvq_decode`.
@@ -102,16 +140,59 @@ def rvq_quantize(
 
     Raises:
         TypeError, ValueError, BackendUnavailableError: as in `rvq_encode`.
+        NotImplementedError: forward-mode differentiation.
+        RuntimeError: a second derivative.
     """
-    backend.choose("rvq_quantize", mel)
-    return rvq.rvq_quantize(
-        mel,
-        codebooks,
-        proj_in_weight,
-        proj_in_bias,
-        proj_out_weight,
-        proj_out_bias,
+    require_encodable(mel, codebooks, proj_in_weight)
+    weights = codebooks, proj_in_weight, proj_in_bias, proj_out_weight, proj_out_bias
+    _refuse_tangents("rvq_quantize", mel, *weights)
+    dtype = work_dtype(mel, codebooks)
+    codes, out, quantized, commitment, codebook_loss = ops.rvq_quantize(
+        _rows(mel, dtype), *(_cast(weight, dtype) for weight in weights)
     )
+    lead = mel.shape[:-1]
+    return RVQOutput(
+        mel=out.reshape(*lead, out.shape[-1]).to(mel.dtype),
+        codes=codes.reshape(*lead, codes.shape[-1]),
+        quantized=quantized.reshape(*lead, quantized.shape[-1]).to(mel.dtype),
+        commitment_loss=commitment,
+        codebook_loss=codebook_loss,
+    )
+
+
+def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
+    """Sum of the rows of every code, the same bits every time: what EMA codebooks average.
+
+    Args:
+        codes: (N,) int64, 0 to codebook_size - 1.
+        rows: (N, D) float32.
+        codebook_size: K.
+
+    Returns:
+        (K, D) float64.
+
+    Raises:
+        BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
+    """
+    return ops.code_sums(codes, rows, codebook_size)
+
+
+def _rows(mel: Tensor, dtype: torch.dtype) -> Tensor:
+    """(..., n_mels) -> (N, n_mels); half precision stays, as operators upcast it themselves."""
+    rows = mel.reshape(-1, mel.shape[-1])
+    return rows.double() if dtype == torch.float64 else rows
+
+
+def _cast(weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if weight is None else weight.to(dtype)
+
+
+def _refuse_tangents(op: str, *tensors: Tensor | None) -> None:
+    """Forward-mode differentiation through an operator would silently give zeros."""
+    if forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        raise NotImplementedError(f"{op}: forward-mode differentiation is not supported")
 
 
 def mrf(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:

@@ -1,8 +1,29 @@
 """Drop-in modules: the reference's constructors and state dicts, run by `functional`."""
 
-from torch import Tensor
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Self
 
-from . import backend, functional, reference
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import backend, functional, ops, reference
+
+
+@dataclasses.dataclass
+class PreparedRVQ:
+    """What inference needs of a quantizer's weights, computed once.
+
+    Attributes:
+        codebooks: (Q, K, D), all stages in one tensor.
+        half_norms: (Q, K) float32, ||c||^2 / 2.
+        tables: (Q, K, n_mels), the codewords already projected back.
+    """
+
+    codebooks: Tensor
+    half_norms: Tensor
+    tables: Tensor
 
 
 class RVQ(reference.RVQ):
@@ -11,6 +32,65 @@ class RVQ(reference.RVQ):
     _encode = staticmethod(functional.rvq_encode)
     _decode = staticmethod(functional.rvq_decode)
     _quantize = staticmethod(functional.rvq_quantize)
+    code_sums = staticmethod(functional.code_sums)
+    _prepared: PreparedRVQ | None = None
+
+    @torch.no_grad()
+    def prepare(self) -> Self:
+        """Compute once what encoding and decoding derive from the weights: stacked codebooks, their
+        norms, and codewords already projected back, so that decoding only gathers and adds.
+
+        Decoded frames then differ by rounding (the projection is applied before the sum). Nothing
+        watches the weights: `train()`, `load_state_dict()` and `to()` drop what was prepared, other
+        changes need another call.
+
+        Raises:
+            RuntimeError: the module is in training mode.
+        """
+        if self.training:
+            raise RuntimeError("prepare: expected eval mode, got training mode; call eval() first")
+        codebooks = self.stacked_codebooks()
+        tables = codebooks
+        if self.proj_out is not None:
+            tables = F.linear(codebooks.double(), self.proj_out.weight.double()).to(codebooks.dtype)
+        self._prepared = PreparedRVQ(codebooks, ops.half_norms(codebooks.float()), tables)
+        return self
+
+    def encode(self, mel: Tensor, precision: str = "exact", check_finite: bool = False) -> Tensor:
+        """Codes of mel frames: (..., n_mels) -> (..., n_codebooks) int64; see
+        `functional.rvq_encode`."""
+        if self._prepared is None:
+            return super().encode(mel, precision, check_finite)
+        return functional.rvq_encode(
+            mel,
+            self._prepared.codebooks,
+            *self._projection("proj_in"),
+            precision=precision,
+            check_finite=check_finite,
+            half_norms=self._prepared.half_norms,
+        )
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Mel frames of codes: (..., k <= n_codebooks) -> (..., n_mels); see
+        `functional.rvq_decode`."""
+        if self._prepared is None:
+            return super().decode(codes)
+        bias = self._projection("proj_out")[1]
+        return functional.rvq_decode(codes, self._prepared.tables, None, bias)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; training drops what `prepare` computed."""
+        if mode:
+            self._prepared = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._prepared = None  # also when a parent module loads
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._prepared = None  # another device or dtype
+        return super()._apply(fn, recurse)
 
 
 class ResBlock(reference.ResBlock):

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .rvq import RVQ
+from .rvq import RVQ, code_sums
 from .search import nearest_code
 
 KMEANS_STEPS = 30
@@ -39,12 +39,6 @@ def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
     """Occurrences of every code of every stage: (N, Q) -> (Q, K) float64."""
     columns = [torch.bincount(c, minlength=codebook_size) for c in codes.unbind(1)]
     return torch.stack(columns).double()
-
-
-def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
-    """Sum of the rows of every code: (N,), (N, D) -> (K, D) float64."""
-    sums = torch.zeros(codebook_size, rows.shape[1], dtype=torch.float64, device=rows.device)
-    return sums.index_add_(0, codes, rows.double())
 
 
 def kmeans(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -172,7 +166,7 @@ class CodebookHealth:
         for stage, weight in enumerate(self.rvq.codebook_weights()):
             before = weight[codes[:, stage]]
             if self.ema_decay is not None:
-                sums = code_sums(codes[:, stage], residual, size) / even
+                sums = self.rvq.code_sums(codes[:, stage], residual, size) / even
                 self.ema_sums[stage].lerp_(sums, 1 - self.ema_decay)
                 self.ema_counts[stage].lerp_(counts[stage], 1 - self.ema_decay)
                 used = self.ema_counts[stage] > 1e-6

@@ -60,13 +60,10 @@ def rvq_encode(
         TypeError: `mel` is not floating point, or is float8.
         ValueError: a shape does not fit, `precision` is unknown, or `check_finite` found something.
     """
-    if precision not in ("exact", "fast"):
-        raise ValueError(f'precision: expected "exact" or "fast", got {precision!r}')
-    _require_encodable(mel, codebooks, proj_in_weight)
+    require_precision(precision)
+    require_encodable(mel, codebooks, proj_in_weight)
     if check_finite:
-        bad = int((~mel.isfinite()).any(-1).sum())
-        if bad:
-            raise ValueError(f"mel: {bad} of {mel[..., 0].numel()} frames are not finite")
+        require_finite_frames(mel)
     with torch.no_grad(), full_precision(mel):
         return _search(*_project(mel, codebooks, proj_in_weight, proj_in_bias))
 
@@ -104,13 +101,7 @@ def rvq_decode(
         ValueError: the number of codebooks does not fit.
         IndexError: a code is negative or not below codebook_size.
     """
-    _require_codebooks(codebooks)
-    _require_same_device(codes=codes, codebooks=codebooks, proj_out_weight=proj_out_weight)
-    dim = codebooks.shape[-1]
-    if proj_out_weight is not None and proj_out_weight.shape[1] != dim:
-        raise ValueError(
-            f"proj_out_weight: expected (n_mels, {dim}), got {tuple(proj_out_weight.shape)}"
-        )
+    require_decodable(codes, codebooks, proj_out_weight)
     quantized = _sum_codewords(codes, codebooks)
     with full_precision(quantized):
         return _linear(quantized, proj_out_weight, proj_out_bias).to(codebooks.dtype)
@@ -132,7 +123,7 @@ def rvq_quantize(
     and errors as in `rvq_encode` and `rvq_decode`; float outputs have the dtype of `mel`, losses
     are float32 (or float64) and accumulated so.
     """
-    _require_encodable(mel, codebooks, proj_in_weight)
+    require_encodable(mel, codebooks, proj_in_weight)
     with full_precision(mel):
         z, books = _project(mel, codebooks, proj_in_weight, proj_in_bias)  # (..., D)
         codes = _search(z.detach(), books.detach())
@@ -159,14 +150,14 @@ def _mean_square(difference: Tensor) -> Tensor:
     return difference.square().sum() / max(1, difference.numel())  # no frames, no loss
 
 
-def _work_dtype(*tensors: Tensor) -> torch.dtype:
+def work_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def _project(
     mel: Tensor, codebooks: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    dtype = _work_dtype(mel, codebooks)
+    dtype = work_dtype(mel, codebooks)
     return _linear(mel.to(dtype), weight, bias), codebooks.to(dtype)
 
 
@@ -178,30 +169,49 @@ def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def _sum_codewords(codes: Tensor, codebooks: Tensor) -> Tensor:
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise TypeError(f"codes: expected an integer tensor, got {codes.dtype}")
-    n_codebooks, size, _ = codebooks.shape
-    if codes.ndim < 1 or not 1 <= codes.shape[-1] <= n_codebooks:
-        raise ValueError(f"codes: expected (..., 1 to {n_codebooks}), got {tuple(codes.shape)}")
+    size = codebooks.shape[1]
     codes = codes.long()
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
-        raise IndexError(
-            f"codes: expected 0 to {size - 1}, got {int(codes.min())} to {int(codes.max())}"
-        )
-    books = codebooks.to(_work_dtype(codebooks))
+        raise code_range_error(int(codes.min()), int(codes.max()), size)
+    books = codebooks.to(work_dtype(codebooks))
     quantized = F.embedding(codes[..., 0], books[0])
     for stage in range(1, codes.shape[-1]):
         quantized = quantized + F.embedding(codes[..., stage], books[stage])
     return quantized
 
 
-def _require_encodable(mel: Tensor, codebooks: Tensor, proj_in_weight: Tensor | None) -> None:
+def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
+    """Sum of the rows of every code: (N,), (N, D) -> (K, D) float64."""
+    sums = torch.zeros(codebook_size, rows.shape[1], dtype=torch.float64, device=rows.device)
+    return sums.index_add_(0, codes, rows.double())
+
+
+def code_range_error(low: int, high: int, size: int) -> IndexError:
+    """What decoding codes from `low` to `high` raises."""
+    return IndexError(f"codes: expected 0 to {size - 1}, got {low} to {high}")
+
+
+def require_precision(precision: str) -> None:
+    """Raise unless `precision` is one that `rvq_encode` knows."""
+    if precision not in ("exact", "fast"):
+        raise ValueError(f'precision: expected "exact" or "fast", got {precision!r}')
+
+
+def require_finite_frames(mel: Tensor) -> None:
+    """Raise if a frame holds a NaN or an infinity; says how many do."""
+    bad = int((~mel.isfinite()).any(-1).sum())
+    if bad:
+        raise ValueError(f"mel: {bad} of {mel[..., 0].numel()} frames are not finite")
+
+
+def require_encodable(mel: Tensor, codebooks: Tensor, proj_in_weight: Tensor | None) -> None:
+    """Raise unless these fit `rvq_encode`."""
     require_float("mel", mel)
     n_mels = codebooks.shape[-1] if proj_in_weight is None else proj_in_weight.shape[1]
     if mel.ndim < 1 or mel.shape[-1] != n_mels:
         raise ValueError(f"mel: expected (..., {n_mels}), got {tuple(mel.shape)}")
-    _require_codebooks(codebooks)
-    _require_same_device(mel=mel, codebooks=codebooks, proj_in_weight=proj_in_weight)
+    require_codebooks(codebooks)
+    require_same_device(mel=mel, codebooks=codebooks, proj_in_weight=proj_in_weight)
     if proj_in_weight is not None and proj_in_weight.shape[0] != codebooks.shape[-1]:
         raise ValueError(
             f"proj_in_weight: expected ({codebooks.shape[-1]}, n_mels), "
@@ -209,12 +219,27 @@ def _require_encodable(mel: Tensor, codebooks: Tensor, proj_in_weight: Tensor | 
         )
 
 
-def _require_codebooks(codebooks: Tensor) -> None:
+def require_decodable(codes: Tensor, codebooks: Tensor, proj_out_weight: Tensor | None) -> None:
+    """Raise unless these fit `rvq_decode`; values are not looked at."""
+    require_codebooks(codebooks)
+    require_same_device(codes=codes, codebooks=codebooks, proj_out_weight=proj_out_weight)
+    n_codebooks, _, dim = codebooks.shape
+    if proj_out_weight is not None and proj_out_weight.shape[1] != dim:
+        raise ValueError(
+            f"proj_out_weight: expected (n_mels, {dim}), got {tuple(proj_out_weight.shape)}"
+        )
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise TypeError(f"codes: expected an integer tensor, got {codes.dtype}")
+    if codes.ndim < 1 or not 1 <= codes.shape[-1] <= n_codebooks:
+        raise ValueError(f"codes: expected (..., 1 to {n_codebooks}), got {tuple(codes.shape)}")
+
+
+def require_codebooks(codebooks: Tensor) -> None:
     if codebooks.ndim != 3 or codebooks.shape[0] < 1 or codebooks.shape[1] < 2:
         raise ValueError(f"codebooks: expected (Q, K >= 2, D), got {tuple(codebooks.shape)}")
 
 
-def _require_same_device(**tensors: Tensor | None) -> None:
+def require_same_device(**tensors: Tensor | None) -> None:
     devices = {name: t.device for name, t in tensors.items() if t is not None}
     if len(set(devices.values())) > 1:
         where = ", ".join(f"{name} is on {device}" for name, device in devices.items())
@@ -240,6 +265,7 @@ class RVQ(nn.Module):
     _encode = staticmethod(rvq_encode)
     _decode = staticmethod(rvq_decode)
     _quantize = staticmethod(rvq_quantize)
+    code_sums = staticmethod(code_sums)
 
     def __init__(
         self,

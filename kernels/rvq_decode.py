@@ -1,0 +1,140 @@
+"""Fused RVQ decoding: gather one codeword per stage, add them, and project back.
+
+A program sums the codewords of a tile of frames on chip and multiplies them by the output
+projection there: device memory sees the codes, the codebooks and the frames, never the sums. With
+tables of already projected codewords (projection is linear) there is nothing to multiply, and
+decoding is a pure gather and add.
+
+A code out of range is never used as an address: it adds nothing and is counted.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import DecodeConfig, decode_config, power_of_two
+
+
+@triton.jit
+def _rvq_decode_kernel(
+    # (N, Q) rows stride_cn apart; (at least Q, K, D); (M, D), (M,) or None
+    codes_ptr,
+    tables_ptr,
+    weight_ptr,
+    bias_ptr,
+    # (N, M), or (N, D) without a weight; int32 count of codes out of range
+    out_ptr,
+    invalid_ptr,
+    N,
+    Q,
+    stride_cn,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    # Without a weight, programs share out the columns too.
+    CHUNKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    o_n = (tl.program_id(0) // CHUNKS).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    chunk = tl.program_id(0) % CHUNKS
+    o_d = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_n = o_n < N
+
+    total = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    invalid = tl.zeros([BLOCK_N], tl.int32)
+    for q in tl.range(0, Q):
+        code = tl.load(codes_ptr + o_n * stride_cn + q, mask=m_n, other=0)
+        valid = (code >= 0) & (code < K)
+        invalid += (m_n & (valid == 0)).to(tl.int32)
+        words = tl.load(
+            tables_ptr + q * (K * D) + code[:, None] * D + o_d[None, :],
+            mask=(m_n & valid)[:, None] & (o_d[None, :] < D),
+            other=0.0,
+        )
+        total += words.to(tl.float32)
+    count = tl.sum(invalid, 0)
+    if (count > 0) & (chunk == 0):
+        tl.atomic_add(invalid_ptr, count)
+
+    if weight_ptr is None:
+        if bias_ptr is not None:
+            total += tl.load(bias_ptr + o_d, mask=o_d < D, other=0.0)[None, :]
+        m_out = m_n[:, None] & (o_d[None, :] < D)
+        tl.store(out_ptr + o_n[:, None] * D + o_d[None, :], total, mask=m_out)
+    else:
+        for m in tl.range(0, M, BLOCK_M):
+            o_m = m + tl.arange(0, BLOCK_M)
+            weight = tl.load(
+                weight_ptr + o_m[None, :] * D + o_d[:, None],
+                mask=(o_m[None, :] < M) & (o_d[:, None] < D),
+                other=0.0,
+            )  # [BLOCK_D, BLOCK_M]
+            out = tl.dot(total, weight.to(tl.float32), input_precision="tf32x3")
+            if bias_ptr is not None:
+                out += tl.load(bias_ptr + o_m, mask=o_m < M, other=0.0)[None, :]
+            m_out = m_n[:, None] & (o_m[None, :] < M)
+            tl.store(out_ptr + o_n[:, None] * M + o_m[None, :], out, mask=m_out)
+
+
+def rvq_decode(
+    codes: Tensor,
+    tables: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    invalid: Tensor,
+    config: DecodeConfig | None = None,
+) -> Tensor:
+    """Launch the decoder; all tensors on one device.
+
+    Args:
+        codes: (N, q) int64, 1 <= q <= Q.
+        tables: (Q, K, D) codewords in float32, bfloat16 or float16; (Q, K, n_mels) when projected.
+        weight: (n_mels, D), or None to return the sums as they are.
+        bias: (n_mels,), or None.
+        invalid: one int32, raised by the number of codes out of range; those add nothing.
+        config: of the table's own for these shapes if None.
+
+    Returns:
+        (N, n_mels) in the dtype of `tables`, accumulated in float32.
+    """
+    _, size, dim = tables.shape
+    rows, n_codes = codes.shape
+    width = dim if weight is None else weight.shape[0]
+    config = config or decode_config(dim, tables.device, projected=weight is None)
+    block_d = min(config.block_d, power_of_two(dim))
+    codes = codes if codes.stride(1) == 1 else codes.contiguous()
+    out = tables.new_empty(rows, width)
+    if rows > 0:
+        programs = triton.cdiv(rows, config.block_n) * triton.cdiv(dim, block_d)
+        with torch.cuda.device_of(codes):
+            _rvq_decode_kernel[(programs,)](
+                codes_ptr=codes,
+                tables_ptr=tables.contiguous(),
+                weight_ptr=None if weight is None else weight.contiguous(),
+                bias_ptr=bias,
+                out_ptr=out,
+                invalid_ptr=invalid,
+                N=rows,
+                Q=n_codes,
+                stride_cn=codes.stride(0),
+                **decode_constants(size, dim, width, config),
+                num_warps=config.num_warps,
+                num_stages=config.num_stages,
+                enable_fp_fusion=True,
+            )
+    return out
+
+
+def decode_constants(size: int, dim: int, width: int, config: DecodeConfig) -> dict[str, object]:
+    """The kernel's compile-time arguments."""
+    return {
+        "K": size,
+        "D": dim,
+        "M": width,
+        "BLOCK_N": config.block_n,
+        "BLOCK_D": min(config.block_d, power_of_two(dim)),
+        "BLOCK_M": config.block_m,
+    }

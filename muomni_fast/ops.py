@@ -1,0 +1,277 @@
+"""The quantizer's operators, `torch.ops.muomni.*`: opaque to `torch.compile`, each with a fake and,
+where it has a gradient, an autograd formula.
+
+An operator takes rows (N, ...) and chooses its backend when it runs (`backend.choose`), so a
+compiled or exported program still does. Backwards are operators without a formula of their own, so
+a second derivative raises instead of being wrong.
+"""
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import backend, torch_rvq
+from .counters import counters
+from .reference.checks import full_precision
+
+
+def _backend(op: str, *tensors: Tensor) -> ModuleType:
+    """The module whose `encode`, `decode` and `code_sums` run `op` on these tensors."""
+    if backend.choose(op, *tensors) == "torch":
+        return torch_rvq
+    from . import triton_rvq
+
+    return triton_rvq
+
+
+def half_norms(codebooks: Tensor) -> Tensor:
+    """||c||^2 / 2 of every codeword: (Q, K, D) float32 -> (Q, K) float32."""
+    return _backend("rvq_encode", codebooks).half_norms(codebooks)
+
+
+@torch.library.custom_op("muomni::rvq_encode", mutates_args=())
+def rvq_encode(
+    mel: Tensor,
+    codebooks: Tensor,
+    half_norms: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    exact: bool,
+) -> Tensor:
+    """(N, n_mels), (Q, K, D), (Q, K), (D, n_mels), (D,) -> codes (N, Q) int64."""
+    run = _backend("rvq_encode", mel, codebooks)
+    _, nonfinite = counters(mel.device)
+    with full_precision(mel):
+        return run.encode(mel, codebooks, half_norms, weight, bias, nonfinite, exact=exact)[0]
+
+
+@rvq_encode.register_fake
+def _(mel, codebooks, half_norms, weight, bias, exact):
+    return mel.new_empty(mel.shape[0], codebooks.shape[0], dtype=torch.int64)
+
+
+@torch.library.custom_op("muomni::rvq_decode", mutates_args=())
+def rvq_decode(codes: Tensor, tables: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """(N, q) int64, (Q, K, D), (n_mels, D), (n_mels,) -> frames (N, n_mels), or sums (N, D)."""
+    run = _backend("rvq_decode", codes, tables)
+    invalid, _ = counters(codes.device)
+    with full_precision(tables):
+        return run.decode(codes, tables, weight, bias, invalid)
+
+
+@rvq_decode.register_fake
+def _(codes, tables, weight, bias):
+    width = tables.shape[2] if weight is None else weight.shape[0]
+    return tables.new_empty(codes.shape[0], width)
+
+
+@torch.library.custom_op("muomni::rvq_decode_backward", mutates_args=())
+def rvq_decode_backward(
+    grad: Tensor, codes: Tensor, tables: Tensor, weight: Tensor | None, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of tables, weight and bias; an empty tensor for each one not needed."""
+    run = _backend("rvq_decode", codes, tables)
+    with full_precision(tables):
+        d_tables, d_weight, d_bias = (tables.new_empty(0) for _ in needs)
+        if needs[0]:
+            to_sums = grad if weight is None else grad @ weight
+            d_tables = tables.new_zeros(tables.shape)
+            for stage in range(codes.shape[1]):
+                sums = run.code_sums(codes[:, stage], to_sums, tables.shape[1])
+                d_tables[stage].copy_(sums)
+        if needs[1]:
+            sums = run.decode(codes, tables, None, None, counters(codes.device)[0])
+            d_weight = grad.t() @ sums
+        if needs[2]:
+            d_bias = grad.sum(0)
+    return d_tables, d_weight, d_bias
+
+
+@rvq_decode_backward.register_fake
+def _(grad, codes, tables, weight, needs):
+    shapes = tables.shape, None if weight is None else weight.shape, grad.shape[1:]
+    return _empty_where_needed(grad, shapes, needs)
+
+
+def _empty_where_needed(like: Tensor, shapes: Sequence[Any], needs: Sequence[bool]) -> Any:
+    pairs = zip(shapes, needs, strict=True)
+    return tuple(like.new_empty(shape if need else 0) for shape, need in pairs)
+
+
+def _needed(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+
+
+def _save_decode(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    codes, tables, weight, _ = inputs
+    ctx.save_for_backward(codes, tables, weight)
+
+
+def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    codes, tables, weight = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[1:])
+    grads = rvq_decode_backward(grad.contiguous(), codes, tables, weight, needs)
+    return None, *_needed(grads, needs)
+
+
+rvq_decode.register_autograd(_decode_backward, setup_context=_save_decode)
+
+
+@torch.library.custom_op("muomni::rvq_quantize", mutates_args=())
+def rvq_quantize(
+    mel: Tensor,
+    codebooks: Tensor,
+    in_weight: Tensor | None,
+    in_bias: Tensor | None,
+    out_weight: Tensor | None,
+    out_bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Codes (N, Q), frames (N, n_mels), sums of codewords (N, D), and two losses (Q,).
+
+    The losses are the mean squares of what each stage leaves: equal values, but the first has the
+    gradient of the commitment loss, the second that of the codebook loss.
+    """
+    run = _backend("rvq_quantize", mel, codebooks)
+    invalid, nonfinite = counters(mel.device)
+    with full_precision(mel):
+        codes, sums = run.encode(
+            mel, codebooks, None, in_weight, in_bias, nonfinite, with_sums=True
+        )
+        quantized = run.decode(codes, codebooks, None, None, invalid)
+        frames = _frames(quantized, out_weight, out_bias)
+        loss = sums / max(1, quantized.numel())
+    return codes, frames, quantized, loss, loss.clone()
+
+
+def _frames(quantized: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is None:
+        return quantized.clone()  # an operator's results may not share memory
+    return F.linear(quantized, weight, bias)
+
+
+@rvq_quantize.register_fake
+def _(mel, codebooks, in_weight, in_bias, out_weight, out_bias):
+    n_codebooks, _, dim = codebooks.shape
+    width = dim if out_weight is None else out_weight.shape[0]
+    codes = mel.new_empty(mel.shape[0], n_codebooks, dtype=torch.int64)
+    frames = codebooks.new_empty(mel.shape[0], width)
+    losses = codebooks.new_empty(n_codebooks), codebooks.new_empty(n_codebooks)
+    return codes, frames, codebooks.new_empty(mel.shape[0], dim), *losses
+
+
+@torch.library.custom_op("muomni::rvq_quantize_backward", mutates_args=())
+def rvq_quantize_backward(
+    d_frames: Tensor,
+    d_quantized: Tensor,
+    d_commitment: Tensor,
+    d_codebook: Tensor,
+    codes: Tensor,
+    mel: Tensor,
+    codebooks: Tensor,
+    in_weight: Tensor | None,
+    in_bias: Tensor | None,
+    out_weight: Tensor | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `rvq_quantize`'s arguments in order; an empty tensor for each not needed.
+
+    Straight through: what arrives at the sum of codewords also goes to the projected frame. The
+    commitment loss moves the frame, the codebook loss the codewords; both by what a stage leaves,
+    which is recomputed from the codes.
+    """
+    run = _backend("rvq_quantize", mel, codebooks)
+    need_mel, need_codebooks, need_in, need_in_bias, need_out, need_out_bias = needs
+    grads = [codebooks.new_empty(0) for _ in needs]
+    with full_precision(mel):
+        if need_out:
+            invalid, _ = counters(mel.device)
+            quantized = run.decode(codes, codebooks, None, None, invalid)
+            grads[4] = d_frames.t() @ quantized
+        if need_out_bias:
+            grads[5] = d_frames.sum(0)
+        if not any(needs[:4]):
+            return tuple(grads)
+        frames = mel.to(codebooks.dtype)
+        residual = frames if in_weight is None else F.linear(frames, in_weight, in_bias)
+        to_z = d_frames if out_weight is None else d_frames @ out_weight  # (N, D)
+        to_codewords = to_z + d_quantized
+        if need_codebooks:
+            grads[1] = torch.empty_like(codebooks)
+        scale = 2 / max(1, residual.numel())
+        for stage, codebook in enumerate(codebooks):
+            residual = residual - F.embedding(codes[:, stage], codebook)
+            to_z = torch.addcmul(to_z, residual, d_commitment[stage], value=scale)
+            if need_codebooks:
+                rows = torch.addcmul(to_codewords, residual, d_codebook[stage], value=-scale)
+                grads[1][stage].copy_(run.code_sums(codes[:, stage], rows, codebook.shape[0]))
+        if need_mel:
+            grads[0] = (to_z if in_weight is None else to_z @ in_weight).to(mel.dtype)
+        if need_in:
+            grads[2] = to_z.t() @ frames
+        if need_in_bias:
+            grads[3] = to_z.sum(0)
+    return tuple(grads)
+
+
+@rvq_quantize_backward.register_fake
+def _(d_frames, d_quantized, d_commitment, d_codebook, codes, mel, codebooks, *weights_and_needs):
+    in_weight, _, out_weight, needs = weights_and_needs
+    shapes = [
+        mel.shape,
+        codebooks.shape,
+        None if in_weight is None else in_weight.shape,
+        codebooks.shape[2:],
+        None if out_weight is None else out_weight.shape,
+        d_frames.shape[1:],
+    ]
+    grads = _empty_where_needed(codebooks, shapes, needs)
+    return grads[0].to(mel.dtype) if needs[0] else grads[0], *grads[1:]
+
+
+def _save_quantize(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    mel, codebooks, in_weight, in_bias, out_weight, _ = inputs
+    ctx.mark_non_differentiable(output[0])
+    ctx.save_for_backward(output[0], mel, codebooks, in_weight, in_bias, out_weight)
+
+
+def _quantize_backward(ctx: Any, _: None, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad)
+    result = rvq_quantize_backward(*(g.contiguous() for g in grads), *ctx.saved_tensors, needs)
+    return tuple(_needed(result, needs))
+
+
+rvq_quantize.register_autograd(_quantize_backward, setup_context=_save_quantize)
+
+
+@torch.library.custom_op("muomni::code_sums", mutates_args=())
+def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
+    """(N,) int64, (N, D) -> sums of the rows of every code (codebook_size, D) float64."""
+    return _backend("code_sums", rows).code_sums(codes, rows, codebook_size)
+
+
+@code_sums.register_fake
+def _(codes, rows, codebook_size):
+    return rows.new_empty(codebook_size, rows.shape[1], dtype=torch.float64)
+
+
+def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
+    """vmap's rule: run the operator once per item and stack what comes out."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        results = []
+        for item in range(info.batch_size):
+            pairs = zip(args, in_dims, strict=True)
+            results.append(op(*(a if d is None else a.select(d, item) for a, d in pairs)))
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(torch.stack(column) for column in zip(*results, strict=True)), (0,) * 5
+
+    return rule
+
+
+for _op in (rvq_encode, rvq_decode, rvq_quantize, code_sums):
+    _op.register_vmap(_one_by_one(_op))

@@ -1,0 +1,171 @@
+"""The quantizer without Triton: blocks of GEMM scores, certified, the doubtful rows searched again.
+
+What runs on a CPU, and on a GPU where no kernel can. A block of rows is scored against a codebook
+by one GEMM; where two codes are too close for its rounding (`kernels.certificate`), the rows are
+measured by the reference's exact search. So codes are exact, and no N x K matrix exists.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .kernels.certificate import FLUSH, score_beta
+from .reference.rvq import code_range_error, code_sums
+from .reference.search import nearest_code
+
+__all__ = ["code_sums", "decode", "encode", "half_norms", "matmul_precision"]
+
+# Scores held at once, 2 MB of float32: a core's cache. Fastest of 2^16 to 2^20 on two cores.
+BLOCK_SCORES = 1 << 19
+# Up to here the plain search of all differences costs less than setting up the other.
+FEW_DIFFERENCES = 1 << 15
+DIGIT = 64
+
+
+def encode(
+    mel: Tensor,
+    codebooks: Tensor,
+    norms: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    nonfinite: Tensor,
+    *,
+    exact: bool = True,
+    with_sums: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Codes of frames: arguments and results of `kernels.rvq_encode.rvq_encode`, float64 besides.
+
+    `exact` changes nothing: here a lowest score costs less to certify than to find otherwise.
+    """
+    n_codebooks, size, dim = codebooks.shape
+    codes = torch.empty(len(mel), n_codebooks, dtype=torch.int64, device=mel.device)
+    sums = codebooks.new_zeros(n_codebooks, dtype=torch.float64) if with_sums else None
+    block = max(1, min(len(mel), BLOCK_SCORES // size))
+    buffer, words = codebooks.new_empty(2, block, dim)
+    if codebooks.dtype == torch.float64 or len(mel) * size * dim <= FEW_DIFFERENCES:
+        certified = None
+    else:
+        certified = _CertifiedSearch(codebooks, norms, block)
+    for start in range(0, len(mel), block):
+        rows = mel[start : start + block]
+        residual = _project(rows, weight, bias, out=buffer[: len(rows)])
+        nonfinite += residual.isfinite().all(1).logical_not_().sum()
+        for stage, codebook in enumerate(codebooks):
+            if certified is None:
+                index = nearest_code(residual, codebook)
+            else:
+                index = certified.nearest(residual, stage)
+            codes[start : start + block, stage] = index
+            if with_sums or stage + 1 < n_codebooks:
+                residual -= torch.index_select(codebook, 0, index, out=words[: len(rows)])
+            if sums is not None:
+                sums[stage] += residual.square().sum()
+    return codes, None if sums is None else sums.to(codebooks.dtype)
+
+
+def half_norms(codebooks: Tensor) -> Tensor:
+    """||c||^2 / 2 of every codeword: (Q, K, D) -> (Q, K)."""
+    return codebooks.square().sum(-1).mul_(0.5)
+
+
+def _project(mel: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor) -> Tensor:
+    """What the first stage quantizes: (n, n_mels) -> `out` (n, D), in float32 even where torch may
+    round products further."""
+    if weight is None:
+        return out.copy_(mel)
+    if out.dtype == torch.float32 and matmul_precision(mel.device) != "ieee":
+        out.copy_(mel.double() @ weight.double().t())
+    else:
+        torch.mm(mel.to(out.dtype), weight.t(), out=out)
+    return out if bias is None else out.add_(bias)
+
+
+def matmul_precision(device: torch.device) -> str:
+    """What torch may round the operands of a float32 product to: "ieee" (no further), "tf32" or
+    "bf16"; the settings are the process's own and are not touched."""
+    backend: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    for setting in (backend.matmul, backend, torch.backends):
+        precision = getattr(setting, "fp32_precision", "none")
+        if precision != "none":
+            return precision
+    return "ieee"
+
+
+class _CertifiedSearch:
+    """The nearest codes of blocks of rows, in buffers made once.
+
+    Args:
+        codebooks: (Q, K, D) float32.
+        norms: (Q, K), what `half_norms` gives, or None.
+        block: most rows at once.
+    """
+
+    def __init__(self, codebooks: Tensor, norms: Tensor | None, block: int) -> None:
+        _, size, dim = codebooks.shape
+        self.codebooks = codebooks
+        self.half_norms = half_norms(codebooks) if norms is None else norms
+        self.underflow = (dim * FLUSH) ** 0.5  # of a norm
+        self.radii = (2 * self.half_norms.amax(-1)).sqrt_().add_(self.underflow)  # (Q,)
+        # A per mille covers the rounding of the bound itself.
+        self.beta = 1.001 * (score_beta(dim, matmul_precision(codebooks.device)) + 2.0**-23)
+        self.scores = codebooks.new_empty(block, size)
+        # One product with these counts a row's candidates and names a sole one, in two digits that
+        # even bfloat16 holds. Four rows are faster than three.
+        index = torch.arange(size, device=codebooks.device)
+        digits = torch.ones_like(index), index // DIGIT, index % DIGIT, torch.zeros_like(index)
+        self.count_and_digits = torch.stack(digits).to(codebooks.dtype)  # (4, K)
+
+    def nearest(self, residual: Tensor, stage: int) -> Tensor:
+        """(n, D) -> (n,) int64."""
+        codebook = self.codebooks[stage]
+        scores = self.scores[: len(residual)]
+        torch.mm(residual, codebook.t(), out=scores)
+        torch.sub(self.half_norms[stage], scores, out=scores)
+        # beta applies to the half-norm too, which is rounded like a product.
+        radius = self.radii[stage]
+        error = torch.linalg.vector_norm(residual, dim=1).add_(radius + self.underflow)
+        error.mul_(radius * self.beta).add_(2 * codebook.shape[1] * FLUSH)
+        limit = scores.amin(1).add_(error, alpha=2)
+        scores.le_(limit[:, None])  # 1 for every code that could be the nearest
+        count, high, low, _ = self.count_and_digits @ scores.t()
+        codes = (high * DIGIT + low).long()
+        doubtful = count != 1  # NaN has none
+        if doubtful.any():
+            codes[doubtful] = nearest_code(residual[doubtful], codebook)
+        return codes
+
+
+def decode(
+    codes: Tensor, tables: Tensor, weight: Tensor | None, bias: Tensor | None, invalid: Tensor
+) -> Tensor:
+    """Frames of codes: arguments and results of `kernels.rvq_decode.rvq_decode`.
+
+    Raises:
+        IndexError: a code is out of range, on a CPU; elsewhere it is counted and adds nothing.
+    """
+    size = tables.shape[1]
+    tables, dtype = tables.to(torch.promote_types(tables.dtype, torch.float32)), tables.dtype
+    valid = None
+    if codes.device.type == "cpu":
+        if codes.numel():
+            low, high = codes.aminmax()
+            if low < 0 or high >= size:
+                raise code_range_error(int(low), int(high), size)
+    else:
+        valid = (codes >= 0) & (codes < size)
+        invalid += valid.logical_not().sum()
+        codes = codes.where(valid, 0)
+    total = None
+    for stage in range(codes.shape[1]):
+        words = F.embedding(codes[:, stage], tables[stage])
+        if valid is not None:
+            words *= valid[:, stage, None]
+        total = words if total is None else total.add_(words)
+    assert total is not None  # at least one stage
+    if weight is not None:
+        total = F.linear(total, weight.to(total.dtype))
+    if bias is not None:
+        total += bias
+    return total.to(dtype)
