@@ -147,7 +147,7 @@ def rvq_quantize(
     weights = codebooks, proj_in_weight, proj_in_bias, proj_out_weight, proj_out_bias
     _refuse_tangents("rvq_quantize", mel, *weights)
     dtype = work_dtype(mel, codebooks)
-    codes, out, quantized, commitment, codebook_loss = ops.rvq_quantize(
+    out, quantized, commitment, codebook_loss, codes = ops.rvq_quantize(
         _rows(mel, dtype), *(_cast(weight, dtype) for weight in weights)
     )
     lead = mel.shape[:-1]

@@ -130,7 +130,7 @@ def rvq_quantize(
     out_weight: Tensor | None,
     out_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Codes (N, Q), frames (N, n_mels), sums of codewords (N, D), and two losses (Q,).
+    """Frames (N, n_mels), sums of codewords (N, D), two losses (Q,), and codes (N, Q) int64.
 
     The losses are the mean squares of what each stage leaves: equal values, but the first has the
     gradient of the commitment loss, the second that of the codebook loss.
@@ -144,7 +144,7 @@ def rvq_quantize(
         quantized = run.decode(codes, codebooks, None, None, invalid)
         frames = _frames(quantized, out_weight, out_bias)
         loss = sums / max(1, quantized.numel())
-    return codes, frames, quantized, loss, loss.clone()
+    return frames, quantized, loss, loss.clone(), codes
 
 
 def _frames(quantized: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -160,7 +160,7 @@ def _(mel, codebooks, in_weight, in_bias, out_weight, out_bias):
     codes = mel.new_empty(mel.shape[0], n_codebooks, dtype=torch.int64)
     frames = codebooks.new_empty(mel.shape[0], width)
     losses = codebooks.new_empty(n_codebooks), codebooks.new_empty(n_codebooks)
-    return codes, frames, codebooks.new_empty(mel.shape[0], dim), *losses
+    return frames, codebooks.new_empty(mel.shape[0], dim), *losses, codes
 
 
 @torch.library.custom_op("muomni::rvq_quantize_backward", mutates_args=())
@@ -234,12 +234,13 @@ def _(d_frames, d_quantized, d_commitment, d_codebook, codes, mel, codebooks, *w
 
 def _save_quantize(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     mel, codebooks, in_weight, in_bias, out_weight, _ = inputs
-    ctx.mark_non_differentiable(output[0])
-    ctx.save_for_backward(output[0], mel, codebooks, in_weight, in_bias, out_weight)
+    codes = output[-1]
+    ctx.mark_non_differentiable(codes)
+    ctx.save_for_backward(codes, mel, codebooks, in_weight, in_bias, out_weight)
 
 
-def _quantize_backward(ctx: Any, _: None, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    needs = list(ctx.needs_input_grad)
+def _quantize_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    grads, needs = grads[:-1], list(ctx.needs_input_grad)  # codes have none
     result = rvq_quantize_backward(*(g.contiguous() for g in grads), *ctx.saved_tensors, needs)
     return tuple(_needed(result, needs))
 
