@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from muomni_fast.kernels.certificate import projection_error
+
 TOLERANCES = {
     # dtype: rtol, atol of float outputs against a float64 computation of the same formula
     torch.float64: (1e-12, 1e-12),
@@ -30,6 +32,53 @@ def mismatches(residual: Tensor, codebook: Tensor, codes: Tensor) -> int:
     return wrong
 
 
+def many_mismatches(residual: Tensor, codebook: Tensor, codes: Tensor) -> int:
+    """`mismatches` for very many rows: only those that float64 products leave in doubt, by a margin
+    a million times their rounding, or whose code they contradict, are measured in full."""
+    books = codebook.double()
+    half_norms = books.square().sum(1) / 2
+    wrong = 0
+    for start in range(0, len(residual), 1 << 14):
+        rows, chosen = residual[start : start + (1 << 14)], codes[start : start + (1 << 14)]
+        scores = half_norms - rows.double() @ books.T  # (n, K)
+        size = rows.double().square().sum(1) + 2 * half_norms.max()
+        near = scores <= (scores.amin(1) + 1e-9 * size)[:, None]
+        sure = (near.sum(1) == 1) & (near.int().argmax(1) == chosen)
+        wrong += mismatches(rows[~sure], codebook, chosen[~sure])
+    return wrong
+
+
+def unexcused_mismatches(
+    mel: Tensor, weight: Tensor, codebooks: Tensor, codes: Tensor, precision: str = "ieee"
+) -> int:
+    """Mismatches that the rounding of a fused projection (and of float32 residuals) cannot explain.
+
+    With z, its exact projection, a code j is excused where another code k is nearer by no more than
+    2 ||dz|| ||c_j - c_k||: the distance by which moving z can change their order.
+
+    Args:
+        mel: (N, n_mels).
+        weight: (D, n_mels).
+        codebooks: (Q, K, D).
+        codes: (N, Q).
+        precision: of the projection, as `projection_error` takes it.
+    """
+    magnitude = (mel.double().abs() @ weight.double().abs().T).norm(dim=1)
+    slack = projection_error(mel.shape[1], precision) * magnitude  # (N,)
+    residual, wrong = mel.double() @ weight.double().T, 0
+    for codebook, chosen in zip(codebooks.double(), codes.unbind(1), strict=True):
+        for start in range(0, len(mel), ROWS):
+            rows, j = residual[start : start + ROWS], chosen[start : start + ROWS]
+            distance = (rows[:, None] - codebook).square().sum(-1)  # (rows, K)
+            gain = distance.gather(1, j[:, None]) - distance
+            apart = (codebook[j][:, None] - codebook).norm(dim=-1)
+            excuse = 2 * slack[start : start + ROWS, None] * apart
+            wrong += int((gain > excuse + 1e-12 * distance).any(1).sum())
+        slack = slack + 2.0**-24 * residual.norm(dim=1)
+        residual = residual - codebook[chosen]
+    return wrong
+
+
 def stagewise_mismatches(z: Tensor, codebooks: Tensor, codes: Tensor) -> int:
     """Mismatches of all stages, each from the float32 residual the codes themselves left.
 
@@ -40,7 +89,8 @@ def stagewise_mismatches(z: Tensor, codebooks: Tensor, codes: Tensor) -> int:
     """
     residual, wrong = z, 0
     for stage, codebook in enumerate(codebooks):
-        wrong += mismatches(residual, codebook, codes[:, stage])
+        count = mismatches if len(residual) <= 1 << 14 else many_mismatches
+        wrong += count(residual, codebook, codes[:, stage])
         residual = residual - codebook[codes[:, stage]]
     return wrong
 

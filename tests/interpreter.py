@@ -1,0 +1,173 @@
+"""Triton's interpreter, made to tell more: rounding as tensor cores do it, and every access."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+# float32 bits that operands keep in tf32, in bfloat16, and in nothing that exists
+KEPT_BITS = {"tf32": 0xFFFFE000, "bf16": 0xFFFF0000, "3 bits": 0xFFF00000}
+
+
+def truncated(values: np.ndarray, precision: str) -> np.ndarray:
+    """float32 operands as a tensor core in this precision sees them."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return (bits & np.uint32(KEPT_BITS[precision])).view(np.float32)
+
+
+def round_like_tensor_cores(monkeypatch: pytest.MonkeyPatch, tf32: str = "tf32") -> None:
+    """Round the operands of interpreted dot products as their `input_precision` says.
+
+    Args:
+        tf32: what a single tf32 product keeps of its operands; another key of KEPT_BITS for worse.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        a, b = a.data.astype(np.float32), b.data.astype(np.float32)
+        name = input_precision.name
+        if name == "IEEE":
+            product = a @ b
+        elif name == "TF32":
+            product = truncated(a, tf32) @ truncated(b, tf32)
+        else:
+            assert name == "TF32x3", name
+            a_high, b_high = truncated(a, "tf32"), truncated(b, "tf32")
+            a_low, b_low = truncated(a - a_high, "tf32"), truncated(b - b_high, "tf32")
+            product = a_low @ b_high + a_high @ b_low + a_high @ b_high
+        return TensorHandle(product + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
+@dataclasses.dataclass
+class Launch:
+    """What one launch did to memory.
+
+    Attributes:
+        tensors: name -> (first address, one past the last) of every tensor argument.
+        reads, writes, atomics: per program, the addresses of the bytes' elements and their size.
+    """
+
+    tensors: dict[str, tuple[int, int]]
+    reads: list[list[tuple[np.ndarray, int]]] = dataclasses.field(default_factory=list)
+    writes: list[list[tuple[np.ndarray, int]]] = dataclasses.field(default_factory=list)
+    atomics: list[list[tuple[np.ndarray, int]]] = dataclasses.field(default_factory=list)
+
+    def _inside(self, addresses: np.ndarray) -> np.ndarray:
+        inside = np.zeros(len(addresses), dtype=bool)
+        for first, last in self.tensors.values():
+            inside |= (addresses >= first) & (addresses < last)
+        return inside
+
+    def check(self, *outputs: str) -> None:
+        """Assert that all accesses are within the tensors, that no program touches what another
+        wrote, and that every element of the outputs was written exactly once."""
+        written: list[np.ndarray] = []
+        for kind in (self.reads, self.writes, self.atomics):
+            for program, accesses in enumerate(kind):
+                for addresses, _ in accesses:
+                    outside = addresses[~self._inside(addresses)]
+                    assert not len(outside), f"program {program} leaves its tensors"
+        sizes = {size for accesses in self.writes for _, size in accesses}
+        for accesses in self.writes:
+            written.append(np.concatenate([a for a, _ in accesses] or [np.zeros(0, np.uint64)]))
+        everything = np.concatenate(written)
+        assert len(np.unique(everything)) == len(everything), "an element was written twice"
+        for program, accesses in enumerate(self.reads):
+            others = np.concatenate([w for i, w in enumerate(written) if i != program] or written)
+            for addresses, _ in accesses:
+                assert len(self.reads) == 1 or not np.isin(addresses, others).any(), (
+                    f"program {program} reads what another wrote"
+                )
+        for name in outputs:
+            first, last = self.tensors[name]
+            size = min(s for s in sizes if (last - first) % s == 0)
+            within = (everything >= first) & (everything < last)
+            steps = np.unique(np.diff(np.sort(everything[within])))
+            size = int(steps[0]) if len(steps) else size
+            assert len(steps) <= 1 and within.sum() * size == last - first, f"{name} has holes"
+
+    def dram_bytes(self) -> int:
+        """Distinct bytes touched in the whole launch: what must cross device memory."""
+        return sum(_distinct([self.reads, self.writes]))
+
+    def l2_bytes(self) -> int:
+        """Distinct bytes touched by each program, summed: what must cross the second-level cache."""
+        both = zip(self.reads, self.writes, strict=True)
+        return sum(sum(_distinct([[reads], [writes]])) for reads, writes in both)
+
+
+def _distinct(kinds: list[list[list[tuple[np.ndarray, int]]]]) -> list[int]:
+    totals = []
+    for programs in kinds:
+        by_size: dict[int, list[np.ndarray]] = {}
+        for accesses in programs:
+            for addresses, size in accesses:
+                by_size.setdefault(size, []).append(addresses)
+        totals += [size * len(np.unique(np.concatenate(a))) for size, a in by_size.items()]
+    return totals
+
+
+class _Recorder:
+    """Stands in for the interpreter's memory functions."""
+
+    def __init__(self, real: Any, launches: list[Launch]) -> None:
+        self._real, self._launches = real, launches
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def load(self, pointers, mask, other, dtype):
+        self._note("reads", pointers, mask, np.dtype(dtype).itemsize)
+        return self._real.load(pointers, mask, other, dtype)
+
+    def store(self, pointers, values, mask):
+        self._note("writes", pointers, mask, values.dtype.itemsize)
+        return self._real.store(pointers, values, mask)
+
+    def atomic_rmw(self, kind, pointers, values, mask, order):
+        self._note("atomics", pointers, mask, values.dtype.itemsize)
+        return self._real.atomic_rmw(kind, pointers, values, mask, order)
+
+    def _note(self, kind: str, pointers: np.ndarray, mask: np.ndarray, size: int) -> None:
+        addresses = np.asarray(pointers)[np.asarray(mask, dtype=bool)]
+        getattr(self._launches[-1], kind)[-1].append((addresses.astype(np.uint64), size))
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[Launch]]:
+    """Record every launch of an interpreted kernel in the block."""
+    from triton.runtime import interpreter
+
+    launches: list[Launch] = []
+    with pytest.MonkeyPatch.context() as patch:
+        convert = interpreter.GridExecutor._init_args_hst
+        set_index = interpreter.InterpreterBuilder.set_grid_idx
+
+        def begin(self, positional, named):
+            positional, named = convert(self, positional, named)
+            tensors = {}
+            for name, value in named.items():
+                if isinstance(value, torch.Tensor) and value.numel():
+                    last = sum(
+                        (n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)
+                    )
+                    first = value.data_ptr()
+                    tensors[name] = (first, first + (last + 1) * value.element_size())
+            launches.append(Launch(tensors))
+            return positional, named
+
+        def step(self, x, y, z):
+            for kind in (launches[-1].reads, launches[-1].writes, launches[-1].atomics):
+                kind.append([])
+            return set_index(self, x, y, z)
+
+        patch.setattr(interpreter.GridExecutor, "_init_args_hst", begin)
+        patch.setattr(interpreter.InterpreterBuilder, "set_grid_idx", step)
+        patch.setattr(interpreter, "_interpreter", _Recorder(interpreter._interpreter, launches))
+        yield launches

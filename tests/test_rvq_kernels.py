@@ -1,0 +1,294 @@
+"""The quantizer's Triton kernels, interpreted, with dot products rounded as tensor cores do it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from interpreter import round_like_tensor_cores
+from oracle import mismatches, stagewise_mismatches, unexcused_mismatches
+from torch import Tensor
+from torch.nn import functional as F
+
+import muomni_fast
+from muomni_fast import reference
+from muomni_fast.kernels import certificate
+from muomni_fast.kernels.code_sums import code_sums
+from muomni_fast.kernels.configs import ENCODE
+from muomni_fast.kernels.rvq_decode import rvq_decode
+from muomni_fast.kernels.rvq_encode import half_norms, rvq_encode
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*encountered in:RuntimeWarning", "ignore:All-NaN slice:RuntimeWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.cuda.is_available():
+        round_like_tensor_cores(monkeypatch)
+
+
+def count() -> Tensor:
+    return torch.zeros(1, dtype=torch.int32)
+
+
+def encode(rows: Tensor, codebooks: Tensor, **options) -> Tensor:
+    return rvq_encode(rows, codebooks, None, None, None, count(), **options)[0]
+
+
+def ulps_apart(rows: Tensor, steps: int = 3) -> Tensor:
+    """Rows moved by up to a few units in the last place."""
+    for _ in range(steps):
+        step = torch.randint(-1, 2, rows.shape)
+        up, down = (torch.nextafter(rows, torch.tensor(limit)) for limit in (np.inf, -np.inf))
+        rows = torch.where(step > 0, up, torch.where(step < 0, down, rows))
+    return rows
+
+
+def midpoints(codebook: Tensor, rows: int) -> Tensor:
+    """Rows a few ulp off the middle of two codewords."""
+    pairs = torch.randint(len(codebook), (2, rows))
+    middle = (codebook[pairs[0]].double() + codebook[pairs[1]].double()) / 2
+    return ulps_apart(middle.float())
+
+
+# Exactness
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 700])
+def test_default_shape_with_projection(rows):
+    rvq, mel = reference.RVQ(), torch.randn(rows, 128)
+    weight, books = rvq.proj_in.weight.detach(), rvq.stacked_codebooks().detach()
+    codes, _ = rvq_encode(mel, books, None, weight, None, count())
+    assert unexcused_mismatches(mel, weight, books, codes, "tf32x3") == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [
+        ((1, 16, 8), 130),
+        ((3, 17, 9), 130),
+        ((2, 1024, 128), 130),  # EnCodec, two of its stages
+        ((1, 2048, 256), 40),  # Mimi
+        ((2, 1000, 8), 130),  # DAC-like, not a power of two
+        ((64, 16, 64), 70),
+        ((1, 4096, 18), 40),
+        ((2, 20, 512), 20),
+        ((2, 3, 300), 20),
+    ],
+    ids=str,
+)
+def test_other_shapes(shape, rows):
+    books, rows = torch.randn(shape), torch.randn(rows, shape[2])
+    assert stagewise_mismatches(rows, books, encode(rows, books)) == 0
+
+
+def test_near_ties():
+    books = torch.randn(1, 128, 64)
+    rows = midpoints(books[0], 250)
+    assert mismatches(rows, books[0], encode(rows, books)[:, 0]) == 0
+    # Without the certificate the same scores get most of these rows wrong.
+    assert mismatches(rows, books[0], encode(rows, books, exact=False)[:, 0]) > 50
+
+
+def test_exact_ties_go_to_the_lowest_index():
+    books = torch.randint(-2, 3, (1, 64, 4)).float()
+    books[0, 40:] = books[0, :24]
+    rows = torch.randint(-4, 5, (400, 4)).float()
+    codes = encode(rows, books)
+    assert stagewise_mismatches(rows, books, codes) == 0 and int(codes.max()) < 40
+
+
+def test_offset_data_and_tiny_codewords():
+    books, rows = torch.randn(1, 128, 64), torch.randn(100, 64) + 10
+    assert stagewise_mismatches(rows, books + 10, encode(rows, books + 10)) == 0
+    assert stagewise_mismatches(rows, books * 1e-6, encode(rows, books * 1e-6)) == 0
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e-18, 1e18, 1e30])
+def test_every_scale(scale):
+    books, rows = torch.randn(1, 32, 16) * scale, torch.randn(70, 16) * scale
+    assert stagewise_mismatches(rows, books, encode(rows, books)) == 0
+
+
+def test_worse_products_than_the_bound_allows_are_caught(monkeypatch):
+    """What these tests rely on: with a bound of nothing, or operands of three bits under tf32's
+    bound, codes go wrong and the oracle sees it."""
+    books, rows = torch.randn(1, 128, 64), torch.randn(3000, 64)
+    assert mismatches(rows, books[0], encode(rows, books)[:, 0]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(certificate, "score_beta", lambda dim, precision: 0.0)
+        assert mismatches(rows, books[0], encode(rows, books)[:, 0]) > 0
+    round_like_tensor_cores(monkeypatch, tf32="3 bits")
+    assert mismatches(rows, books[0], encode(rows, books)[:, 0]) > 0
+
+
+def test_every_score_is_within_its_bound():
+    """The inequality the certificate rests on, for each precision."""
+    from interpreter import truncated
+
+    rows, books = torch.randn(2000, 64), torch.randn(128, 64)
+    products = (rows.double() @ books.double().T).numpy()
+    scale = (rows.norm(dim=1)[:, None] * books.norm(dim=1)).double().numpy()
+    for precision in ("tf32", "bf16"):
+        rounded = truncated(rows.numpy(), precision) @ truncated(books.numpy(), precision).T
+        worst = (np.abs(rounded - products) / scale).max()
+        bound = certificate.score_beta(64, precision)
+        assert bound / 40 < worst < bound, precision
+
+
+def test_lyra_and_lpcnet(weights):
+    arrays = np.load(weights / "lyra_rvq" / "codebooks.npz")
+    clip = np.load(next((weights / "lyra_rvq" / "reference").glob("*.npz")))
+    books = torch.from_numpy(arrays[arrays.files[0]]).float()  # (46, 16, 64)
+    latents = next(clip[n] for n in clip.files if clip[n].shape[-1] == 64 and "recon" not in n)
+    published = next(clip[n] for n in clip.files if clip[n].dtype.kind in "iu")
+    codes = encode(torch.from_numpy(latents).float()[:100], books)
+    assert torch.equal(codes, torch.from_numpy(published[:100].astype(np.int64)))
+    arrays = np.load(weights / "lpcnet_vq" / "pred_vq.npz")
+    books = torch.from_numpy(np.stack([arrays[n] for n in arrays.files])).float()
+    books = books.reshape(-1, 2048, 18)
+    rows = books[0][torch.randint(2048, (60,))] + 0.1 * torch.randn(60, 18)
+    assert stagewise_mismatches(rows, books, encode(rows, books)) == 0
+
+
+@pytest.mark.parametrize("config", sorted(set(ENCODE.values()), key=str), ids=str)
+def test_every_tile_size(config):
+    """The smallest and largest tiles of the table on one problem with ragged edges."""
+    books = torch.randn(2, 80, 16)
+    rows = torch.cat([torch.randn(config.block_n, 16), midpoints(books[0], 1)])
+    codes, sums = rvq_encode(rows, books, None, None, None, count(), with_sums=True, config=config)
+    assert stagewise_mismatches(rows, books, codes) == 0
+    for stage in range(2):
+        rows = rows - books[stage][codes[:, stage]]
+        torch.testing.assert_close(sums[stage], rows.square().sum())
+
+
+@pytest.mark.parametrize("precision", ["tf32x3", "ieee"])
+def test_other_precisions(precision):
+    config = dataclasses.replace(ENCODE["sm_80", 64], precision=precision)
+    books = torch.randn(2, 128, 64)
+    rows = torch.cat([torch.randn(70, 64), midpoints(books[0], 60)])
+    assert stagewise_mismatches(rows, books, encode(rows, books, config=config)) == 0
+
+
+def test_half_norms():
+    books = torch.randn(3, 50, 20)
+    expected = (books.double().square().sum(-1) / 2).float()
+    assert torch.equal(half_norms(books), expected)
+
+
+# Bad input
+
+
+def test_frames_that_are_not_finite_get_code_zero_and_are_counted():
+    books, rows, nonfinite = torch.randn(3, 32, 16), torch.randn(70, 16), count()
+    clean = encode(rows, books)
+    rows[3, 5], rows[64, 0], rows[69, 1] = torch.nan, torch.inf, -torch.inf
+    codes, _ = rvq_encode(rows, books, None, None, None, nonfinite)
+    bad = torch.tensor([3, 64, 69])
+    assert (codes[bad] == 0).all() and int(nonfinite) == 3
+    keep = torch.ones(70, dtype=torch.bool).index_fill(0, bad, False)
+    assert torch.equal(codes[keep], clean[keep])
+
+
+def test_any_strides_and_dtypes():
+    rvq = reference.RVQ(bias=True)
+    weight, bias, books = (
+        t.detach() for t in (rvq.proj_in.weight, rvq.proj_in.bias, rvq.stacked_codebooks())
+    )
+    base = torch.randn(40, 2, 128)
+    for mel in (base[:, 1], base[::2, 0], base[:1, 0].expand(9, 128), base[:, 0].T.contiguous().T):
+        codes = rvq_encode(mel, books, None, weight, bias, count())[0]
+        dense = rvq_encode(mel.contiguous(), books, None, weight, bias, count())[0]
+        assert torch.equal(codes, dense)
+    for dtype in (torch.float16, torch.bfloat16):
+        half = base[:, 0].to(dtype)
+        codes = rvq_encode(half, books, None, weight, bias, count())[0]
+        assert torch.equal(codes, rvq_encode(half.float(), books, None, weight, bias, count())[0])
+    assert rvq_encode(base[:0, 0], books, None, weight, bias, count())[0].shape == (0, 2)
+
+
+# Decoding and sums
+
+
+@pytest.mark.parametrize("shape", [(2, 128, 64, 128), (3, 17, 9, 20), (2, 40, 200, 30)], ids=str)
+def test_decode(shape):
+    n_codebooks, size, dim, n_mels = shape
+    books, weight, bias = torch.randn(shape[:3]), torch.randn(n_mels, dim), torch.randn(n_mels)
+    for rows in (1, 64, 65):
+        codes = torch.randint(size, (rows, n_codebooks))
+        sums = sum(books[q][codes[:, q]] for q in range(n_codebooks))
+        assert torch.equal(rvq_decode(codes, books, None, None, count()), sums)
+        frames = rvq_decode(codes, books, weight, bias, count())
+        exact = F.linear(sums.double(), weight.double(), bias.double())
+        assert (frames - exact).abs().max() < 2e-6 * exact.abs().max()
+    coarse = rvq_decode(codes[:, :1], books, None, None, count())
+    assert torch.equal(coarse, books[0][codes[:, 0]])
+
+
+def test_decode_counts_codes_out_of_range_and_reads_nothing_for_them():
+    books, codes, invalid = torch.randn(2, 16, 8), torch.randint(16, (40, 2)), count()
+    bad = codes.clone()
+    bad[3, 0], bad[7, 1], bad[39, 1] = -1, 16, 2**40
+    frames = rvq_decode(bad, books, None, None, invalid)
+    expected = rvq_decode(codes, books, None, None, count())
+    expected[3], expected[7] = books[1][codes[3, 1]], books[0][codes[7, 0]]
+    expected[39] = books[0][codes[39, 0]]
+    assert torch.equal(frames, expected) and int(invalid) == 3
+
+
+@pytest.mark.parametrize(("rows", "size", "dim"), [(1, 16, 8), (700, 16, 8), (300, 5, 130)])
+def test_code_sums(rows, size, dim):
+    codes, values = torch.randint(size, (rows,)) // 2 * 2, torch.randn(rows, dim)
+    sums = code_sums(codes, values, size)
+    torch.testing.assert_close(sums, reference.RVQ.code_sums(codes, values, size))
+    assert torch.equal(sums, code_sums(codes, values, size))
+    codes[0] = size  # out of range: left out
+    assert torch.equal(code_sums(codes, values, size), code_sums(codes[1:], values[1:], size))
+
+
+# Training
+
+
+def test_training_through_the_kernels_equals_the_reference(monkeypatch):
+    """Three steps of a tiny model, forward and backward, against plain PyTorch."""
+    slow = reference.RVQ(3, 20, 12, n_mels=24, bias=True)
+    fast = muomni_fast.RVQ(3, 20, 12, n_mels=24, bias=True)
+    fast.load_state_dict(slow.state_dict())
+    optimisers = [torch.optim.AdamW(m.parameters(), lr=1e-2) for m in (slow, fast)]
+    for _ in range(3):
+        mel, losses = torch.randn(2, 33, 24), []
+        for model, optimiser in zip((slow, fast), optimisers, strict=True):
+            monkeypatch.setenv("MUOMNI_FAST_BACKEND", "auto" if model is slow else "triton")
+            optimiser.zero_grad()
+            out = model(mel)
+            loss = F.mse_loss(out.mel, mel) + 0.25 * out.commitment_loss.sum()
+            loss = loss + out.codebook_loss.sum() + out.quantized.square().mean()
+            loss.backward()
+            losses.append(loss.detach())
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+        for (name, a), b in zip(fast.named_parameters(), slow.parameters(), strict=True):
+            assert (a.grad - b.grad).norm() <= 1e-5 * b.grad.norm(), name
+        for optimiser in optimisers:
+            optimiser.step()
+
+
+def test_modules_run_the_kernels_when_asked(monkeypatch):
+    rvq = muomni_fast.RVQ(2, 32, 16, n_mels=20, bias=True).eval()
+    mel = torch.randn(3, 7, 20)
+    codes, frames = rvq.encode(mel), rvq.decode(rvq.encode(mel))
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")
+    assert muomni_fast.explain("rvq_encode", mel, rvq.stacked_codebooks()).endswith("kernel")
+    assert torch.equal(rvq.encode(mel), codes)
+    torch.testing.assert_close(rvq.decode(codes), frames)
+    rvq.prepare()
+    assert torch.equal(rvq.encode(mel), codes)
+    torch.testing.assert_close(rvq.decode(codes), frames)
+    rvq.decode(torch.tensor([[0, 99]]))
+    with pytest.raises(muomni_fast.CodeRangeError, match="1 codes out of range"):
+        muomni_fast.raise_if_errors()
+    mel[0, 0, 0] = torch.nan
+    rvq.encode(mel)
+    assert muomni_fast.raise_if_errors() == 1 and muomni_fast.raise_if_errors() == 0
