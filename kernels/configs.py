@@ -36,10 +36,10 @@ ENCODE = {
     ("sm_90", 32): EncodeConfig(128, 32, 128, 64, "tf32", 8, 2),
     ("sm_90", 64): EncodeConfig(128, 32, 128, 32, "tf32", 8, 2),
     ("sm_90", 128): EncodeConfig(64, 32, 64, 32, "tf32", 8, 2),
-    ("sm_90", 256): EncodeConfig(64, 32, 32, 16, "tf32", 8, 1),
+    ("sm_90", 256): EncodeConfig(32, 32, 64, 16, "tf32", 8, 1),
     ("sm_90", 512): EncodeConfig(16, 32, 32, 16, "tf32", 8, 1),
-    ("sm_80", 16): EncodeConfig(64, 32, 64, 64, "tf32", 8, 2),
-    ("sm_80", 32): EncodeConfig(64, 32, 64, 64, "tf32", 8, 2),
+    ("sm_80", 16): EncodeConfig(128, 32, 64, 32, "tf32", 8, 2),
+    ("sm_80", 32): EncodeConfig(128, 32, 64, 32, "tf32", 8, 2),
     ("sm_80", 64): EncodeConfig(64, 32, 64, 32, "tf32", 8, 2),
     ("sm_80", 128): EncodeConfig(64, 32, 64, 32, "tf32", 8, 1),
     ("sm_80", 256): EncodeConfig(32, 32, 32, 16, "tf32", 8, 1),
@@ -73,13 +73,11 @@ DECODE = {
     ("sm_90", 64): DecodeConfig(64, 64, 64, 4, 2),
     ("sm_90", 128): DecodeConfig(64, 128, 32, 4, 2),
     ("sm_90", 256): DecodeConfig(64, 256, 32, 8, 1),
-    ("sm_90", 512): DecodeConfig(16, 512, 32, 8, 1),
     ("sm_80", 16): DecodeConfig(64, 16, 64, 4, 2),
     ("sm_80", 32): DecodeConfig(64, 32, 64, 4, 2),
     ("sm_80", 64): DecodeConfig(64, 64, 32, 8, 2),
-    ("sm_80", 128): DecodeConfig(32, 128, 32, 8, 1),
+    ("sm_80", 128): DecodeConfig(32, 128, 16, 8, 1),
     ("sm_80", 256): DecodeConfig(16, 256, 32, 8, 1),
-    ("sm_80", 512): DecodeConfig(16, 512, 16, 8, 1),
 }
 
 

@@ -12,8 +12,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 from .configs import DecodeConfig, decode_config, power_of_two
+
+# The sums of wider rows do not fit the registers beside a product: torch multiplies those.
+LARGEST_FUSED_DIM = 256
 
 
 @triton.jit
@@ -101,6 +105,8 @@ def rvq_decode(
         (N, n_mels) in the dtype of `tables`, accumulated in float32.
     """
     _, size, dim = tables.shape
+    if weight is not None and dim > LARGEST_FUSED_DIM:
+        return F.linear(rvq_decode(codes, tables, None, None, invalid), weight, bias)
     rows, n_codes = codes.shape
     width = dim if weight is None else weight.shape[0]
     config = config or decode_config(dim, tables.device, projected=weight is None)

@@ -71,8 +71,11 @@ def obstacle(op: str, *tensors: Tensor) -> str | None:
             return "the tensors are not on a CUDA device"
         if tensor.dtype == torch.float64:
             return "kernels do not take float64"
-        if tensor.ndim == 3 and KERNELS[op] == "triton_rvq" and tensor.shape[2] > LARGEST_DIM:
-            return f"codebook_dim is {tensor.shape[2]}, above {LARGEST_DIM}"
+        if tensor.ndim == 3 and KERNELS[op] == "triton_rvq":  # codebooks
+            if tensor.shape[2] > LARGEST_DIM:
+                return f"codebook_dim is {tensor.shape[2]}, above {LARGEST_DIM}"
+            if tensor.numel() >= 2**31:
+                return f"the codebooks have {tensor.numel()} elements, above 2^31 - 1"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     return None

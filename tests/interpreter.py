@@ -44,73 +44,72 @@ def round_like_tensor_cores(monkeypatch: pytest.MonkeyPatch, tf32: str = "tf32")
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
 
 
+Access = tuple[np.ndarray, int]  # addresses of elements, their size in bytes
+
+
 @dataclasses.dataclass
 class Launch:
     """What one launch did to memory.
 
     Attributes:
         tensors: name -> (first address, one past the last) of every tensor argument.
-        reads, writes, atomics: per program, the addresses of the bytes' elements and their size.
+        reads, writes, atomics: the accesses of each program, in order.
     """
 
     tensors: dict[str, tuple[int, int]]
-    reads: list[list[tuple[np.ndarray, int]]] = dataclasses.field(default_factory=list)
-    writes: list[list[tuple[np.ndarray, int]]] = dataclasses.field(default_factory=list)
-    atomics: list[list[tuple[np.ndarray, int]]] = dataclasses.field(default_factory=list)
-
-    def _inside(self, addresses: np.ndarray) -> np.ndarray:
-        inside = np.zeros(len(addresses), dtype=bool)
-        for first, last in self.tensors.values():
-            inside |= (addresses >= first) & (addresses < last)
-        return inside
+    reads: list[list[Access]] = dataclasses.field(default_factory=list)
+    writes: list[list[Access]] = dataclasses.field(default_factory=list)
+    atomics: list[list[Access]] = dataclasses.field(default_factory=list)
 
     def check(self, *outputs: str) -> None:
         """Assert that all accesses are within the tensors, that no program touches what another
-        wrote, and that every element of the outputs was written exactly once."""
-        written: list[np.ndarray] = []
+        wrote, and that every element of the named outputs was written exactly once."""
         for kind in (self.reads, self.writes, self.atomics):
             for program, accesses in enumerate(kind):
                 for addresses, _ in accesses:
-                    outside = addresses[~self._inside(addresses)]
-                    assert not len(outside), f"program {program} leaves its tensors"
-        sizes = {size for accesses in self.writes for _, size in accesses}
-        for accesses in self.writes:
-            written.append(np.concatenate([a for a, _ in accesses] or [np.zeros(0, np.uint64)]))
-        everything = np.concatenate(written)
-        assert len(np.unique(everything)) == len(everything), "an element was written twice"
+                    assert self._inside(addresses), f"program {program} leaves its tensors"
+        written = [_together(accesses) for accesses in self.writes]
+        everything = np.sort(np.concatenate(written))
+        assert (np.diff(everything) > 0).all(), "an element was written twice"
+        writer = np.concatenate([np.full(len(w), i) for i, w in enumerate(written)])
+        writer = writer[np.argsort(np.concatenate(written), kind="stable")]
         for program, accesses in enumerate(self.reads):
-            others = np.concatenate([w for i, w in enumerate(written) if i != program] or written)
-            for addresses, _ in accesses:
-                assert len(self.reads) == 1 or not np.isin(addresses, others).any(), (
-                    f"program {program} reads what another wrote"
-                )
+            addresses = _together(accesses)
+            at = np.searchsorted(everything, addresses).clip(max=len(everything) - 1)
+            foreign = (everything[at] == addresses) & (writer[at] != program)
+            assert not foreign.any(), f"program {program} reads what another wrote"
         for name in outputs:
             first, last = self.tensors[name]
-            size = min(s for s in sizes if (last - first) % s == 0)
-            within = (everything >= first) & (everything < last)
-            steps = np.unique(np.diff(np.sort(everything[within])))
-            size = int(steps[0]) if len(steps) else size
-            assert len(steps) <= 1 and within.sum() * size == last - first, f"{name} has holes"
+            mine = everything[(everything >= first) & (everything < last)]
+            assert len(mine) and (last - first) % len(mine) == 0, f"{name} has holes"
+            step = (last - first) // len(mine)
+            assert (mine == np.arange(first, last, step)).all(), f"{name} has holes"
+
+    def _inside(self, addresses: np.ndarray) -> bool:
+        inside = np.zeros(len(addresses), dtype=bool)
+        for first, last in self.tensors.values():
+            inside |= (addresses >= first) & (addresses < last)
+        return bool(inside.all())
 
     def dram_bytes(self) -> int:
         """Distinct bytes touched in the whole launch: what must cross device memory."""
-        return sum(_distinct([self.reads, self.writes]))
+        return _distinct_bytes(sum(self.reads + self.writes, []))
 
     def l2_bytes(self) -> int:
-        """Distinct bytes touched by each program, summed: what must cross the second-level cache."""
+        """Distinct bytes touched by each program, summed: what must cross the last cache."""
         both = zip(self.reads, self.writes, strict=True)
-        return sum(sum(_distinct([[reads], [writes]])) for reads, writes in both)
+        return sum(_distinct_bytes(reads + writes) for reads, writes in both)
 
 
-def _distinct(kinds: list[list[list[tuple[np.ndarray, int]]]]) -> list[int]:
-    totals = []
-    for programs in kinds:
-        by_size: dict[int, list[np.ndarray]] = {}
-        for accesses in programs:
-            for addresses, size in accesses:
-                by_size.setdefault(size, []).append(addresses)
-        totals += [size * len(np.unique(np.concatenate(a))) for size, a in by_size.items()]
-    return totals
+def _together(accesses: list[Access]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.uint64), *(addresses for addresses, _ in accesses)])
+
+
+def _distinct_bytes(accesses: list[Access]) -> int:
+    sizes = {size for _, size in accesses}
+    return sum(
+        size * len(np.unique(_together([a for a in accesses if a[1] == size]))) for size in sizes
+    )
 
 
 class _Recorder:

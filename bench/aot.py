@@ -1,0 +1,256 @@
+"""Compile kernels for GPUs that are not here, and report what the compiler made of them.
+
+    python bench/aot.py [--main] [--arch 80 90] [--out bench/results]
+
+The launchers run as they are, on tensors without memory, so what is compiled is what is shipped.
+Registers, stack, shared memory and instructions are read from the machine code with the tools in
+Triton's own wheel. Exits with 1 if a kernel breaks a budget: no spills, no local memory, shared
+memory within the architecture's, tensor-core instructions where a product matters, vector loads, no
+float atomics.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+if os.environ.pop("TRITON_INTERPRET", "0") == "1" and "triton" in sys.modules:
+    raise RuntimeError("triton was imported with TRITON_INTERPRET=1: nothing can be compiled")
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends import nvidia
+from triton.backends.compiler import GPUTarget
+
+from muomni_fast.kernels import configs
+from muomni_fast.kernels.code_sums import code_sums
+from muomni_fast.kernels.rvq_decode import rvq_decode
+from muomni_fast.kernels.rvq_encode import half_norms, rvq_encode
+
+TOOLS = Path(nvidia.__file__).parent / "bin"
+OPCODES = r"\b(HGMMA|HMMA|FFMA|DFMA|LDL|STL|LDG|LDGSTS|STG|LDS|STS|BAR)\b"
+WIDE_LOADS = r"\b(?:LDG|LDGSTS)[.\w]*\.(?:64|128)\b"
+FLOAT_ATOMICS = r"\b(?:RED|ATOM|ATOMG)[.\w]*\.(?:F16|F32|F64|BF16)"
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+COLUMNS = ("regs", "stack", "shared", "programs_per_sm", "HGMMA", "HMMA", "LDG", "LDGSTS", "BAR")
+
+
+@dataclasses.dataclass
+class Case:
+    """One launch to compile.
+
+    Attributes:
+        name: of the kernel and shape.
+        launch: runs a launcher on tensors without memory.
+        dots: whether it must use tensor cores.
+        main: whether every test run compiles it.
+    """
+
+    name: str
+    launch: Callable[[], Any]
+    dots: bool = False
+    main: bool = False
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tensor without memory."""
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def encode_case(
+    name: str, shape: tuple[int, int, int], n_mels: int | None, main: bool = False, **options: Any
+) -> Case:
+    """An encoder for (Q, K, D) codebooks, with a projection if there is `n_mels`."""
+    dtype, bias = options.pop("dtype", torch.float32), options.pop("bias", False)
+    n_codebooks, size, dim = shape
+
+    def launch() -> None:
+        rvq_encode(
+            meta(100_000, n_mels or dim, dtype=dtype),
+            meta(*shape),
+            meta(n_codebooks, size),
+            meta(dim, n_mels) if n_mels else None,
+            meta(dim) if bias else None,
+            meta(1, dtype=torch.int32),
+            **options,
+        )
+
+    return Case(f"encode {name}", launch, dots=True, main=main)
+
+
+def decode_case(name: str, shape: tuple[int, int, int], n_mels: int | None, main: bool) -> Case:
+    """A decoder of (Q, K, D) tables, with a projection if there is `n_mels`."""
+    n_codebooks, _, dim = shape
+
+    def launch() -> None:
+        codes, invalid = meta(100_000, n_codebooks, dtype=torch.int64), meta(1, dtype=torch.int32)
+        weight, bias = (meta(n_mels, dim), meta(n_mels)) if n_mels else (None, None)
+        rvq_decode(codes, meta(*shape), weight, bias, invalid)
+
+    return Case(f"decode {name}", launch, dots=n_mels is not None, main=main)
+
+
+def sums_case(size: int, dim: int, main: bool = False) -> Case:
+    """Sums of 100,000 rows by code."""
+    codes, rows = meta(100_000, dtype=torch.int64), meta(100_000, dim)
+    return Case(f"code sums {size} x {dim}", lambda: code_sums(codes, rows, size), main=main)
+
+
+DEFAULT = (2, 128, 64)
+CASES = [
+    encode_case("default", DEFAULT, 128, main=True),
+    encode_case("default, bias, loss sums", DEFAULT, 128, main=True, bias=True, with_sums=True),
+    encode_case("default, fast", DEFAULT, 128, exact=False),
+    encode_case("default, bf16", DEFAULT, 128, dtype=torch.bfloat16),
+    encode_case("default, fp16", DEFAULT, 128, dtype=torch.float16),
+    encode_case("default, no projection", DEFAULT, None),
+    encode_case("EnCodec 8 x 1024 x 128", (8, 1024, 128), None, main=True),
+    encode_case("8 x 1024 x 128 from 80 mels", (8, 1024, 128), 80),
+    encode_case("Mimi 8 x 2048 x 256", (8, 2048, 256), None, main=True),
+    encode_case("8 x 2048 x 256 from 512", (8, 2048, 256), 512),
+    encode_case("Lyra 46 x 16 x 64", (46, 16, 64), None),
+    encode_case("LPCNet 4 x 2048 x 18", (4, 2048, 18), None),
+    encode_case("9 x 1024 x 8 from 1024", (9, 1024, 8), 1024),
+    encode_case("4 x 4096 x 32 from 80 mels", (4, 4096, 32), 80),
+    encode_case("2 x 1000 x 512", (2, 1000, 512), None, main=True),
+    encode_case("2 x 1000 x 500 from 100 mels", (2, 1000, 500), 100),
+    decode_case("default", DEFAULT, 128, main=True),
+    decode_case("default, prepared", (2, 128, 128), None, main=True),
+    decode_case("EnCodec 8 x 1024 x 128", (8, 1024, 128), None, main=False),
+    *(
+        decode_case(f"2 x 1024 x {dim} to 80 mels", (2, 1024, dim), 80, main=False)
+        for dim in (16, 32, 128, 256)
+    ),
+    sums_case(128, 64, main=True),
+    sums_case(1024, 128),
+    sums_case(4096, 8),
+    Case("half norms 128 x 64", lambda: half_norms(meta(*DEFAULT)), main=True),
+    Case("half norms 2048 x 256", lambda: half_norms(meta(8, 2048, 256))),
+]
+
+
+class AbsentGPU:
+    """What a Triton driver must know to compile for a GPU of this compute capability."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        """A number of its own, so that each architecture has its own cache."""
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        """The default one."""
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        """What to compile for."""
+        return GPUTarget("cuda", self.capability, 32)
+
+
+@contextlib.contextmanager
+def compiling_for(capability: int) -> Iterator[list[Any]]:
+    """Launches in the block compile for an absent GPU instead of running; yields the kernels."""
+    kernels: list[Any] = []
+    run, architecture = triton.JITFunction.run, configs.architecture
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> Any:
+        kernels.append(run(self, *args, grid=grid, warmup=True, **named))
+
+    triton.runtime.driver.set_active(AbsentGPU(capability))
+    triton.JITFunction.run = compile_only
+    configs.architecture = lambda device: f"sm_{capability}"
+    try:
+        yield kernels
+    finally:
+        triton.JITFunction.run, configs.architecture = run, architecture
+
+
+def machine_code(kernel: Any) -> tuple[str, str]:
+    """Resource usage and disassembly of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        outputs = [
+            subprocess.run(
+                [TOOLS / tool, *options, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for tool, *options in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm",))
+        ]
+    return outputs[0], outputs[1]
+
+
+def report(case: Case, capability: int) -> dict[str, Any]:
+    """Compile one case and describe it; `problems` lists the budgets it breaks."""
+    with compiling_for(capability) as kernels:
+        start = time.perf_counter()
+        case.launch()
+        seconds = time.perf_counter() - start
+    (kernel,) = kernels
+    usage, code = machine_code(kernel)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+    assert found, usage
+    regs, stack, _, local = map(int, found.groups())
+    count = collections.Counter(re.findall(OPCODES, code))
+    shared = kernel.metadata.shared
+    threads = kernel.metadata.num_warps * 32
+    tensor_core = "HGMMA" if capability == 90 else "HMMA"
+    fits = min(65536 // (regs * threads), SHARED_BYTES[capability] // max(shared, 1), 32)
+    checks = {
+        "spills": stack or local or count["LDL"] or count["STL"],
+        "shared memory": shared > SHARED_BYTES[capability],
+        "no tensor cores": case.dots and not count["HMMA"] + count["HGMMA"],
+        "narrow loads only": not re.search(WIDE_LOADS, code),
+        "float atomics": re.search(FLOAT_ATOMICS, code),
+    }
+    return {
+        "case": case.name,
+        "arch": f"sm_{capability}",
+        "warps": kernel.metadata.num_warps,
+        "regs": regs,
+        "stack": stack,
+        "shared": shared,
+        "programs_per_sm": fits,
+        **{name: count[name] for name in re.findall(r"\w+", OPCODES.replace(r"\b", ""))},
+        "seconds": round(seconds, 1),
+        "tensor_core": tensor_core if count[tensor_core] else "HMMA" if count["HMMA"] else "",
+        "problems": [name for name, broken in checks.items() if broken],
+    }
+
+
+def main() -> int:
+    """Compile, print a table, and write it; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--main", action="store_true", help="only what every test run compiles")
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], choices=SHARED_BYTES)
+    parser.add_argument("--out", type=Path, help="folder for aot-triton-VERSION.json")
+    args = parser.parse_args()
+    rows = []
+    print(f"triton {triton.__version__}", *COLUMNS, sep="  ")
+    for case in CASES:
+        if args.main and not case.main:
+            continue
+        for capability in args.arch:
+            row = report(case, capability)
+            rows.append(row)
+            cells = [f"{name}={row[name]}" for name in COLUMNS]
+            print(f"{row['arch']}  {row['case']:36}", *cells, *row["problems"], flush=True)
+    if args.out:
+        path = args.out / f"aot-triton-{triton.__version__}.json"
+        path.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1))
+    return int(any(row["problems"] for row in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

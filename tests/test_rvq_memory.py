@@ -1,0 +1,136 @@
+"""What the quantizer's kernels do to memory, watched in the interpreter."""
+
+import numpy as np
+import pytest
+import torch
+from interpreter import Launch, watched
+from oracle import midpoints
+from torch import Tensor
+
+from muomni_fast.kernels.code_sums import code_sums
+from muomni_fast.kernels.configs import encode_config
+from muomni_fast.kernels.rvq_decode import rvq_decode
+from muomni_fast.kernels.rvq_encode import half_norms, rvq_encode
+
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="watches the interpreter"),
+    pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning"),
+]
+CPU = torch.device("cpu")
+
+
+def count() -> Tensor:
+    return torch.zeros(1, dtype=torch.int32)
+
+
+def encode_launch(mel: Tensor, books: Tensor, weight: Tensor | None, **options) -> Launch:
+    norms = half_norms(books)
+    with watched() as launches:
+        rvq_encode(mel, books, norms, weight, None, count(), **options)
+    (launch,) = launches
+    return launch
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 130])
+def test_encode_stays_in_bounds_and_writes_every_code_once(rows):
+    books, weight = torch.randn(3, 20, 12), torch.randn(12, 24)
+    mel = torch.cat([torch.randn(rows - 1, 24), torch.full((1, 24), torch.nan)])
+    launch = encode_launch(mel, books, weight, with_sums=True)
+    launch.check("codes_ptr", "sums_ptr")
+    encode_launch(midpoints(books[0], rows), books, None).check("codes_ptr")
+
+
+@pytest.mark.parametrize("width", [12, 200])
+def test_decode_and_sums_stay_in_bounds_and_write_once(width):
+    books, codes = torch.randn(3, 20, width), torch.randint(20, (70, 3))
+    codes[5, 1], codes[69, 0] = -7, 2**33  # never an address
+    for weight in (None, torch.randn(24, width)):
+        with watched() as launches:
+            rvq_decode(codes, books, weight, None, count())
+        launches[0].check("out_ptr")
+    with watched() as launches:
+        code_sums(codes[:, 2], torch.randn(70, width), 20)
+    launches[0].check("out_ptr")
+    with watched() as launches:
+        half_norms(books)
+    launches[0].check("out_ptr")
+
+
+def test_the_watcher_sees_faults():
+    """A store past the end, a hole, a double store and a foreign read are all noticed."""
+    good = {"x": (0, 16), "out": (16, 32)}
+    at = lambda *a: [(np.array(a, dtype=np.uint64), 4)]
+    for reads, writes, why in (
+        ([at(0), at(16)], [at(16, 20), at(24, 28)], "reads what another wrote"),
+        ([[], []], [at(16, 20), at(24, 32)], "leaves its tensors"),
+        ([[], []], [at(16, 20), at(20, 24)], "written twice"),
+        ([[], []], [at(16), at(24, 28)], "holes"),
+    ):
+        with pytest.raises(AssertionError, match=why):
+            Launch(good, reads, writes, [[], []]).check("out")
+    Launch(good, [at(0), at(4)], [at(16, 20), at(24, 28)], [[], []]).check("out")
+
+
+def test_encode_moves_each_input_once():
+    """Device memory traffic of the default shape: inputs, codes and weights once each, and 2 %."""
+    rows, books, weight = 1024, torch.randn(2, 128, 64) / 8, torch.randn(64, 128) / 11
+    mel = torch.randn(rows, 128)
+    launch = encode_launch(mel, books, weight)
+    once = sum(t.numel() * t.element_size() for t in (mel, books, weight, half_norms(books)))
+    once += rows * 2 * 8
+    assert once <= launch.dram_bytes() <= 1.02 * once
+    # Each program reads weight and codebooks again, from the cache: 99 KB beside its own frames.
+    programs = rows // encode_config(64, CPU).block_n
+    shared = sum(t.numel() * t.element_size() for t in (books, weight, half_norms(books)))
+    frames = rows * (128 * 4 + 2 * 8)
+    assert frames + programs * shared <= launch.l2_bytes() <= 1.02 * (frames + programs * shared)
+
+
+@pytest.mark.parametrize("beyond", [2**31, 2**33])
+def test_offsets_do_not_wrap(monkeypatch, beyond):
+    """Addresses of a program whose elements lie far beyond 2^31, with no memory behind them."""
+    from triton.runtime import interpreter
+
+    addresses: dict[int, list[np.ndarray]] = {4: [], 8: []}
+
+    class Probe:
+        def __getattr__(self, name):
+            return getattr(interpreter._interpreter, name)
+
+        def load(self, pointers, mask, other, dtype):
+            addresses.setdefault(np.dtype(dtype).itemsize, []).append(pointers[mask])
+            return np.zeros(pointers.shape, dtype)
+
+        def store(self, pointers, values, mask):
+            addresses[values.dtype.itemsize].append(pointers[mask])
+
+    config = encode_config(16, CPU)
+    program = beyond // (config.block_n * 16)
+    rows = (program + 1) * config.block_n
+    x, codes = torch.zeros(16), torch.zeros(1, dtype=torch.int64)
+    from muomni_fast.kernels import rvq_encode as module
+
+    builder = interpreter.InterpreterBuilder
+    handle = interpreter.TensorHandle(np.array([program], dtype=np.int32), interpreter.tl.int32)
+    monkeypatch.setattr(builder, "create_get_program_id", lambda self, axis: handle)
+    monkeypatch.setattr(interpreter, "_interpreter", Probe())
+    module._rvq_encode_kernel[(1,)](
+        x_ptr=x,
+        weight_ptr=None,
+        bias_ptr=None,
+        codebooks_ptr=torch.zeros(16),
+        half_norms_ptr=torch.zeros(1),
+        codes_ptr=codes,
+        sums_ptr=None,
+        nonfinite_ptr=count(),
+        N=rows,
+        Q=1,
+        stride_xn=16,
+        **module.encode_constants(16, 16, 16, False, config),
+    )
+    first, last = program * config.block_n, rows - 1
+    frames = np.concatenate(addresses[4])
+    assert x.data_ptr() + 4 * (last * 16 + 15) == frames.max() > x.data_ptr() + 4 * beyond
+    stored = np.concatenate(addresses[8])
+    assert codes.data_ptr() + 8 * first == stored.min()
+    assert codes.data_ptr() + 8 * last == stored.max()
