@@ -1,0 +1,323 @@
+"""The quantizer's operators: contracts, gradients, compilation, what they refuse, and `prepare`."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+from torch.nn import functional as F
+
+import muomni_fast
+from muomni_fast import functional, ops, reference
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+
+CODES = torch.arange(120).reshape(40, 3) % 16
+CALLS = {
+    "encode": (ops.rvq_encode, (40, 20), (3, 16, 12), None, (12, 20), (12,), True),
+    "encode without projection": (ops.rvq_encode, (40, 12), (3, 16, 12), (3, 16), None, None, True),
+    "encode, fast": (ops.rvq_encode, (0, 12), (3, 16, 12), None, None, None, False),
+    "decode": (ops.rvq_decode, CODES, (3, 16, 12), (20, 12), (20,)),
+    "decode without projection": (ops.rvq_decode, CODES[:, :2], (3, 16, 12), None, None),
+    "quantize": (ops.rvq_quantize, (40, 20), (3, 16, 12), (12, 20), (12,), (20, 12), (20,)),
+    "quantize without projection": (ops.rvq_quantize, (40, 12), (3, 16, 12), *[None] * 4),
+    "code sums": (ops.code_sums, CODES[:, 0], (40, 20), 16),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name):
+    op, *shapes = CALLS[name]
+    args = [leaf(*a) if isinstance(a, tuple) else a for a in shapes]
+    if op in (ops.rvq_encode, ops.code_sums):  # these have no gradient
+        args = [a.detach() if isinstance(a, Tensor) else a for a in args]
+    if name == "encode without projection":
+        args[2] = ops.half_norms(args[1])
+    opcheck(op, tuple(args))
+
+
+def test_backward_operators_pass_opcheck():
+    books, weight = torch.randn(3, 16, 12), torch.randn(20, 12)
+    for needs in ([True] * 3, [False, True, False]):
+        opcheck(ops.rvq_decode_backward, (torch.randn(40, 20), CODES, books, weight, needs))
+    mel, projection = torch.randn(40, 20), torch.randn(12, 20)
+    grads = torch.randn(40, 20), torch.randn(40, 12), torch.randn(3), torch.randn(3)
+    for needs in ([True] * 6, [False, True] * 3):
+        args = (*grads, CODES, mel, books, projection, torch.randn(12), weight, needs)
+        opcheck(ops.rvq_quantize_backward, args)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("projections", [True, False])
+def test_gradients_equal_autograd_through_the_reference(projections):
+    shape = dict(n_codebooks=3, codebook_size=32, codebook_dim=24, n_mels=40, bias=True)
+    if not projections:
+        shape |= dict(n_mels=24, bias=False, projections=False)
+    slow, fast = reference.RVQ(**shape), muomni_fast.RVQ(**shape)
+    fast.load_state_dict(slow.state_dict())
+    mel = torch.randn(5, 31, shape["n_mels"])
+    grads = []
+    for model in (slow, fast):
+        x = mel.clone().requires_grad_()
+        out = model(x)
+        loss = F.mse_loss(out.mel, mel) + out.quantized.cos().sum()
+        for stage, weight in enumerate((0.5, -2.0, 3.0)):
+            loss = loss + weight * out.commitment_loss[stage] + out.codebook_loss[stage] / weight
+        loss.backward()
+        grads.append([x.grad, *(p.grad for p in model.parameters())])
+    for a, b in zip(*grads, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_decode_gradients_equal_autograd_through_the_reference():
+    slow = reference.RVQ(3, 32, 24, n_mels=40, bias=True)
+    fast = muomni_fast.RVQ(3, 32, 24, n_mels=40, bias=True)
+    fast.load_state_dict(slow.state_dict())
+    codes = torch.randint(32, (5, 7, 2))
+    for model in (slow, fast):
+        model.decode(codes).sin().sum().backward()
+    for (name, a), b in zip(fast.named_parameters(), slow.parameters(), strict=True):
+        if name.startswith("proj_in"):
+            assert a.grad is None
+        elif name == "codebooks.2.weight":
+            assert not a.grad.any()  # coarse decoding leaves it out
+        else:
+            assert (a.grad - b.grad).norm() <= 1e-5 * b.grad.norm(), name
+
+
+def test_gradcheck_in_float64():
+    """Finite differences, of what is differentiable with the codes held."""
+    wide = dict(dtype=torch.float64)
+    mel, weight, bias = leaf(9, 7, **wide), leaf(5, 7, **wide), leaf(5, **wide)
+    books, out_weight, out_bias = leaf(1, 8, 5, **wide), leaf(7, 5, **wide), leaf(7, **wide)
+
+    def quantize(mel, weight, bias, books, out_weight, out_bias):
+        return functional.rvq_quantize(mel, books, weight, bias, out_weight, out_bias)
+
+    fixed = [t.detach() for t in (mel, weight, bias, books, out_weight, out_bias)]
+    commitment = lambda *a: quantize(*a, *fixed[3:]).commitment_loss
+    assert torch.autograd.gradcheck(commitment, (mel, weight, bias))
+    codebook = lambda books: quantize(*fixed[:3], books, *fixed[4:]).codebook_loss
+    assert torch.autograd.gradcheck(codebook, (books,))
+    frames = lambda *a: quantize(*fixed[:3], *a).mel
+    assert torch.autograd.gradcheck(frames, (books, out_weight, out_bias))
+    codes = torch.randint(8, (9, 1))
+    decode = lambda *a: functional.rvq_decode(codes, *a)
+    assert torch.autograd.gradcheck(decode, (books, out_weight, out_bias))
+
+
+@pytest.mark.parametrize("needed", ["proj_in.weight", "codebooks.1.weight", "proj_out.bias"])
+def test_only_needed_gradients_are_computed(needed):
+    rvq, mel = muomni_fast.RVQ(2, 16, 8, n_mels=12, bias=True), torch.randn(30, 12)
+    for name, parameter in rvq.named_parameters():
+        parameter.requires_grad_(name == needed)
+    F.mse_loss(rvq(mel).mel, mel).backward()
+    assert [n for n, p in rvq.named_parameters() if p.grad is not None] == [needed]
+
+
+def test_codes_nobody_chose_have_zero_gradients_not_missing_ones():
+    rvq = muomni_fast.RVQ(2, 64, 8, n_mels=12)
+    out = rvq(torch.randn(3, 12))
+    out.mel.sum().backward()
+    for stage, weight in enumerate(rvq.codebook_weights()):
+        used = torch.zeros(64, dtype=torch.bool).index_fill(0, out.codes[:, stage], True)
+        assert not weight.grad[~used].any() and weight.grad[used].any()
+
+
+def test_the_same_bits_every_time():
+    rvq, mel = muomni_fast.RVQ(), torch.randn(3000, 128)
+    runs = []
+    for _ in range(5):
+        rvq.zero_grad()
+        rvq(mel).mel.square().sum().backward()
+        runs.append(torch.cat([p.grad.flatten() for p in rvq.parameters()]))
+    assert all(torch.equal(run, runs[0]) for run in runs)
+
+
+def test_only_input_codes_and_weights_are_kept_for_the_backward():
+    rvq, mel, kept = muomni_fast.RVQ(), torch.randn(5000, 128), {}
+    keep = lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t) is None or t
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        rvq(mel)
+    weights = sum(p.numel() for p in rvq.parameters())
+    assert sum(t.numel() for t in kept.values()) <= mel.numel() + 5000 * 2 + 2 * weights
+
+
+# What is refused
+
+
+def test_an_input_changed_before_the_backward_is_noticed():
+    rvq, mel = muomni_fast.RVQ(), torch.randn(10, 128)
+    loss = rvq(mel).mel.sum()
+    mel.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_second_derivatives_raise():
+    rvq, mel = muomni_fast.RVQ(), torch.randn(10, 128)
+    for loss in (rvq(mel).mel.square().sum(), rvq.decode(rvq.encode(mel)).square().sum()):
+        (grad,) = torch.autograd.grad(loss, rvq.proj_out.weight, create_graph=True)
+        with pytest.raises(RuntimeError, match="no autograd formula"):
+            grad.sum().backward()
+
+
+def test_forward_mode_raises_instead_of_giving_zeros():
+    rvq, mel = muomni_fast.RVQ(2, 16, 8, n_mels=12), torch.randn(4, 12)
+    with pytest.raises(NotImplementedError, match="rvq_quantize: forward-mode"):
+        torch.func.jvp(lambda x: rvq(x).mel, (mel,), (mel,))
+    codes, books = torch.zeros(3, 2, dtype=torch.int64), torch.randn(2, 16, 8)
+    with pytest.raises(NotImplementedError, match="rvq_decode: forward-mode"):
+        torch.func.jacfwd(lambda b: functional.rvq_decode(codes, b))(books)
+
+
+# Transforms
+
+
+def test_compiles_whole_with_dynamic_lengths():
+    rvq = muomni_fast.RVQ(2, 32, 16, n_mels=24, bias=True)
+
+    def step(mel: Tensor) -> Tensor:
+        out = rvq(mel)
+        again = rvq.decode(rvq.encode(mel))
+        return F.mse_loss(out.mel, mel) + out.commitment_loss.sum() + again.square().mean()
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=True)
+    for frames in (5, 9, 1):
+        mel = torch.randn(2, frames, 24)
+        torch.testing.assert_close(compiled(mel), step(mel))
+    compiled(mel).backward()
+    grads = [p.grad.clone() for p in rvq.parameters()]
+    rvq.zero_grad()
+    step(mel).backward()
+    for a, p in zip(grads, rvq.parameters(), strict=True):
+        torch.testing.assert_close(a, p.grad)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_exports_with_dynamic_lengths(prepared):
+    class Resynthesis(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rvq = muomni_fast.RVQ(2, 32, 16, n_mels=24).eval()
+
+        def forward(self, mel: Tensor) -> Tensor:
+            return self.rvq.decode(self.rvq.encode(mel))
+
+    model, mel = Resynthesis(), torch.randn(2, 30, 24)
+    if prepared:
+        model.rvq.prepare()
+    shapes = ({1: torch.export.Dim("frames")},)
+    program = torch.export.export(model, (torch.randn(2, 9, 24),), dynamic_shapes=shapes)
+    torch.testing.assert_close(program.module()(mel), model(mel))
+
+
+def test_vmap():
+    rvq, mel = muomni_fast.RVQ(2, 16, 8, n_mels=12), torch.randn(4, 5, 12)
+    codes = torch.vmap(rvq.encode)(mel)
+    assert torch.equal(codes, rvq.encode(mel))
+    torch.testing.assert_close(
+        torch.vmap(rvq.decode, in_dims=1)(codes), rvq.decode(codes).mT.mT.transpose(0, 1)
+    )
+    torch.testing.assert_close(torch.vmap(lambda x: rvq(x).mel)(mel), rvq(mel).mel)
+
+
+# Precision
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_a_lowered_matmul_precision_does_not_reach_the_codes(monkeypatch, precision):
+    """Products rounded to tf32 or bfloat16, as torch then may, change no code."""
+    from interpreter import truncated
+
+    from muomni_fast import torch_rvq
+
+    rvq, mel = muomni_fast.RVQ(codebook_size=1000), torch.randn(3000, 128)
+    codes = rvq.encode(mel)
+    kept = {"high": "tf32", "medium": "bf16"}[precision]
+    real = torch.mm
+
+    def rounded(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        a, b = (torch.from_numpy(truncated(t.detach().numpy(), kept)) for t in (a, b))
+        return real(a, b, out=out)
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        if torch_rvq.matmul_precision(mel.device) == "ieee":
+            pytest.skip("this torch does not lower products on a CPU")
+        assert torch_rvq.matmul_precision(mel.device) in ("tf32", "bf16")
+        monkeypatch.setattr(torch_rvq, "matmul_precision", lambda device: kept)
+        monkeypatch.setattr(torch, "mm", rounded)
+        lowered = rvq.encode(mel)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    # The projection runs in float64 then, so a row may differ where float32's own rounding decides.
+    assert (lowered != codes).any(1).sum() <= 1
+
+
+# Prepared inference
+
+
+def test_prepared_codes_and_frames_are_the_same():
+    rvq, mel = muomni_fast.RVQ(3, bias=True).eval(), torch.randn(500, 128)
+    codes, frames = rvq.encode(mel), rvq.decode(rvq.encode(mel))
+    assert rvq.prepare() is rvq
+    assert torch.equal(rvq.encode(mel), codes)
+    torch.testing.assert_close(rvq.decode(codes), frames, rtol=1e-6, atol=1e-6)
+    coarse = rvq.decode(codes[:, :1])
+    assert torch.equal(copy.deepcopy(rvq).decode(codes), rvq.decode(codes))
+    rvq.train()
+    torch.testing.assert_close(rvq.decode(codes[:, :1]), coarse, rtol=1e-6, atol=1e-6)
+    assert set(rvq.state_dict()) == set(reference.RVQ(3, bias=True).state_dict())
+
+
+@pytest.mark.parametrize("change", ["train", "load", "parent loads", "to"])
+def test_what_was_prepared_is_dropped_when_weights_may_change(change):
+    rvq, other = muomni_fast.RVQ().eval(), muomni_fast.RVQ()
+    parent = torch.nn.ModuleDict({"rvq": rvq})
+    codes = torch.randint(128, (9, 2))
+    stale = rvq.prepare().decode(codes)
+    if change == "train":
+        parent.train()
+        with torch.no_grad():
+            rvq.proj_out.weight.mul_(2)
+    elif change == "load":
+        rvq.load_state_dict(other.state_dict())
+    elif change == "parent loads":
+        parent.load_state_dict({f"rvq.{k}": v for k, v in other.state_dict().items()})
+    else:
+        parent.to(torch.float64)
+    assert not torch.equal(rvq.decode(codes).float(), stale)
+    expected = reference.RVQ().to(rvq.proj_out.weight.dtype)
+    expected.load_state_dict(rvq.state_dict())
+    torch.testing.assert_close(rvq.decode(codes), expected.decode(codes))
+
+
+def test_preparing_for_training_is_refused():
+    with pytest.raises(RuntimeError, match="expected eval mode"):
+        muomni_fast.RVQ().prepare()
+
+
+# One frame at a time
+
+
+def test_streaming_frame_by_frame_equals_the_batch():
+    from oracle import unexcused_mismatches
+
+    rvq, mel = muomni_fast.RVQ().eval(), torch.randn(400, 128)
+    codes = rvq.encode(mel)
+    frames = rvq.decode(codes)
+    for model in (rvq, copy.deepcopy(rvq).prepare()):
+        single = torch.stack([model.encode(frame) for frame in mel])
+        weight, books = rvq.proj_in.weight.detach(), rvq.stacked_codebooks().detach()
+        assert unexcused_mismatches(mel, weight, books, single) == 0
+        assert (single != codes).any(1).sum() <= 1  # those excused by the projection's rounding
+        decoded = torch.stack([model.decode(code) for code in codes])
+        torch.testing.assert_close(decoded, frames, rtol=0, atol=1e-6)
