@@ -72,7 +72,7 @@ DECODE = {
     ("sm_90", 32): DecodeConfig(64, 32, 64, 4, 2),
     ("sm_90", 64): DecodeConfig(64, 64, 64, 4, 2),
     ("sm_90", 128): DecodeConfig(64, 128, 32, 4, 2),
-    ("sm_90", 256): DecodeConfig(64, 256, 32, 8, 1),
+    ("sm_90", 256): DecodeConfig(16, 256, 32, 8, 1),
     ("sm_80", 16): DecodeConfig(64, 16, 64, 4, 2),
     ("sm_80", 32): DecodeConfig(64, 32, 64, 4, 2),
     ("sm_80", 64): DecodeConfig(64, 64, 32, 8, 2),
@@ -92,6 +92,9 @@ class CodeSumsConfig:
 
 CODE_SUMS = CodeSumsConfig(32, 64, 4)
 
+# All a thread can have. Left alone, an assembler may halve it for a second program per
+# multiprocessor, and spill.
+MAX_REGISTERS = 255
 # Shared memory a block may have, from which a device can take the sm_90 column of a table.
 LARGE_SHARED_MEMORY = 227 * 1024
 SMALLEST_TILE = 16  # of a tensor core

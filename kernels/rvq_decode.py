@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .configs import DecodeConfig, decode_config, power_of_two
+from .configs import MAX_REGISTERS, DecodeConfig, decode_config, power_of_two
 
 # The sums of wider rows do not fit the registers beside a product: torch multiplies those.
 LARGEST_FUSED_DIM = 256
@@ -129,6 +129,7 @@ def rvq_decode(
                 **decode_constants(size, dim, width, config),
                 num_warps=config.num_warps,
                 num_stages=config.num_stages,
+                maxnreg=MAX_REGISTERS,
                 enable_fp_fusion=True,
             )
     return out

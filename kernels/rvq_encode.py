@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import certificate
-from .configs import EncodeConfig, encode_config, power_of_two
+from .configs import MAX_REGISTERS, EncodeConfig, encode_config, power_of_two
 
 FLUSH = tl.constexpr(certificate.FLUSH)
 UNDERFLOW = tl.constexpr(certificate.UNDERFLOW)
@@ -291,6 +291,7 @@ def rvq_encode(
                 **encode_constants(n_mels, size, dim, exact, config),
                 num_warps=config.num_warps,
                 num_stages=config.num_stages,
+                maxnreg=MAX_REGISTERS,
                 enable_fp_fusion=True,
             )
     return codes, None if sums is None else sums.sum(0)

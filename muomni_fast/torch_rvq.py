@@ -17,8 +17,8 @@ from .reference.search import nearest_code
 
 __all__ = ["code_sums", "decode", "encode", "half_norms", "matmul_precision"]
 
-# Scores held at once, 2 MB of float32: a core's cache. Fastest of 2^16 to 2^20 on two cores.
-BLOCK_SCORES = 1 << 19
+# Scores held at once, 4 MB of float32: about the cores' caches. Fastest of 2^17 to 2^21 on two cores.
+BLOCK_SCORES = 1 << 20
 # Up to here the plain search of all differences costs less than setting up the other.
 FEW_DIFFERENCES = 1 << 15
 DIGIT = 64
@@ -51,18 +51,26 @@ def encode(
     for start in range(0, len(mel), block):
         rows = mel[start : start + block]
         residual = _project(rows, weight, bias, out=buffer[: len(rows)])
-        nonfinite += residual.isfinite().all(1).logical_not_().sum()
+        if certified is None:
+            nonfinite += _not_finite(residual)
         for stage, codebook in enumerate(codebooks):
             if certified is None:
                 index = nearest_code(residual, codebook)
             else:
-                index = certified.nearest(residual, stage)
+                index, doubtful = certified.nearest(residual, stage)
+                if stage == 0 and doubtful is not None:
+                    nonfinite += _not_finite(residual[doubtful])
             codes[start : start + block, stage] = index
             if with_sums or stage + 1 < n_codebooks:
                 residual -= torch.index_select(codebook, 0, index, out=words[: len(rows)])
             if sums is not None:
                 sums[stage] += residual.square().sum()
     return codes, None if sums is None else sums.to(codebooks.dtype)
+
+
+def _not_finite(rows: Tensor) -> Tensor:
+    """How many rows hold a NaN or an infinity."""
+    return rows.isfinite().all(1).logical_not_().sum()
 
 
 def half_norms(codebooks: Tensor) -> Tensor:
@@ -117,8 +125,8 @@ class _CertifiedSearch:
         digits = torch.ones_like(index), index // DIGIT, index % DIGIT, torch.zeros_like(index)
         self.count_and_digits = torch.stack(digits).to(codebooks.dtype)  # (4, K)
 
-    def nearest(self, residual: Tensor, stage: int) -> Tensor:
-        """(n, D) -> (n,) int64."""
+    def nearest(self, residual: Tensor, stage: int) -> tuple[Tensor, Tensor | None]:
+        """(n, D) -> codes (n,) int64, and which rows were searched again, if any: (n,) bool."""
         codebook = self.codebooks[stage]
         scores = self.scores[: len(residual)]
         torch.mm(residual, codebook.t(), out=scores)
@@ -132,9 +140,10 @@ class _CertifiedSearch:
         count, high, low, _ = self.count_and_digits @ scores.t()
         codes = (high * DIGIT + low).long()
         doubtful = count != 1  # NaN has none
-        if doubtful.any():
-            codes[doubtful] = nearest_code(residual[doubtful], codebook)
-        return codes
+        if not doubtful.any():
+            return codes, None
+        codes[doubtful] = nearest_code(residual[doubtful], codebook)
+        return codes, doubtful
 
 
 def decode(

@@ -13,6 +13,7 @@ TOLERANCES = {
     torch.bfloat16: (1.6e-2, 1.6e-2),
 }
 ROWS = 256  # at once, so that N x K x D stays small
+MANY = 1 << 14
 
 
 def mismatches(residual: Tensor, codebook: Tensor, codes: Tensor) -> int:
@@ -32,19 +33,24 @@ def mismatches(residual: Tensor, codebook: Tensor, codes: Tensor) -> int:
     return wrong
 
 
-def many_mismatches(residual: Tensor, codebook: Tensor, codes: Tensor) -> int:
-    """`mismatches` for very many rows: only those that float64 products leave in doubt, by a margin
-    a million times their rounding, or whose code they contradict, are measured in full."""
+def _undecided(rows: Tensor, codebook: Tensor, codes: Tensor) -> Tensor:
+    """Rows (float64) whose code float64 products cannot confirm as the sole nearest by a margin a
+    million times their rounding: those to measure in full."""
     books = codebook.double()
     half_norms = books.square().sum(1) / 2
+    near = half_norms - rows @ books.T  # (n, K)
+    size = rows.square().sum(1) + 2 * half_norms.max()
+    near = near <= (near.amin(1) + 1e-9 * size)[:, None]
+    return (near.sum(1) != 1) | (near.int().argmax(1) != codes)
+
+
+def many_mismatches(residual: Tensor, codebook: Tensor, codes: Tensor) -> int:
+    """`mismatches` for very many rows."""
     wrong = 0
-    for start in range(0, len(residual), 1 << 14):
-        rows, chosen = residual[start : start + (1 << 14)], codes[start : start + (1 << 14)]
-        scores = half_norms - rows.double() @ books.T  # (n, K)
-        size = rows.double().square().sum(1) + 2 * half_norms.max()
-        near = scores <= (scores.amin(1) + 1e-9 * size)[:, None]
-        sure = (near.sum(1) == 1) & (near.int().argmax(1) == chosen)
-        wrong += mismatches(rows[~sure], codebook, chosen[~sure])
+    for start in range(0, len(residual), MANY):
+        rows, chosen = residual[start : start + MANY], codes[start : start + MANY]
+        rest = _undecided(rows.double(), codebook, chosen)
+        wrong += mismatches(rows[rest], codebook, chosen[rest])
     return wrong
 
 
@@ -63,19 +69,29 @@ def unexcused_mismatches(
         codes: (N, Q).
         precision: of the projection, as `projection_error` takes it.
     """
-    magnitude = (mel.double().abs() @ weight.double().abs().T).norm(dim=1)
-    slack = projection_error(mel.shape[1], precision) * magnitude  # (N,)
-    residual, wrong = mel.double() @ weight.double().T, 0
-    for codebook, chosen in zip(codebooks.double(), codes.unbind(1), strict=True):
-        for start in range(0, len(mel), ROWS):
-            rows, j = residual[start : start + ROWS], chosen[start : start + ROWS]
-            distance = (rows[:, None] - codebook).square().sum(-1)  # (rows, K)
-            gain = distance.gather(1, j[:, None]) - distance
-            apart = (codebook[j][:, None] - codebook).norm(dim=-1)
-            excuse = 2 * slack[start : start + ROWS, None] * apart
-            wrong += int((gain > excuse + 1e-12 * distance).any(1).sum())
-        slack = slack + 2.0**-24 * residual.norm(dim=1)
-        residual = residual - codebook[chosen]
+    wrong = 0
+    for start in range(0, len(mel), MANY):
+        frames, chosen = mel[start : start + MANY].double(), codes[start : start + MANY]
+        magnitude = (frames.abs() @ weight.double().abs().T).norm(dim=1)
+        slack = projection_error(mel.shape[1], precision) * magnitude  # (n,)
+        residual = frames @ weight.double().T
+        for codebook, j in zip(codebooks.double(), chosen.unbind(1), strict=True):
+            rest = _undecided(residual, codebook, j)
+            wrong += _unexcused(residual[rest], codebook, j[rest], slack[rest])
+            slack = slack + 2.0**-24 * residual.norm(dim=1)
+            residual = residual - codebook[j]
+    return wrong
+
+
+def _unexcused(rows: Tensor, codebook: Tensor, codes: Tensor, slack: Tensor) -> int:
+    wrong = 0
+    for start in range(0, len(rows), ROWS):
+        part = slice(start, start + ROWS)
+        distance = (rows[part, None] - codebook).square().sum(-1)  # (n, K)
+        gain = distance.gather(1, codes[part, None]) - distance
+        apart = (codebook[codes[part]][:, None] - codebook).norm(dim=-1)
+        excuse = 2 * slack[part, None] * apart + 1e-12 * distance
+        wrong += int((gain > excuse).any(1).sum())
     return wrong
 
 
@@ -89,7 +105,7 @@ def stagewise_mismatches(z: Tensor, codebooks: Tensor, codes: Tensor) -> int:
     """
     residual, wrong = z, 0
     for stage, codebook in enumerate(codebooks):
-        count = mismatches if len(residual) <= 1 << 14 else many_mismatches
+        count = mismatches if len(residual) <= MANY else many_mismatches
         wrong += count(residual, codebook, codes[:, stage])
         residual = residual - codebook[codes[:, stage]]
     return wrong

@@ -2,12 +2,23 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train import run
+import torch
+from oracle import unexcused_mismatches
+from test_train import losses, run
+
+import muomni_fast
+from muomni_fast.reference import log_mel
 
 pytest.importorskip("soundfile")
+from muomni_fast.reference.checkpoint import load_model, load_state  # noqa: E402
+from muomni_fast.reference.clips import find_clips  # noqa: E402
+from muomni_fast.reference.data import read_clip  # noqa: E402
+from muomni_fast.reference.run_folder import RunFolder  # noqa: E402
+
 pytestmark = pytest.mark.slow
 
 
@@ -35,7 +46,6 @@ def test_recordings_beat_faiss(tmp_path, recordings):
     """Unseen speakers: at most faiss's greedy residual quantizer, below the start, codes in use."""
     pytest.importorskip("faiss")
     from muomni_fast.reference.evaluate import evaluate
-    from muomni_fast.reference.run_folder import RunFolder
 
     manifest = recordings.parent / "manifest.csv"
     done = run("--stage", "rvq", "--data", manifest, "--out", tmp_path / "run", timeout=900)
@@ -52,3 +62,34 @@ def test_recordings_beat_faiss(tmp_path, recordings):
     assert trained < start
     for stage in (1, 2):
         assert figures["trained"][f"usage_{stage}"] >= 0.95
+    assert_codes_of_all_recordings_are_exact(tmp_path / "run", recordings)
+
+
+def assert_codes_of_all_recordings_are_exact(run_folder: Path, recordings: Path) -> None:
+    """Through the trained codec, on the fast path."""
+    saved = load_model(RunFolder(run_folder).model("rvq"), "rvq")
+    rvq = muomni_fast.RVQ(**saved.config)
+    load_state(rvq, saved.state, run_folder)
+    config = saved.mel
+    clips = find_clips(recordings.parent / "manifest.csv")
+    mels = [log_mel(read_clip(clip, config.sample_rate)[None], config)[0].T for clip in clips]
+    frames = torch.cat(mels)  # (N, n_mels)
+    assert len(frames) > 80_000
+    weight, books = rvq.proj_in.weight.detach(), rvq.stacked_codebooks().detach()
+    assert unexcused_mismatches(frames, weight, books, rvq.encode(frames)) == 0
+
+
+def test_the_fast_quantizer_trains_like_the_reference(tmp_path):
+    """200 steps on the shipped speech, same seed: losses of the first 32 steps within 2e-5, the
+    final held-out error within 1 %."""
+    curves, errors = [], []
+    for backend in ("reference", "fast"):
+        out = tmp_path / backend
+        done = run("--stage", "rvq", "--steps", "200", "--backend", backend, "--out", out)
+        assert done.returncode == 0, done.stderr
+        curves.append(losses(out, "rvq"))
+        results = json.loads((out / "results.json").read_text())["rvq"]
+        errors.append(results["trained"]["mel_mse"])
+    np.testing.assert_allclose(curves[1][:32], curves[0][:32], rtol=2e-5)
+    assert errors[1] == pytest.approx(errors[0], rel=0.01)
+    print(errors, np.abs(curves[1] / curves[0] - 1).max())

@@ -1,9 +1,18 @@
 """The quantizer: exact codes, the decoder, gradients, and what it refuses."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from oracle import TOLERANCES, midpoints, mismatches, stagewise_mismatches
+from oracle import (
+    TOLERANCES,
+    midpoints,
+    mismatches,
+    stagewise_mismatches,
+    unexcused_mismatches,
+)
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,6 +25,14 @@ from muomni_fast.reference.search import nearest_code
 @pytest.fixture(params=[reference.RVQ, muomni_fast.RVQ], ids=["reference", "fast"])
 def RVQ(request: pytest.FixtureRequest) -> type[reference.RVQ]:
     return request.param
+
+
+@pytest.fixture(params=["reference", "fast"])
+def search(request: pytest.FixtureRequest):
+    """Rows (N, D) and a codebook (K, D) -> codes (N,), by either implementation."""
+    if request.param == "reference":
+        return nearest_code
+    return lambda rows, book: muomni_fast.functional.rvq_encode(rows, book[None])[:, 0]
 
 
 # Exactness
@@ -45,42 +62,42 @@ def test_codes_of_random_rows_match_the_oracle(RVQ):
 def test_codes_match_the_oracle_at_other_shapes(RVQ, shape):
     n_codebooks, size, dim = shape
     rvq = RVQ(n_codebooks, size, dim, n_mels=dim, projections=False)
-    mel = torch.randn(300, dim)
+    mel = torch.randn(70, dim)
     books = rvq.stacked_codebooks().detach()
     assert stagewise_mismatches(mel, books, rvq.encode(mel)) == 0
 
 
-def test_midpoints_a_few_ulp_apart_match_the_oracle():
+def test_midpoints_a_few_ulp_apart_match_the_oracle(search):
     codebook = torch.randn(128, 64)
     rows = midpoints(codebook, 4000)
-    assert mismatches(rows, codebook, nearest_code(rows, codebook)) == 0
+    assert mismatches(rows, codebook, search(rows, codebook)) == 0
     # The case is hard: the usual float32 formula gets many of these rows wrong.
     expanded = (codebook.square().sum(1) - 2 * rows @ codebook.T).argmin(1)
     assert mismatches(rows, codebook, expanded) > 100
 
 
-def test_integer_ties_go_to_the_lowest_index():
+def test_integer_ties_go_to_the_lowest_index(search):
     codebook = torch.randint(-2, 3, (64, 4)).float()
     codebook[40:] = codebook[:24]  # duplicates never win
     rows = torch.randint(-4, 5, (5000, 4)).float()
-    codes = nearest_code(rows, codebook)
+    codes = search(rows, codebook)
     assert mismatches(rows, codebook, codes) == 0
     assert int(codes.max()) < 40
 
 
 @pytest.mark.parametrize("scale", [1e-22, 1e-18, 1e-5, 1.0, 1e18, 1e30])
-def test_codes_are_exact_at_every_scale(scale):
+def test_codes_are_exact_at_every_scale(search, scale):
     codebook = torch.randn(32, 16) * scale
     rows = torch.randn(2000, 16) * scale
-    assert mismatches(rows, codebook, nearest_code(rows, codebook)) == 0
+    assert mismatches(rows, codebook, search(rows, codebook)) == 0
 
 
-def test_offset_data_and_tiny_codewords_match_the_oracle():
+def test_offset_data_and_tiny_codewords_match_the_oracle(search):
     codebook = torch.randn(128, 64)
     rows = torch.randn(4000, 64) + 10
-    assert mismatches(rows, codebook + 10, nearest_code(rows, codebook + 10)) == 0
+    assert mismatches(rows, codebook + 10, search(rows, codebook + 10)) == 0
     tiny = codebook * 1e-6
-    assert mismatches(rows, tiny, nearest_code(rows, tiny)) == 0
+    assert mismatches(rows, tiny, search(rows, tiny)) == 0
 
 
 def test_published_lyra_codes_are_reproduced(RVQ, weights):
@@ -97,13 +114,38 @@ def test_published_lyra_codes_are_reproduced(RVQ, weights):
     assert int((codes != torch.from_numpy(published.astype(np.int64))).sum()) == 0
 
 
-def test_lpcnet_codebooks_match_the_oracle(weights):
+def test_lpcnet_codebooks_match_the_oracle(RVQ, weights):
     arrays = np.load(weights / "lpcnet_vq" / "pred_vq.npz")
     codebooks = torch.from_numpy(np.stack([arrays[name] for name in arrays.files])).float()
     codebooks = codebooks.reshape(-1, 2048, 18)
     rows = codebooks[0][torch.randint(2048, (500,))] + 0.1 * torch.randn(500, 18)
-    codes = reference.rvq_encode(rows, codebooks)
+    codes = RVQ._encode(rows, codebooks)
     assert stagewise_mismatches(rows, codebooks, codes) == 0
+
+
+def test_a_million_rows_match_the_oracle():
+    rvq, mel = muomni_fast.RVQ(), torch.randn(1_000_000, 128)
+    weight, books = rvq.proj_in.weight.detach(), rvq.stacked_codebooks().detach()
+    assert unexcused_mismatches(mel, weight, books, rvq.encode(mel)) == 0
+    rows = mel[:, :64]
+    codes = muomni_fast.functional.rvq_encode(rows, books)
+    assert stagewise_mismatches(rows, books, codes) == 0
+
+
+def test_encoding_a_million_frames_needs_little_memory():
+    """At most 64 MB beyond input and output, by the peak of the process."""
+    script = """
+import resource, torch, muomni_fast
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+rvq, mel = muomni_fast.RVQ(), torch.randn(1_000_000, 128)
+rvq.encode(mel[:100_000])  # loads what is loaded late
+before = peak()
+codes = rvq.encode(mel)
+print(peak() - before - codes.numel() * 8)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= 64 * 2**20
 
 
 class LargestTensor(TorchDispatchMode):
