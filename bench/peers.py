@@ -2,14 +2,17 @@
 
     python bench/peers.py [--rows 65536] [--processes 5] [--out bench/results]
 
-Every process times all contenders in turn; a contender's figure is its smallest time over the
-processes, so that one busy moment of the machine spoils none. Needs the `peers` extra; what is not
-installed is left out, and said.
+Each contender runs in processes of its own, so that none inherits another's threads or allocator,
+the contenders' processes taking turns; its figure is the smallest time in any of them. faiss runs
+a second time with an allocator that keeps freed memory (MALLOC_MMAP_THRESHOLD_): by default it
+spends more than half of its time on page faults. Needs the `peers` extra; what is not installed is
+left out, and said.
 """
 
 import argparse
 import datetime
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -19,14 +22,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 import muomni_fast
 from muomni_fast import reference
 
 Contender = Callable[[], object]
 THREADS = 2
-ROUNDS = 3
+ROUNDS = 5
+KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31)}
 
 
 def broadcast_search(mel: Tensor, weight: Tensor, codebooks: Tensor) -> Tensor:
@@ -39,87 +42,107 @@ def broadcast_search(mel: Tensor, weight: Tensor, codebooks: Tensor) -> Tensor:
     return torch.stack(codes, 1)
 
 
-def default_shape(rows: int) -> dict[str, Contender]:
-    """128 mels to 2 x 128 codes of 64 dimensions."""
-    rvq, slow = muomni_fast.RVQ().eval(), reference.RVQ().eval()
-    slow.load_state_dict(rvq.state_dict())
-    mel = torch.randn(rows, 128)
+def codec(rows: int, fast: bool = True, **shape: int | bool) -> Contender:
+    """Ours, or the plain reference."""
+    rvq = (muomni_fast if fast else reference).RVQ(**shape).eval()
+    mel = torch.randn(rows, rvq.n_mels)
+    return lambda: rvq.encode(mel)
+
+
+def broadcast(rows: int) -> Contender:
+    """The formulation this library replaces, default shape."""
+    rvq, mel = reference.RVQ(), torch.randn(rows, 128)
     weight, codebooks = rvq.proj_in.weight, rvq.stacked_codebooks()
-    contenders: dict[str, Contender] = {
-        "muomni_fast": lambda: rvq.encode(mel),
-        "muomni_fast.reference": lambda: slow.encode(mel),
-        "broadcast": lambda: broadcast_search(mel, weight, codebooks),
-    }
-    try:
-        from vector_quantize_pytorch import ResidualVQ
-
-        peer = ResidualVQ(dim=128, codebook_dim=64, num_quantizers=2, codebook_size=128).eval()
-        contenders["vector-quantize-pytorch"] = lambda: peer(mel[None])
-    except ImportError:
-        print("vector-quantize-pytorch is not installed")
-    try:
-        import faiss
-
-        faiss.omp_set_num_threads(THREADS)
-        quantizer = faiss.ResidualQuantizer(64, 2, 7)
-        quantizer.max_beam_size = 1
-        z = F.linear(mel, weight).detach().numpy()  # its projection is not counted
-        quantizer.train(z[:20_000])
-        contenders["faiss, greedy, no projection"] = lambda: quantizer.compute_codes(z)
-    except ImportError:
-        print("faiss is not installed")
-    return contenders
+    return lambda: broadcast_search(mel, weight, codebooks)
 
 
-def encodec_shape(rows: int) -> dict[str, Contender]:
-    """8 x 1024 codes of 128 dimensions, no projection, an eighth of the rows."""
-    mel = torch.randn(rows // 8, 128)
-    rvq = muomni_fast.RVQ(8, 1024, 128, n_mels=128, projections=False).eval()
-    contenders: dict[str, Contender] = {"muomni_fast": lambda: rvq.encode(mel)}
-    try:
-        from vector_quantize_pytorch import ResidualVQ
+def vector_quantize(rows: int, dim: int, **shape: int) -> Contender:
+    """vector-quantize-pytorch, in eval mode."""
+    from vector_quantize_pytorch import ResidualVQ
 
-        peer = ResidualVQ(dim=128, num_quantizers=8, codebook_size=1024).eval()
-        contenders["vector-quantize-pytorch"] = lambda: peer(mel[None])
-    except ImportError:
-        print("vector-quantize-pytorch is not installed")
-    try:
-        from transformers import EncodecConfig
-        from transformers.models.encodec.modeling_encodec import EncodecResidualVectorQuantizer
-
-        config = EncodecConfig(codebook_size=1024, codebook_dim=128, hidden_size=128)
-        encodec = EncodecResidualVectorQuantizer(config).eval()
-        for layer in encodec.layers:
-            layer.codebook.embed.normal_()
-        frames = mel.t()[None].contiguous()  # (1, D, T)
-        stages = 8 * config.frame_rate * 10 / 1000  # kbit/s of eight codebooks
-        assert encodec.encode(frames[..., :2], stages).shape[0] == 8
-        contenders["EnCodec (transformers)"] = lambda: encodec.encode(frames, stages)
-    except ImportError:
-        print("transformers is not installed")
-    return contenders
+    peer, mel = ResidualVQ(dim=dim, **shape).eval(), torch.randn(1, rows, dim)
+    return lambda: peer(mel)
 
 
-SHAPES = {"default": default_shape, "EnCodec 8 x 1024 x 128": encodec_shape}
+def faiss_greedy(rows: int) -> Contender:
+    """faiss's residual quantizer with a beam of one; spared the projection."""
+    import faiss
+
+    faiss.omp_set_num_threads(THREADS)
+    quantizer, z = faiss.ResidualQuantizer(64, 2, 7), torch.randn(rows, 64).numpy()
+    quantizer.max_beam_size = 1
+    quantizer.train(z[:20_000])
+    return lambda: quantizer.compute_codes(z)
+
+
+def encodec(rows: int) -> Contender:
+    """EnCodec's quantizer as transformers has it, eight codebooks."""
+    from transformers import EncodecConfig
+    from transformers.models.encodec.modeling_encodec import EncodecResidualVectorQuantizer
+
+    config = EncodecConfig(codebook_size=1024, codebook_dim=128, hidden_size=128)
+    peer = EncodecResidualVectorQuantizer(config).eval()
+    for layer in peer.layers:
+        layer.codebook.embed.normal_()
+    frames = torch.randn(1, 128, rows)
+    bandwidth = 8 * config.frame_rate * 10 / 1000  # kbit/s of eight codebooks
+    assert len(peer.encode(frames[..., :2], bandwidth)) == 8
+    return lambda: peer.encode(frames, bandwidth)
+
+
+# shape -> contender -> how to make it for a number of rows
+WIDE = dict(n_codebooks=8, codebook_size=1024, codebook_dim=128, n_mels=128, projections=False)
+SHAPES: dict[str, dict[str, Callable[[int], Contender]]] = {
+    "default": {
+        "muomni_fast": codec,
+        "muomni_fast.reference": lambda rows: codec(rows, fast=False),
+        "broadcast": broadcast,
+        "vector-quantize-pytorch": lambda rows: vector_quantize(
+            rows, dim=128, codebook_dim=64, num_quantizers=2, codebook_size=128
+        ),
+        "faiss, greedy": faiss_greedy,
+        "faiss, greedy, keeping memory": faiss_greedy,
+    },
+    "EnCodec, 8 x 1024 x 128": {
+        "muomni_fast": lambda rows: codec(rows // 8, **WIDE),
+        "vector-quantize-pytorch": lambda rows: vector_quantize(
+            rows // 8, dim=128, num_quantizers=8, codebook_size=1024
+        ),
+        "EnCodec (transformers)": lambda rows: encodec(rows // 8),
+    },
+}
 
 
 @torch.no_grad()
-def one_process(rows: int) -> dict[str, dict[str, float]]:
-    """Smallest time of every contender, seconds, taking turns."""
+def seconds(shape: str, contender: str, rows: int) -> float | None:
+    """Smallest time of a contender in this process; None if it is not installed."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    results = {}
-    for shape, make in SHAPES.items():
-        contenders = make(rows)
-        best = dict.fromkeys(contenders, float("inf"))
-        for turn in range(ROUNDS + 1):
-            for name, run in contenders.items():
-                start = time.perf_counter()
-                run()
-                if turn:  # the first warms up
-                    best[name] = min(best[name], time.perf_counter() - start)
-        results[shape] = best
-    return results
+    try:
+        run = SHAPES[shape][contender](rows)
+    except ModuleNotFoundError:
+        return None
+    times = []
+    for _ in range(ROUNDS + 1):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])  # the first warms up
+
+
+def measure(rows: int, processes: int) -> dict[str, dict[str, float]]:
+    """Smallest time of each contender over its processes; without those not installed."""
+    best: dict[str, dict[str, float]] = {shape: {} for shape in SHAPES}
+    for _ in range(processes):
+        for shape, contenders in SHAPES.items():
+            for name in contenders:
+                command = [sys.executable, __file__, "--rows", str(rows), "--one", shape, name]
+                env = os.environ | (KEEPING if "keeping" in name else {})
+                done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+                figure = json.loads(done.stdout.splitlines()[-1])
+                if figure is not None:
+                    best[shape][name] = min(figure, best[shape].get(name, figure))
+    return best
 
 
 def main() -> None:
@@ -128,25 +151,20 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=65_536)
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--out", type=Path, help="folder for peers-cpu.json")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one_process(args.rows)))
+        print(json.dumps(seconds(*args.one, args.rows)))
         return
-    command = [sys.executable, __file__, "--one", "--rows", str(args.rows)]
-    best: dict[str, dict[str, float]] = {}
-    for _ in range(args.processes):
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        *notes, figures = done.stdout.splitlines()
-        for shape, times in json.loads(figures).items():
-            kept = best.setdefault(shape, times)
-            best[shape] = {name: min(kept[name], seconds) for name, seconds in times.items()}
-    print(*notes, sep="\n")
-    for shape, times in best.items():
-        print(f"{shape}, {args.rows} rows" if shape == "default" else shape)
-        for name, seconds in times.items():
-            ratio = seconds / times["muomni_fast"]
-            print(f"  {name:30} {seconds * 1e3:9.1f} ms  {ratio:6.1f} x")
+    best = measure(args.rows, args.processes)
+    for shape, contenders in SHAPES.items():
+        print(shape)
+        for name in contenders:
+            if name not in best[shape]:
+                print(f"  {name:30} is not installed")
+                continue
+            ratio = best[shape][name] / best[shape]["muomni_fast"]
+            print(f"  {name:30} {best[shape][name] * 1e3:9.1f} ms  {ratio:6.1f} x")
     if args.out:
         about = {
             "date": datetime.date.today().isoformat(),

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-_counters: dict[torch.device, Tensor] = {}
+# Of each device: codes out of range, frames that are not finite; (1,) int32 each.
+_counters: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
 
 class CodeRangeError(IndexError):
@@ -11,11 +12,11 @@ class CodeRangeError(IndexError):
 
 
 def counters(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Two int32 counters of a device: codes out of range, frames that are not finite; (1,) each."""
+    """Two counters of a device, (1,) int32: codes out of range, frames that are not finite."""
     if device not in _counters:
-        _counters[device] = torch.zeros(2, dtype=torch.int32, device=device)
-    invalid, nonfinite = _counters[device].split(1)
-    return invalid, nonfinite
+        first, second = (torch.zeros(1, dtype=torch.int32, device=device) for _ in range(2))
+        _counters[device] = first, second
+    return _counters[device]
 
 
 def raise_if_errors() -> int:
@@ -32,10 +33,10 @@ def raise_if_errors() -> int:
         CodeRangeError: codes out of range were decoded; says how many.
     """
     invalid = nonfinite = 0
-    for counter in _counters.values():
-        codes, frames = counter.tolist()
-        counter.zero_()
-        invalid, nonfinite = invalid + codes, nonfinite + frames
+    for codes, frames in _counters.values():
+        invalid, nonfinite = invalid + int(codes), nonfinite + int(frames)
+        codes.zero_()
+        frames.zero_()
     if invalid:
         raise CodeRangeError(f"{invalid} codes out of range were decoded, each as nothing")
     return nonfinite

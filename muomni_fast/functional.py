@@ -106,8 +106,11 @@ def rvq_decode(
     require_decodable(codes, codebooks, proj_out_weight)
     _refuse_tangents("rvq_decode", codebooks, proj_out_weight, proj_out_bias)
     dtype = work_dtype(codebooks)
+    learning = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (codebooks, proj_out_weight, proj_out_bias)
+    )
     # Half precision codebooks are added up in float32 and only the frame is rounded.
-    frames = ops.rvq_decode(
+    frames = (ops.rvq_decode if learning else ops.rvq_decode_inference)(
         codes.reshape(-1, codes.shape[-1]).long(),
         codebooks.to(dtype),
         _cast(proj_out_weight, dtype),

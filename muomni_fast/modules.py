@@ -75,8 +75,8 @@ class RVQ(reference.RVQ):
         `functional.rvq_decode`."""
         if self._prepared is None:
             return super().decode(codes)
-        bias = self._projection("proj_out")[1]
-        return functional.rvq_decode(codes, self._prepared.tables, None, bias)
+        tables, (_, bias) = self._prepared.tables, self._projection("proj_out")
+        return functional.rvq_decode(codes, tables, None, bias)
 
     def train(self, mode: bool = True) -> Self:
         """As torch's; training drops what `prepare` computed."""

@@ -5,6 +5,7 @@ by one GEMM; where two codes are too close for its rounding (`kernels.certificat
 measured by the reference's exact search. So codes are exact, and no N x K matrix exists.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -12,16 +13,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .kernels.certificate import FLUSH, score_beta
-from .reference.rvq import code_range_error, code_sums
-from .reference.search import nearest_code
+from .reference.rvq import code_range_error, code_sums, search
+from .reference.search import nearest_code, nearest_in_float64
 
 __all__ = ["code_sums", "decode", "encode", "half_norms", "matmul_precision"]
 
-# Scores held at once, 4 MB of float32: about the cores' caches. Fastest of 2^17 to 2^21 on two cores.
-BLOCK_SCORES = 1 << 20
-# Up to here the plain search of all differences costs less than setting up the other.
-FEW_DIFFERENCES = 1 << 15
-DIGIT = 64
+# Scores held at once, 2 MB of float32. Fastest of 2^17 to 2^20 on two cores.
+BLOCK_SCORES = 1 << 19
+# Up to so many rows the plain search of all differences costs less than setting up the other, and
+# up to so many differences one in float64 throughout.
+FEW_ROWS = 2
+FEW_DIFFERENCES = 1 << 14
+SOLE = 1 << 20  # above every codebook_size, and float32 still counts in ones
 
 
 def encode(
@@ -40,11 +43,17 @@ def encode(
     `exact` changes nothing: here a lowest score costs less to certify than to find otherwise.
     """
     n_codebooks, size, dim = codebooks.shape
+    tiny = len(mel) * size * dim <= FEW_DIFFERENCES
+    if (tiny or len(mel) <= FEW_ROWS) and not with_sums:
+        z = _project(mel, weight, bias, out=codebooks.new_empty(len(mel), dim))
+        if not math.isfinite(z.sum()):
+            nonfinite += _not_finite(z)
+        return search(z, codebooks, nearest_in_float64 if tiny else nearest_code), None
     codes = torch.empty(len(mel), n_codebooks, dtype=torch.int64, device=mel.device)
     sums = codebooks.new_zeros(n_codebooks, dtype=torch.float64) if with_sums else None
     block = max(1, min(len(mel), BLOCK_SCORES // size))
     buffer, words = codebooks.new_empty(2, block, dim)
-    if codebooks.dtype == torch.float64 or len(mel) * size * dim <= FEW_DIFFERENCES:
+    if codebooks.dtype == torch.float64:
         certified = None
     else:
         certified = _CertifiedSearch(codebooks, norms, block)
@@ -114,16 +123,17 @@ class _CertifiedSearch:
         _, size, dim = codebooks.shape
         self.codebooks = codebooks
         self.half_norms = half_norms(codebooks) if norms is None else norms
-        self.underflow = (dim * FLUSH) ** 0.5  # of a norm
-        self.radii = (2 * self.half_norms.amax(-1)).sqrt_().add_(self.underflow)  # (Q,)
-        # A per mille covers the rounding of the bound itself.
-        self.beta = 1.001 * (score_beta(dim, matmul_precision(codebooks.device)) + 2.0**-23)
+        # Twice the bound E is slope * ||x|| + offset. beta applies to the half-norms too, which are
+        # rounded like products; a per mille covers the rounding of the bound itself.
+        beta = 1.001 * (score_beta(dim, matmul_precision(codebooks.device)) + 2.0**-23)
+        underflow = (dim * FLUSH) ** 0.5  # of a norm
+        radii = (2 * self.half_norms.amax(-1)).sqrt_().add_(underflow)  # (Q,)
+        self.slopes = 2 * beta * radii
+        self.offsets = self.slopes * (radii + underflow) + 4 * dim * FLUSH
         self.scores = codebooks.new_empty(block, size)
-        # One product with these counts a row's candidates and names a sole one, in two digits that
-        # even bfloat16 holds. Four rows are faster than three.
-        index = torch.arange(size, device=codebooks.device)
-        digits = torch.ones_like(index), index // DIGIT, index % DIGIT, torch.zeros_like(index)
-        self.count_and_digits = torch.stack(digits).to(codebooks.dtype)  # (4, K)
+        # Summed over a row's candidates these name a sole one, and count more: the sum of any two
+        # is SOLE or more above what one can be.
+        self.names = SOLE + torch.arange(size, device=codebooks.device, dtype=codebooks.dtype)
 
     def nearest(self, residual: Tensor, stage: int) -> tuple[Tensor, Tensor | None]:
         """(n, D) -> codes (n,) int64, and which rows were searched again, if any: (n,) bool."""
@@ -131,15 +141,12 @@ class _CertifiedSearch:
         scores = self.scores[: len(residual)]
         torch.mm(residual, codebook.t(), out=scores)
         torch.sub(self.half_norms[stage], scores, out=scores)
-        # beta applies to the half-norm too, which is rounded like a product.
-        radius = self.radii[stage]
-        error = torch.linalg.vector_norm(residual, dim=1).add_(radius + self.underflow)
-        error.mul_(radius * self.beta).add_(2 * codebook.shape[1] * FLUSH)
-        limit = scores.amin(1).add_(error, alpha=2)
-        scores.le_(limit[:, None])  # 1 for every code that could be the nearest
-        count, high, low, _ = self.count_and_digits @ scores.t()
-        codes = (high * DIGIT + low).long()
-        doubtful = count != 1  # NaN has none
+        limit = torch.linalg.vector_norm(residual, dim=1)
+        limit.mul_(self.slopes[stage]).add_(self.offsets[stage]).add_(scores.amin(1))
+        # 1 for every code that could be the nearest, then its name.
+        named = scores.le_(limit[:, None]).mul_(self.names).sum(1)
+        codes = named.long().sub_(SOLE)
+        doubtful = (codes < 0) | (codes >= SOLE)  # NaN has no candidate
         if not doubtful.any():
             return codes, None
         codes[doubtful] = nearest_code(residual[doubtful], codebook)

@@ -5,6 +5,8 @@ kernels are checked against; its codes are exact (see `search.nearest_code`).
 """
 
 import dataclasses
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -65,18 +67,20 @@ def rvq_encode(
     if check_finite:
         require_finite_frames(mel)
     with torch.no_grad(), full_precision(mel):
-        return _search(*_project(mel, codebooks, proj_in_weight, proj_in_bias))
+        return search(*_project(mel, codebooks, proj_in_weight, proj_in_bias))
 
 
-def _search(z: Tensor, codebooks: Tensor) -> Tensor:
+def search(
+    z: Tensor, codebooks: Tensor, nearest: Callable[[Tensor, Tensor], Tensor] = nearest_code
+) -> Tensor:
     """Greedy codes of projected frames: (..., D) and (Q, K, D) -> (..., Q) int64."""
     residual = z.reshape(-1, z.shape[-1])  # (N, D)
-    codes = torch.empty(len(residual), len(codebooks), dtype=torch.int64, device=z.device)
-    for stage, codebook in enumerate(codebooks):
-        codes[:, stage] = nearest_code(residual, codebook)
-        if stage + 1 < len(codebooks):
-            residual = residual - codebook[codes[:, stage]]
-    return codes.reshape(*z.shape[:-1], len(codebooks))
+    stages = codebooks.unbind()
+    codes = [nearest(residual, stages[0])]
+    for previous, codebook in pairwise(stages):
+        residual = residual - previous[codes[-1]]
+        codes.append(nearest(residual, codebook))
+    return torch.stack(codes, 1).reshape(*z.shape[:-1], len(codes))
 
 
 def rvq_decode(
@@ -126,7 +130,7 @@ def rvq_quantize(
     require_encodable(mel, codebooks, proj_in_weight)
     with full_precision(mel):
         z, books = _project(mel, codebooks, proj_in_weight, proj_in_bias)  # (..., D)
-        codes = _search(z.detach(), books.detach())
+        codes = search(z.detach(), books.detach())
         residual, commitment, codebook_loss = z, [], []
         quantized = torch.zeros_like(z)
         for stage, codebook in enumerate(books):

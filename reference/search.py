@@ -24,12 +24,13 @@ def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
     Returns:
         (N,) int64.
     """
-    codes = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    n = x.shape[0]
+    codes = torch.empty(n, dtype=torch.int64, device=x.device)
     rows = max(1, BLOCK_ELEMENTS // codebook.numel())
-    for start in range(0, len(x), rows):
+    for start in range(0, n, rows):
         block = x[start : start + rows]
         if x.dtype == torch.float64:
-            codes[start : start + rows] = _nearest_in_float64(block, codebook)
+            codes[start : start + rows] = nearest_in_float64(block, codebook)
             continue
         distance = _squared_distances(block, codebook)  # (rows, K)
         two, index = distance.topk(2, dim=1, largest=False)
@@ -38,7 +39,7 @@ def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
         certain = (second - best > bound) & (second > UNDERFLOW)  # False for NaN
         if not certain.all():
             unsure = ~certain
-            index[unsure] = _nearest_in_float64(block[unsure].double(), codebook.double())
+            index[unsure] = nearest_in_float64(block[unsure], codebook)
         codes[start : start + rows] = index
     return codes
 
@@ -47,7 +48,9 @@ def _squared_distances(x: Tensor, codebook: Tensor) -> Tensor:
     return (x[:, None] - codebook).square_().sum(-1)  # (N, K)
 
 
-def _nearest_in_float64(x: Tensor, codebook: Tensor) -> Tensor:
+def nearest_in_float64(x: Tensor, codebook: Tensor) -> Tensor:
+    """`nearest_code` without float32's shortcut or blocks: for few rows."""
+    x, codebook = x.double(), codebook.double()
     distance = _squared_distances(x, codebook)
     tie = (codebook.shape[1] + 2) * 2.0**-52
     near = distance <= distance.amin(1, keepdim=True) * (1 + tie)

@@ -14,6 +14,8 @@ os.environ.pop("MUOMNI_FAST_BACKEND", None)
 # Fills fresh memory with NaN (integers: the largest), so that an output nobody wrote shows.
 torch.use_deterministic_algorithms(True)
 
+# Where tests that run on either put their tensors.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROOT = Path(__file__).resolve().parent.parent
 SPEECH = ROOT / "reference" / "speech"
 

@@ -114,15 +114,15 @@ def stagewise_mismatches(z: Tensor, codebooks: Tensor, codes: Tensor) -> int:
 def ulps_apart(rows: Tensor, steps: int = 3) -> Tensor:
     """Rows moved by up to a few units in the last place."""
     for _ in range(steps):
-        step = torch.randint(-1, 2, rows.shape)
-        up, down = (torch.nextafter(rows, torch.tensor(s * torch.inf)) for s in (1, -1))
+        step = torch.randint(-1, 2, rows.shape, device=rows.device)
+        up, down = (torch.nextafter(rows, torch.full_like(rows, s * torch.inf)) for s in (1, -1))
         rows = torch.where(step > 0, up, torch.where(step < 0, down, rows))
     return rows
 
 
 def midpoints(codebook: Tensor, rows: int) -> Tensor:
     """Rows a few ulp off the middle of two codewords: (K, D) -> (rows, D) float32."""
-    pairs = torch.randint(len(codebook), (2, rows))
+    pairs = torch.randint(len(codebook), (2, rows), device=codebook.device)
     middle = (codebook[pairs[0]].double() + codebook[pairs[1]].double()) / 2
     return ulps_apart(middle.float())
 

@@ -1,11 +1,14 @@
-"""The quantizer's Triton kernels, interpreted, with dot products rounded as tensor cores do it."""
+"""The quantizer's Triton kernels: on a GPU, or interpreted with products rounded as tensor cores
+round them."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from interpreter import round_like_tensor_cores
+from conftest import DEVICE
+from interpreter import round_like_tensor_cores, truncated
 from oracle import midpoints, mismatches, stagewise_mismatches, unexcused_mismatches
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,13 +21,17 @@ from muomni_fast.kernels.configs import ENCODE
 from muomni_fast.kernels.rvq_decode import rvq_decode
 from muomni_fast.kernels.rvq_encode import half_norms, rvq_encode
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")]
+if DEVICE.type == "cuda":
+    pytestmark.append(pytest.mark.gpu)
 
 
 @pytest.fixture(autouse=True)
-def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not torch.cuda.is_available():
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if DEVICE.type == "cpu":
         round_like_tensor_cores(monkeypatch)
+    with torch.device(DEVICE):
+        yield
 
 
 def count() -> Tensor:
@@ -102,15 +109,14 @@ def test_worse_products_than_the_bound_allows_are_caught(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(certificate, "score_beta", lambda dim, precision: 0.0)
         assert mismatches(rows, books[0], encode(rows, books)[:, 0]) > 0
-    round_like_tensor_cores(monkeypatch, tf32="3 bits")
-    assert mismatches(rows, books[0], encode(rows, books)[:, 0]) > 0
+    if DEVICE.type == "cpu":
+        round_like_tensor_cores(monkeypatch, tf32="3 bits")
+        assert mismatches(rows, books[0], encode(rows, books)[:, 0]) > 0
 
 
 def test_every_score_is_within_its_bound():
-    """The inequality the certificate rests on, for each precision."""
-    from interpreter import truncated
-
-    rows, books = torch.randn(2000, 64), torch.randn(128, 64)
+    """The inequality the certificate rests on, for each precision (bench/gpu.py asks a GPU)."""
+    rows, books = torch.randn(2000, 64, device="cpu"), torch.randn(128, 64, device="cpu")
     products = (rows.double() @ books.double().T).numpy()
     scale = (rows.norm(dim=1)[:, None] * books.norm(dim=1)).double().numpy()
     for precision in ("tf32", "bf16"):
@@ -126,11 +132,11 @@ def test_lyra_and_lpcnet(weights):
     books = torch.from_numpy(arrays[arrays.files[0]]).float()  # (46, 16, 64)
     latents = next(clip[n] for n in clip.files if clip[n].shape[-1] == 64 and "recon" not in n)
     published = next(clip[n] for n in clip.files if clip[n].dtype.kind in "iu")
-    codes = encode(torch.from_numpy(latents).float()[:100], books)
-    assert torch.equal(codes, torch.from_numpy(published[:100].astype(np.int64)))
+    codes = encode(torch.from_numpy(latents).float()[:100].to(DEVICE), books.to(DEVICE))
+    assert torch.equal(codes.cpu(), torch.from_numpy(published[:100].astype(np.int64)))
     arrays = np.load(weights / "lpcnet_vq" / "pred_vq.npz")
     books = torch.from_numpy(np.stack([arrays[n] for n in arrays.files])).float()
-    books = books.reshape(-1, 2048, 18)
+    books = books.reshape(-1, 2048, 18).to(DEVICE)
     rows = books[0][torch.randint(2048, (60,))] + 0.1 * torch.randn(60, 18)
     assert stagewise_mismatches(rows, books, encode(rows, books)) == 0
 
@@ -181,7 +187,14 @@ def test_any_strides_and_dtypes():
         t.detach() for t in (rvq.proj_in.weight, rvq.proj_in.bias, rvq.stacked_codebooks())
     )
     base = torch.randn(40, 2, 128)
-    for mel in (base[:, 1], base[::2, 0], base[:1, 0].expand(9, 128), base[:, 0].T.contiguous().T):
+    unaligned = torch.randn(20 * 128 + 1)[1:].view(20, 128)
+    for mel in (
+        unaligned,
+        base[:, 1],
+        base[::2, 0],
+        base[:1, 0].expand(9, 128),
+        base[:, 0].T.contiguous().T,
+    ):
         codes = rvq_encode(mel, books, None, weight, bias, count())[0]
         dense = rvq_encode(mel.contiguous(), books, None, weight, bias, count())[0]
         assert torch.equal(codes, dense)

@@ -1,0 +1,351 @@
+"""The quantizer's steps for `gpu.py`: parity, bounds, repetition, times, tuning, memory checks."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from gpu import Step
+from timing import milliseconds
+from torch import Tensor
+
+import muomni_fast
+from muomni_fast.kernels import certificate, configs
+from muomni_fast.kernels.rvq_encode import rvq_encode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from oracle import midpoints, stagewise_mismatches, unexcused_mismatches  # noqa: E402
+
+# name -> (n_codebooks, codebook_size, codebook_dim), n_mels of a projection, rows to time
+SHAPES: dict[str, tuple[tuple[int, int, int], int | None, int]] = {
+    "default": ((2, 128, 64), 128, 1_000_000),
+    "default, 16 x 10 s": ((2, 128, 64), 128, 10_000),
+    "default, 1 frame": ((2, 128, 64), 128, 1),
+    "EnCodec 8 x 1024 x 128": ((8, 1024, 128), None, 200_000),
+    "Mimi 8 x 2048 x 256": ((8, 2048, 256), None, 100_000),
+    "Lyra 46 x 16 x 64": ((46, 16, 64), None, 200_000),
+    "LPCNet 4 x 2048 x 18": ((4, 2048, 18), None, 200_000),
+    "9 x 1024 x 8": ((9, 1024, 8), None, 200_000),
+    "2 x 1000 x 512": ((2, 1000, 512), None, 50_000),
+}
+SMALL = 40  # rows and codes of a dry run
+
+
+@dataclasses.dataclass
+class Problem:
+    """Frames, codebooks and projection of one shape."""
+
+    mel: Tensor
+    books: Tensor
+    weight: Tensor | None
+    half_norms: Tensor
+
+    def encode(self, exact: bool = True, config: Any = None) -> Tensor:
+        """Codes by the kernel itself."""
+        nonfinite = torch.zeros(1, dtype=torch.int32, device=self.mel.device)
+        options = dict(exact=exact, config=config)
+        arguments = self.mel, self.books, self.half_norms, self.weight, None, nonfinite
+        return rvq_encode(*arguments, **options)[0]
+
+    def mismatches(self, codes: Tensor) -> int:
+        """Against the oracle."""
+        if self.weight is None:
+            return stagewise_mismatches(self.mel, self.books, codes)
+        return unexcused_mismatches(self.mel, self.weight, self.books, codes, "tf32x3")
+
+
+def problem(name: str, dry_run: bool, rows: int | None = None) -> Problem:
+    """Random data of a named shape, on the GPU; tiny and on the CPU in a dry run."""
+    (n_codebooks, size, dim), n_mels, most = SHAPES[name]
+    device = "cpu" if dry_run else "cuda"
+    rows = min(rows or most, SMALL if dry_run else most)
+    if dry_run:
+        n_codebooks, size = min(n_codebooks, 2), min(size, SMALL)
+    torch.manual_seed(0)
+    mel = torch.randn(rows, n_mels or dim, device=device)
+    books = torch.randn(n_codebooks, size, dim, device=device)
+    weight = torch.randn(dim, n_mels, device=device) / n_mels**0.5 if n_mels else None
+    return Problem(mel, books, weight, books.double().square().sum(-1).div(2).float())
+
+
+def hard_problems(dry_run: bool) -> dict[str, Problem]:
+    """Near-ties, exact ties, offset data, tiny codewords and extreme scales, default shape."""
+    base = problem("default", dry_run)
+    rows = len(base.mel) if dry_run else 50_000
+    books = base.books[:1]
+    device, dim = books.device, books.shape[2]
+    near = midpoints(books[0].cpu(), rows).to(device)
+    ties = torch.randint(-2, 3, books.shape, device=device).float()
+    ties[:, len(ties[0]) // 2 :] = ties[:, : len(ties[0]) - len(ties[0]) // 2]
+    whole = torch.randint(-4, 5, (rows, dim), device=device).float()
+    random = torch.randn(rows, dim, device=device)
+    cases = {
+        "near-ties": (near, books),
+        "exact ties": (whole, ties),
+        "offset 10": (random + 10, books + 10),
+        "tiny codewords": (random, books * 1e-6),
+        "scale 1e-18": (random * 1e-18, books * 1e-18),
+        "scale 1e18": (random * 1e18, books * 1e18),
+    }
+    return {
+        name: Problem(mel, b, None, b.double().square().sum(-1).div(2).float())
+        for name, (mel, b) in cases.items()
+    }
+
+
+def parity(dry_run: bool) -> dict[str, Any]:
+    """Mismatches of exact codes (must be none), the rate of fast ones, bit-equal repetitions."""
+    found: dict[str, Any] = {}
+    for name in SHAPES:
+        case = problem(name, dry_run)
+        codes = case.encode()
+        limited = dataclasses.replace(case, mel=case.mel[:200_000])
+        found[name] = {
+            "mismatches": limited.mismatches(codes[:200_000]),
+            "rows": len(limited.mel),
+            "fast differs": float((case.encode(exact=False) != codes).any(1).double().mean()),
+        }
+        print(name, found[name])
+    for name, case in hard_problems(dry_run).items():
+        found[name] = {"mismatches": case.mismatches(case.encode()), "rows": len(case.mel)}
+        print(name, found[name])
+    wrong = {name: f["mismatches"] for name, f in found.items() if f["mismatches"]}
+    assert not wrong, wrong
+    return found
+
+
+def repetition(dry_run: bool) -> dict[str, Any]:
+    """250 forward and backward passes with the same bits."""
+    device, runs = ("cpu", 3) if dry_run else ("cuda", 250)
+    torch.manual_seed(0)
+    rvq = muomni_fast.RVQ(codebook_size=SMALL if dry_run else 128, bias=True).to(device)
+    mel = torch.randn(SMALL if dry_run else 60_000, 128, device=device, requires_grad=True)
+    first = None
+    for _ in range(runs):
+        rvq.zero_grad()
+        mel.grad = None
+        out = rvq(mel)
+        (out.mel.square().mean() + out.commitment_loss.sum() + out.codebook_loss.sum()).backward()
+        bits = [out.codes, out.mel, mel.grad, *(p.grad for p in rvq.parameters())]
+        bits = [b.detach().clone() for b in bits]
+        first = first or bits
+        assert all(torch.equal(a, b) for a, b in zip(first, bits, strict=True))
+    return {"runs": runs}
+
+
+@triton.jit
+def _products_kernel(a_ptr, b_ptr, out_ptr, D: tl.constexpr, N: tl.constexpr, PREC: tl.constexpr):
+    o_n, o_d = tl.arange(0, N), tl.arange(0, D)
+    a = tl.load(a_ptr + tl.program_id(0) * N * D + o_n[:, None] * D + o_d[None, :])
+    b = tl.load(b_ptr + o_n[None, :] * D + o_d[:, None])
+    product = tl.dot(a, b, input_precision=PREC)
+    out = out_ptr + tl.program_id(0) * N * N
+    tl.store(out + o_n[:, None] * N + o_n[None, :], product)
+
+
+def calibration(dry_run: bool) -> dict[str, Any]:
+    """Largest error of a product of tensor cores, as a share of what the certificate allows."""
+    device, programs = ("cpu", 1) if dry_run else ("cuda", 2000)
+    found = {}
+    for dim in (16, 64, 128, 256):
+        for precision in ("tf32", "tf32x3"):
+            a = torch.randn(programs * 64, dim, device=device)
+            b = torch.randn(64, dim, device=device)
+            out = torch.empty(programs * 64, 64, device=device)
+            _products_kernel[(programs,)](a, b, out, D=dim, N=64, PREC=precision)
+            error = (out.double() - a.double() @ b.double().t()).abs()
+            scale = a.double().norm(dim=1)[:, None] * b.double().norm(dim=1)
+            share = float((error / scale).max()) / certificate.score_beta(dim, precision)
+            found[f"{precision}, {dim} terms"] = share
+            assert share < 1, (precision, dim, share)
+    return found
+
+
+def torch_way(case: Problem) -> Callable[[], Tensor]:
+    """The usual formulation: one product and argmin per stage; inexact, and N x K in memory."""
+    mel, weight, books, norms = case.mel, case.weight, case.books, case.half_norms
+
+    def run() -> Tensor:
+        residual, codes = mel if weight is None else mel @ weight.t(), []
+        for stage in range(len(books)):
+            scores = torch.addmm(norms[stage], residual, books[stage].t(), alpha=-1)
+            codes.append(scores.argmin(1))
+            residual = residual - books[stage][codes[-1]]
+        return torch.stack(codes, 1)
+
+    return run
+
+
+def captured(run: Callable[[], Tensor]) -> Callable[[], object]:
+    """The same as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def times(name: str, dry_run: bool, rows: int | None = None) -> dict[str, float]:
+    """Milliseconds of ours, exact and fast, and of torch eager, compiled and captured."""
+    case = problem(name, dry_run, rows)
+    found = {
+        "exact": milliseconds(case.encode),
+        "fast": milliseconds(lambda: case.encode(exact=False)),
+        "eager": milliseconds(torch_way(case)),
+    }
+    if not dry_run:
+        found["exact, graph"] = milliseconds(captured(case.encode))
+        found["eager, graph"] = milliseconds(captured(torch_way(case)))
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            found[f"eager, {precision}, graph"] = milliseconds(captured(torch_way(case)))
+            compiled = torch.compile(torch_way(case), mode="max-autotune")
+            found[f"compiled, {precision}"] = milliseconds(compiled)
+            torch._dynamo.reset()
+    found["best other / exact"] = min(
+        t for n, t in found.items() if n.startswith(("eager", "compiled"))
+    ) / min(t for n, t in found.items() if n.startswith("exact"))
+    print(name, found, flush=True)
+    return found
+
+
+def default_times(dry_run: bool) -> dict[str, Any]:
+    """The default shape at 1,000,000 frames."""
+    return times("default", dry_run)
+
+
+def other_times(dry_run: bool) -> dict[str, Any]:
+    """The other named shapes."""
+    return {name: times(name, dry_run) for name in SHAPES if name != "default"}
+
+
+def one_stage_peers(dry_run: bool) -> dict[str, Any]:
+    """rectokens and flash-kmeans, where installed: times and mismatches of one stage, 64-d, 128."""
+    device, rows = ("cpu", SMALL) if dry_run else ("cuda", 1_000_000)
+    torch.manual_seed(0)
+    x, book = torch.randn(rows, 64, device=device), torch.randn(1, 128, 64, device=device)
+    case = Problem(x, book, None, book.double().square().sum(-1).div(2).float())
+    found: dict[str, Any] = {"exact": {"ms": milliseconds(case.encode), "mismatches": 0}}
+    for name, peer in (("rectokens", _rectokens), ("flash-kmeans", _flash_kmeans)):
+        try:
+            run = peer(x, book[0])
+        except ImportError as error:
+            found[name] = str(error)
+            continue
+        wrong = case.mismatches(run().reshape(-1, 1).long())
+        found[name] = {"ms": milliseconds(run), "mismatches": wrong, "rows": rows}
+    return found
+
+
+def _rectokens(x: Tensor, book: Tensor) -> Callable[[], Tensor]:
+    from rectokens.ops.nn_quantize import nearest_neighbor_quantize
+
+    return lambda: nearest_neighbor_quantize(x, book)
+
+
+def _flash_kmeans(x: Tensor, book: Tensor) -> Callable[[], Tensor]:
+    from flash_kmeans.assign_euclid_triton import euclid_assign_triton
+
+    squares, norms = x.square().sum(-1)[None], book.square().sum(-1)[None]
+    return lambda: euclid_assign_triton(x[None], book[None], squares, c_sq=norms)[0]
+
+
+def training_times(dry_run: bool) -> dict[str, Any]:
+    """Forward and backward of the default shape, fast against the reference."""
+    device, rows = ("cpu", SMALL) if dry_run else ("cuda", 60_000)
+    mel, found = torch.randn(rows, 128, device=device), {}
+    for name, backend in (("fast", muomni_fast), ("reference", muomni_fast.reference)):
+        rvq = backend.RVQ().to(device)
+
+        def step(rvq: torch.nn.Module = rvq) -> None:
+            out = rvq(mel)
+            (out.mel.square().mean() + out.commitment_loss.sum()).backward()
+
+        found[name] = milliseconds(step)
+    return found
+
+
+def tuning(dry_run: bool) -> dict[str, Any]:
+    """Times of other tile sizes than the table's: what to put there."""
+    found: dict[str, Any] = {}
+    names = ("default",) if dry_run else ("default", "EnCodec 8 x 1024 x 128")
+    for name in names:
+        case = problem(name, dry_run)
+        column = configs.architecture(case.mel.device)
+        first = configs.encode_config(case.books.shape[2], case.mel.device)
+        changes = [
+            {},
+            *({"precision": precision} for precision in ("tf32x3",)),
+            *({"num_stages": stages} for stages in (1, 2, 3) if stages != first.num_stages),
+            *({"block_n": n, "num_warps": w} for n, w in ((64, 4), (64, 8), (128, 8), (128, 4))),
+            *({"block_k": k} for k in (32, 64, 128) if k != first.block_k),
+            {"block_m": 64},
+        ]
+        for change in changes[: 2 if dry_run else None]:
+            config = dataclasses.replace(first, **change)
+            try:
+                ms = milliseconds(lambda c=config, p=case: p.encode(config=c))
+            except triton.runtime.errors.OutOfResources as error:
+                ms = str(error)
+            found[f"{name}, {column}: {change or 'as shipped'}"] = ms
+            print(name, change, ms, flush=True)
+    return found
+
+
+def memory_checks(dry_run: bool) -> dict[str, Any]:
+    """compute-sanitizer over small launches of every kernel, where it is installed."""
+    tool = shutil.which("compute-sanitizer")
+    if dry_run or tool is None:
+        return {"skipped": "no compute-sanitizer here"}
+    found = {}
+    for check in ("memcheck", "initcheck", "synccheck", "racecheck"):
+        done = subprocess.run(
+            [tool, f"--tool={check}", "--error-exitcode=9", sys.executable, "-c", SMALL_LAUNCHES],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+            env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        )
+        found[check] = {"exit": done.returncode, "end": done.stdout[-300:]}
+        assert done.returncode == 0, found[check]
+    return found
+
+
+SMALL_LAUNCHES = "import gpu_rvq; gpu_rvq.small_launches()"
+
+
+def small_launches() -> None:
+    """A few thousand frames through every kernel, with bad ones among them."""
+    rvq = muomni_fast.RVQ(bias=True).cuda()
+    mel = torch.randn(3001, 128, device="cuda")
+    mel[7, 3] = torch.nan
+    rvq(mel).mel.sum().backward()
+    codes = rvq.encode(mel)
+    codes[5, 1] = 4096
+    rvq.decode(codes)
+    rvq.eval().prepare().decode(codes)
+    torch.cuda.synchronize()
+
+
+STEPS = [
+    Step("rvq: parity", 240, parity),
+    Step("rvq: times, default", 180, default_times),
+    Step("rvq: calibration", 120, calibration),
+    Step("rvq: repetition", 120, repetition),
+    Step("rvq: tuning", 240, tuning),
+    Step("rvq: times, other shapes", 400, other_times),
+    Step("rvq: one-stage peers", 120, one_stage_peers),
+    Step("rvq: training", 120, training_times),
+    Step("rvq: memory checks", 300, memory_checks),
+]
