@@ -15,6 +15,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -67,12 +68,13 @@ def environment(dry_run: bool) -> dict[str, Any]:
 
 def marked_tests(dry_run: bool) -> dict[str, Any]:
     """The tests marked `gpu`."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"]
-    if dry_run:
-        command.append("--collect-only")
+    # -P: the repository's own folder would shadow other packages' modules.
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-m", "gpu", "tests"]
+    command += ["-p", "no:cacheprovider", *(["--collect-only"] if dry_run else [])]
     done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True)
     print(done.stdout[-6000:], done.stderr[-2000:])
-    return {"exit": done.returncode, "summary": done.stdout.strip().splitlines()[-1]}
+    assert done.returncode == 0, done.returncode
+    return {"summary": done.stdout.strip().splitlines()[-1]}
 
 
 def all_steps() -> list[Step]:
@@ -107,16 +109,15 @@ def run_all(steps: list[Step], dry_run: bool, out: Path, done: dict[str, Any], e
         command = [sys.executable, __file__, "--one", step.name, "--part", str(part)]
         command += ["--dry-run"] if dry_run else []
         start, error = time.monotonic(), None
+        process = subprocess.Popen(
+            command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            process = subprocess.run(
-                command,
-                timeout=min(step.limit, left),
-                env=env,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-            error = None if process.returncode == 0 else f"exit {process.returncode}"
+            code = process.wait(min(step.limit, left))
+            error = None if code == 0 else f"exit {code}"
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # and what it started
+            process.wait()
             error = "out of time"
         found = json.loads(part.read_text()) if part.exists() else {}
         part.unlink(missing_ok=True)

@@ -34,7 +34,7 @@ def score_beta(dim: int, precision: str) -> float:
     u = rounding[precision]
     sums = {
         "ieee": (dim + 4) * 2.0**-24,
-        # Splitting leaves 2^-21 of the product; three accumulations.
+        # Three accumulations; truncated splits leave up to 3 * 2^-20 of a product, well below.
         "tf32x3": 2 * 3 * (dim + 8) * 2.0**-23,
         "tf32": 2 * (dim + 8) * 2.0**-23,
         "bf16": 2 * (dim + 4) * 2.0**-23,

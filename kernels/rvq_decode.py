@@ -64,8 +64,6 @@ def _rvq_decode_kernel(
         tl.atomic_add(invalid_ptr, count)
 
     if weight_ptr is None:
-        if bias_ptr is not None:
-            total += tl.load(bias_ptr + o_d, mask=o_d < D, other=0.0)[None, :]
         m_out = m_n[:, None] & (o_d[None, :] < D)
         tl.store(out_ptr + o_n[:, None] * D + o_d[None, :], total, mask=m_out)
     else:
@@ -97,7 +95,7 @@ def rvq_decode(
         codes: (N, q) int64, 1 <= q <= Q.
         tables: (Q, K, D) codewords in float32, bfloat16 or float16; (Q, K, n_mels) when projected.
         weight: (n_mels, D), or None to return the sums as they are.
-        bias: (n_mels,), or None.
+        bias: (n_mels,), or None; only with a weight.
         invalid: one int32, raised by the number of codes out of range; those add nothing.
         config: of the table's own for these shapes if None.
 
@@ -120,7 +118,7 @@ def rvq_decode(
                 codes_ptr=codes,
                 tables_ptr=tables.contiguous(),
                 weight_ptr=None if weight is None else weight.contiguous(),
-                bias_ptr=bias,
+                bias_ptr=None if bias is None else bias.contiguous(),
                 out_ptr=out,
                 invalid_ptr=invalid,
                 N=rows,

@@ -193,6 +193,14 @@ def _rvq_encode_kernel(
                     left = tl.where(o_row == row, -1, left)
                     row = tl.max(left, 0)
 
+        else:
+            bad = m_n & ((tl.sum(residual * residual, 1) < float("inf")) == 0)
+            i1 = tl.where(bad, 0, i1)
+            if q == 0:
+                count = tl.sum(bad.to(tl.int32), 0)
+                if count > 0:
+                    tl.atomic_add(nonfinite_ptr, count)
+
         tl.store(codes_ptr + o_n * Q + q, i1.to(tl.int64), mask=m_n)
         if (q + 1 < Q) or (sums_ptr is not None):
             residual -= _codewords(codebook_ptr, i1, o_d, D)
@@ -259,7 +267,8 @@ def rvq_encode(
         weight: (D, n_mels) float32, or None when n_mels == D.
         bias: (D,) float32, or None.
         nonfinite: one int32, raised by the number of rows with a NaN or an infinity.
-        exact: certify codes; otherwise take the lowest score as it is.
+        exact: certify codes; otherwise take the lowest score as it is, and count and give code 0 to
+            frames whose square overflows too.
         with_sums: also return the residuals' sums of squares, which training's losses need.
         config: of the table's own for these shapes if None.
 
@@ -279,9 +288,9 @@ def rvq_encode(
             _rvq_encode_kernel[(programs,)](
                 x_ptr=mel,
                 weight_ptr=None if weight is None else weight.contiguous(),
-                bias_ptr=bias,
+                bias_ptr=None if bias is None else bias.contiguous(),
                 codebooks_ptr=codebooks,
-                half_norms_ptr=half_norms(codebooks) if norms is None else norms,
+                half_norms_ptr=half_norms(codebooks) if norms is None else norms.contiguous(),
                 codes_ptr=codes,
                 sums_ptr=sums,
                 nonfinite_ptr=nonfinite,

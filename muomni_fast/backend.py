@@ -64,6 +64,8 @@ def obstacle(op: str, *tensors: Tensor) -> str | None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1" and requested() == "triton"
     for tensor in tensors:
         if tensor.device.type == "cuda":
+            if torch.version.hip is not None:
+                return "kernels are written for NVIDIA GPUs"
             capability = torch.cuda.get_device_capability(tensor.device)
             if capability < LEAST_CAPABILITY:
                 return f"the GPU's compute capability is {capability}, below {LEAST_CAPABILITY}"
@@ -71,11 +73,12 @@ def obstacle(op: str, *tensors: Tensor) -> str | None:
             return "the tensors are not on a CUDA device"
         if tensor.dtype == torch.float64:
             return "kernels do not take float64"
-        if tensor.ndim == 3 and KERNELS[op] == "triton_rvq":  # codebooks
-            if tensor.shape[2] > LARGEST_DIM:
-                return f"codebook_dim is {tensor.shape[2]}, above {LARGEST_DIM}"
-            if tensor.numel() >= 2**31:
-                return f"the codebooks have {tensor.numel()} elements, above 2^31 - 1"
+        if tensor.numel() >= 2**31 and tensor is not tensors[0]:
+            return f"a table has {tensor.numel()} elements, above 2^31 - 1"
+    if op in ("rvq_encode", "rvq_quantize") and len(tensors) > 1:
+        dim = tensors[1].shape[-1]  # of the codebooks
+        if dim > LARGEST_DIM:
+            return f"codebook_dim is {dim}, above {LARGEST_DIM}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     return None
@@ -95,17 +98,21 @@ def choose(op: str, *tensors: Tensor) -> str:
         return "triton"
     if choice == "triton":
         raise BackendUnavailableError(f"{VARIABLE}=triton, but {reason}")
-    if not torch.compiler.is_compiling() and op not in _logged:
-        _logged.add(op)
-        log.info("%s runs its torch path: %s", op, reason)
+    if not torch.compiler.is_compiling() and (op, reason) not in _logged:
+        _logged.add((op, reason))
+        on_gpu = any(t.device.type == "cuda" for t in tensors)
+        log.log(
+            logging.WARNING if on_gpu else logging.INFO, "%s runs its torch path: %s", op, reason
+        )
     return "torch"
 
 
-_logged: set[str] = set()
+_logged: set[tuple[str, str]] = set()
 
 
 def explain(op: str, *args: Tensor) -> str:
-    """Say in a sentence what will run `op` on these tensors, and why."""
+    """Say in a sentence what will run `op` on these tensors (in the order of its arguments), and
+    why."""
     choice, reason = requested(), obstacle(op, *args)
     if choice == "torch":
         return f"{op}: torch path, because {VARIABLE}=torch"

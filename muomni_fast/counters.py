@@ -33,7 +33,9 @@ def raise_if_errors() -> int:
         CodeRangeError: codes out of range were decoded; says how many.
     """
     invalid = nonfinite = 0
-    for codes, frames in _counters.values():
+    for device, (codes, frames) in _counters.items():
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # kernels on any stream
         invalid, nonfinite = invalid + int(codes), nonfinite + int(frames)
         codes.zero_()
         frames.zero_()

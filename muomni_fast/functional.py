@@ -19,6 +19,8 @@ from .reference.rvq import (
     require_encodable,
     require_finite_frames,
     require_precision,
+    require_projection_back,
+    require_same_device,
     work_dtype,
 )
 
@@ -46,11 +48,12 @@ def rvq_encode(
         codebooks: (Q, K, D).
         proj_in_weight: (D, n_mels), or None when n_mels == D.
         proj_in_bias: (D,).
-        precision: "exact", or "fast" to let a GPU take the lowest TF32 score as it is. On
-            a CPU both are exact.
+        precision: "exact", or "fast" to let a GPU take the lowest TF32 score as it is, and code 0
+            for frames whose square overflows. On a CPU both are exact.
         check_finite: raise if a frame holds a NaN or an infinity; otherwise it gets code 0 at every
             stage and is counted (`muomni_fast.raise_if_errors`).
-        half_norms: (Q, K) ||c||^2 / 2 in float32, if at hand, to spare computing them.
+        half_norms: (Q, K) float32, what `ops.half_norms` gives (||c||^2 / 2, summed in float64), if
+            at hand, to spare computing them; wrong ones give wrong codes.
 
     Returns:
         (..., Q) int64; the lowest index wins a tie.
@@ -62,7 +65,13 @@ def rvq_encode(
         BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
     """
     require_precision(precision)
-    require_encodable(mel, codebooks, proj_in_weight)
+    require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
+    if half_norms is not None:
+        if half_norms.shape != codebooks.shape[:2] or half_norms.dtype != torch.float32:
+            expected = tuple(codebooks.shape[:2])
+            got = tuple(half_norms.shape), half_norms.dtype
+            raise ValueError(f"half_norms: expected {expected} float32, got {got[0]} {got[1]}")
+        require_same_device(codebooks=codebooks, half_norms=half_norms)
     if check_finite:
         require_finite_frames(mel)
     dtype = work_dtype(mel, codebooks)
@@ -100,11 +109,11 @@ def rvq_decode(
         ValueError: the number of codebooks does not fit.
         IndexError: a code is negative or not below K, on a CPU; on a GPU it adds nothing to the
             frame and `muomni_fast.raise_if_errors` raises.
-        NotImplementedError: forward-mode differentiation.
+        NotImplementedError: forward-mode differentiation, or `torch.func` gradients.
         BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
     """
-    require_decodable(codes, codebooks, proj_out_weight)
-    _refuse_tangents("rvq_decode", codebooks, proj_out_weight, proj_out_bias)
+    require_decodable(codes, codebooks, proj_out_weight, proj_out_bias)
+    _refuse_transforms("rvq_decode", codebooks, proj_out_weight, proj_out_bias)
     dtype = work_dtype(codebooks)
     learning = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (codebooks, proj_out_weight, proj_out_bias)
@@ -143,12 +152,13 @@ def rvq_quantize(
 
     Raises:
         TypeError, ValueError, BackendUnavailableError: as in `rvq_encode`.
-        NotImplementedError: forward-mode differentiation.
+        NotImplementedError: forward-mode differentiation, or `torch.func` gradients.
         RuntimeError: a second derivative.
     """
-    require_encodable(mel, codebooks, proj_in_weight)
+    require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
+    require_projection_back(codebooks, proj_out_weight, proj_out_bias)
     weights = codebooks, proj_in_weight, proj_in_bias, proj_out_weight, proj_out_bias
-    _refuse_tangents("rvq_quantize", mel, *weights)
+    _refuse_transforms("rvq_quantize", mel, *weights)
     dtype = work_dtype(mel, codebooks)
     out, quantized, commitment, codebook_loss, codes = ops.rvq_quantize(
         _rows(mel, dtype), *(_cast(weight, dtype) for weight in weights)
@@ -175,8 +185,13 @@ def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
         (K, D) float64.
 
     Raises:
+        ValueError: the shapes or devices do not fit.
         BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
     """
+    if codes.ndim != 1 or rows.ndim != 2 or len(codes) != len(rows):
+        got = f"{tuple(codes.shape)} and {tuple(rows.shape)}"
+        raise ValueError(f"codes, rows: expected (N,) and (N, D), got {got}")
+    require_same_device(codes=codes, rows=rows)
     return ops.code_sums(codes, rows, codebook_size)
 
 
@@ -190,12 +205,17 @@ def _cast(weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if weight is None else weight.to(dtype)
 
 
-def _refuse_tangents(op: str, *tensors: Tensor | None) -> None:
-    """Forward-mode differentiation through an operator would silently give zeros."""
+def _refuse_transforms(op: str, *tensors: Tensor | None) -> None:
+    """Forward-mode differentiation through an operator would silently give zeros, and functional
+    gradients (`torch.func.grad`) fail with an error that does not say why."""
     if forward_ad._current_level >= 0 and any(
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
     ):
         raise NotImplementedError(f"{op}: forward-mode differentiation is not supported")
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        functorch = torch._C._functorch
+        if any(i.key() == functorch.TransformType.Grad for i in functorch.get_interpreter_stack()):
+            raise NotImplementedError(f"{op}: torch.func gradients are not supported; use backward")
 
 
 def mrf(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import backend, functional, ops, reference
+from .counters import counters
 
 
 @dataclasses.dataclass
@@ -18,7 +19,8 @@ class PreparedRVQ:
     Attributes:
         codebooks: (Q, K, D), all stages in one tensor.
         half_norms: (Q, K) float32, ||c||^2 / 2.
-        tables: (Q, K, n_mels), the codewords already projected back.
+        tables: (Q, K, n_mels), the codewords already projected back, the first stage's with the
+            bias.
     """
 
     codebooks: Tensor
@@ -46,13 +48,19 @@ class RVQ(reference.RVQ):
 
         Raises:
             RuntimeError: the module is in training mode.
+            ValueError: a weight is not finite.
         """
         if self.training:
             raise RuntimeError("prepare: expected eval mode, got training mode; call eval() first")
         codebooks = self.stacked_codebooks()
-        tables = codebooks
+        tables = codebooks.double()
         if self.proj_out is not None:
-            tables = F.linear(codebooks.double(), self.proj_out.weight.double()).to(codebooks.dtype)
+            tables = F.linear(tables, self.proj_out.weight.double())
+            if self.proj_out.bias is not None:
+                tables[0] += self.proj_out.bias.double()  # the first stage is always decoded
+        tables = tables.to(codebooks.dtype)
+        if not tables.isfinite().all():
+            raise ValueError("prepare: the codebooks or proj_out are not finite")
         self._prepared = PreparedRVQ(codebooks, ops.half_norms(codebooks.float()), tables)
         return self
 
@@ -75,8 +83,7 @@ class RVQ(reference.RVQ):
         `functional.rvq_decode`."""
         if self._prepared is None:
             return super().decode(codes)
-        tables, (_, bias) = self._prepared.tables, self._projection("proj_out")
-        return functional.rvq_decode(codes, tables, None, bias)
+        return functional.rvq_decode(codes, self._prepared.tables)
 
     def train(self, mode: bool = True) -> Self:
         """As torch's; training drops what `prepare` computed."""
@@ -90,7 +97,9 @@ class RVQ(reference.RVQ):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._prepared = None  # another device or dtype
-        return super()._apply(fn, recurse)
+        module = super()._apply(fn, recurse)
+        counters(self.codebook_weights()[0].device)  # before a CUDA graph may capture
+        return module
 
 
 class ResBlock(reference.ResBlock):

@@ -40,7 +40,7 @@ def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
         schema = torch.library.infer_schema(function, mutates_args=())
         _library.define(name + schema)
         for key in ("CPU", "CUDA"):
-            _library.impl(name, function, key)
+            _library.impl(name, torch.no_grad()(function), key)
         return getattr(torch.ops.muomni, name).default
 
     return register
@@ -68,7 +68,7 @@ def rvq_encode(
 
 
 @torch.library.register_fake("muomni::rvq_encode")
-def _(mel, codebooks, half_norms, weight, bias, exact):
+def _(mel: Tensor, codebooks: Tensor, *rest: Any) -> Tensor:
     return mel.new_empty(mel.shape[0], codebooks.shape[0], dtype=torch.int64)
 
 
@@ -80,7 +80,7 @@ def _decode(codes: Tensor, tables: Tensor, weight: Tensor | None, bias: Tensor |
         return run.decode(codes, tables, weight, bias, invalid)
 
 
-def _fake_decode(codes, tables, weight, bias):
+def _fake_decode(codes: Tensor, tables: Tensor, weight: Tensor | None, bias: Any) -> Tensor:
     width = tables.shape[2] if weight is None else weight.shape[0]
     return tables.new_empty(codes.shape[0], width)
 
@@ -107,7 +107,7 @@ def rvq_decode_backward(
                 sums = run.code_sums(codes[:, stage], to_sums, tables.shape[1])
                 d_tables[stage].copy_(sums)
         if needs[1]:
-            sums = run.decode(codes, tables, None, None, counters(codes.device)[0])
+            sums = run.decode(codes, tables, None, None, _scratch(codes))
             d_weight = grad.t() @ sums
         if needs[2]:
             d_bias = grad.sum(0)
@@ -115,9 +115,16 @@ def rvq_decode_backward(
 
 
 @torch.library.register_fake("muomni::rvq_decode_backward")
-def _(grad, codes, tables, weight, needs):
+def _(
+    grad: Tensor, codes: Tensor, tables: Tensor, weight: Tensor | None, needs: Sequence[bool]
+) -> tuple[Tensor, ...]:
     shapes = tables.shape, None if weight is None else weight.shape, grad.shape[1:]
     return _empty_where_needed(grad, shapes, needs)
+
+
+def _scratch(codes: Tensor) -> Tensor:
+    """A counter nobody reads: the forward has counted what is out of range."""
+    return codes.new_zeros(1, dtype=torch.int32)
 
 
 def _empty_where_needed(like: Tensor, shapes: Sequence[Any], needs: Sequence[bool]) -> Any:
@@ -177,7 +184,9 @@ def _frames(quantized: Tensor, weight: Tensor | None, bias: Tensor | None) -> Te
 
 
 @torch.library.register_fake("muomni::rvq_quantize")
-def _(mel, codebooks, in_weight, in_bias, out_weight, out_bias):
+def _(
+    mel: Tensor, codebooks: Tensor, in_weight: Any, in_bias: Any, out_weight: Any, out_bias: Any
+) -> tuple[Tensor, ...]:
     n_codebooks, _, dim = codebooks.shape
     width = dim if out_weight is None else out_weight.shape[0]
     codes = mel.new_empty(mel.shape[0], n_codebooks, dtype=torch.int64)
@@ -211,38 +220,47 @@ def rvq_quantize_backward(
     grads = [codebooks.new_empty(0) for _ in needs]
     with full_precision(mel):
         if need_out:
-            invalid, _ = counters(mel.device)
-            quantized = run.decode(codes, codebooks, None, None, invalid)
+            quantized = run.decode(codes, codebooks, None, None, _scratch(codes))
             grads[4] = d_frames.t() @ quantized
         if need_out_bias:
             grads[5] = d_frames.sum(0)
-        if not any(needs[:4]):
-            return tuple(grads)
-        frames = mel.to(codebooks.dtype)
-        residual = frames if in_weight is None else F.linear(frames, in_weight, in_bias)
-        to_z = d_frames if out_weight is None else d_frames @ out_weight  # (N, D)
-        to_codewords = to_z + d_quantized
-        if need_codebooks:
-            grads[1] = torch.empty_like(codebooks)
-        scale = 2 / max(1, residual.numel())
-        for stage, codebook in enumerate(codebooks):
-            residual = residual - F.embedding(codes[:, stage], codebook)
-            to_z = torch.addcmul(to_z, residual, d_commitment[stage], value=scale)
+        if any(needs[:4]):
+            frames = mel.to(codebooks.dtype)
+            residual = frames if in_weight is None else F.linear(frames, in_weight, in_bias)
+            to_z = d_frames if out_weight is None else d_frames @ out_weight  # (N, D)
+            to_codewords = to_z + d_quantized
             if need_codebooks:
-                rows = torch.addcmul(to_codewords, residual, d_codebook[stage], value=-scale)
-                grads[1][stage].copy_(run.code_sums(codes[:, stage], rows, codebook.shape[0]))
-        if need_mel:
-            grads[0] = (to_z if in_weight is None else to_z @ in_weight).to(mel.dtype)
-        if need_in:
-            grads[2] = to_z.t() @ frames
-        if need_in_bias:
-            grads[3] = to_z.sum(0)
-    return tuple(grads)
+                grads[1] = torch.empty_like(codebooks)
+            scale = 2 / max(1, residual.numel())
+            for stage, codebook in enumerate(codebooks):
+                residual = residual - F.embedding(codes[:, stage], codebook)
+                to_z = torch.addcmul(to_z, residual, d_commitment[stage], value=scale)
+                if need_codebooks:
+                    rows = torch.addcmul(to_codewords, residual, d_codebook[stage], value=-scale)
+                    grads[1][stage].copy_(run.code_sums(codes[:, stage], rows, codebook.shape[0]))
+            if need_mel:
+                grads[0] = (to_z if in_weight is None else to_z @ in_weight).to(mel.dtype)
+            if need_in:
+                grads[2] = to_z.t() @ frames
+            if need_in_bias:
+                grads[3] = to_z.sum(0)
+    return tuple(grads)  # type: ignore[return-value]  # six, as `needs`
 
 
 @torch.library.register_fake("muomni::rvq_quantize_backward")
-def _(d_frames, d_quantized, d_commitment, d_codebook, codes, mel, codebooks, *weights_and_needs):
-    in_weight, _, out_weight, needs = weights_and_needs
+def _(
+    d_frames: Tensor,
+    d_quantized: Tensor,
+    d_commitment: Tensor,
+    d_codebook: Tensor,
+    codes: Tensor,
+    mel: Tensor,
+    codebooks: Tensor,
+    in_weight: Tensor | None,
+    in_bias: Tensor | None,
+    out_weight: Tensor | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
     shapes = [
         mel.shape,
         codebooks.shape,
@@ -280,7 +298,7 @@ def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
 
 
 @torch.library.register_fake("muomni::code_sums")
-def _(codes, rows, codebook_size):
+def _(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
     return rows.new_empty(codebook_size, rows.shape[1], dtype=torch.float64)
 
 
@@ -294,7 +312,9 @@ def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
             results.append(op(*(a if d is None else a.select(d, item) for a, d in pairs)))
         if isinstance(results[0], Tensor):
             return torch.stack(results), 0
-        return tuple(torch.stack(column) for column in zip(*results, strict=True)), (0,) * 5
+        return tuple(torch.stack(column) for column in zip(*results, strict=True)), (0,) * len(
+            results[0]
+        )
 
     return rule
 
@@ -303,9 +323,12 @@ for _op in (rvq_encode, rvq_decode, rvq_decode_inference, rvq_quantize, code_sum
     torch.library.register_vmap(_op.name(), _one_by_one(_op))
 
 
-def _refuse(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError("second derivatives of muomni operators are not supported")
+def _refusal(name: str) -> Callable[..., Any]:
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(f"{name} has no derivative")
+
+    return backward
 
 
 for _op in (rvq_decode_backward, rvq_quantize_backward, code_sums):
-    torch.library.register_autograd(_op.name(), _refuse)
+    torch.library.register_autograd(_op.name(), _refusal(_op.name()))

@@ -1,6 +1,7 @@
 """The quantizer without Triton: blocks of GEMM scores, certified, the doubtful rows searched again.
 
-What runs on a CPU, and on a GPU where no kernel can. A block of rows is scored against a codebook
+What runs on a CPU, and on a GPU where no kernel can (there it waits for the device at every block,
+so CUDA graphs cannot capture it). A block of rows is scored against a codebook
 by one GEMM; where two codes are too close for its rounding (`kernels.certificate`), the rows are
 measured by the reference's exact search. So codes are exact, and no N x K matrix exists.
 """
@@ -13,17 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .kernels.certificate import FLUSH, score_beta
-from .reference.rvq import code_range_error, code_sums, search
+from .reference import rvq
+from .reference.rvq import code_range_error, search
 from .reference.search import nearest_code, nearest_in_float64
 
 __all__ = ["code_sums", "decode", "encode", "half_norms", "matmul_precision"]
 
 # Scores held at once, 2 MB of float32. Fastest of 2^17 to 2^20 on two cores.
 BLOCK_SCORES = 1 << 19
-# Up to so many rows the plain search of all differences costs less than setting up the other, and
-# up to so many differences one in float64 throughout.
-FEW_ROWS = 2
-FEW_DIFFERENCES = 1 << 14
+# Up to so many the plain search of all differences costs less than setting up the other; up to the
+# fewest, one in float64 throughout.
+FEW_DIFFERENCES = 1 << 18
+FEWEST_DIFFERENCES = 1 << 14
 SOLE = 1 << 20  # above every codebook_size, and float32 still counts in ones
 
 
@@ -43,12 +45,13 @@ def encode(
     `exact` changes nothing: here a lowest score costs less to certify than to find otherwise.
     """
     n_codebooks, size, dim = codebooks.shape
-    tiny = len(mel) * size * dim <= FEW_DIFFERENCES
-    if (tiny or len(mel) <= FEW_ROWS) and not with_sums:
+    differences = len(mel) * size * dim
+    if differences <= FEW_DIFFERENCES and not with_sums:
         z = _project(mel, weight, bias, out=codebooks.new_empty(len(mel), dim))
         if not math.isfinite(z.sum()):
             nonfinite += _not_finite(z)
-        return search(z, codebooks, nearest_in_float64 if tiny else nearest_code), None
+        wide = differences <= FEWEST_DIFFERENCES
+        return search(z, codebooks, nearest_in_float64 if wide else nearest_code), None
     codes = torch.empty(len(mel), n_codebooks, dtype=torch.int64, device=mel.device)
     sums = codebooks.new_zeros(n_codebooks, dtype=torch.float64) if with_sums else None
     block = max(1, min(len(mel), BLOCK_SCORES // size))
@@ -83,8 +86,8 @@ def _not_finite(rows: Tensor) -> Tensor:
 
 
 def half_norms(codebooks: Tensor) -> Tensor:
-    """||c||^2 / 2 of every codeword: (Q, K, D) -> (Q, K)."""
-    return codebooks.square().sum(-1).mul_(0.5)
+    """||c||^2 / 2 of every codeword, from float64 sums: (Q, K, D) -> (Q, K)."""
+    return codebooks.double().square().sum(-1).mul_(0.5).to(codebooks.dtype)
 
 
 def _project(mel: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor) -> Tensor:
@@ -123,8 +126,8 @@ class _CertifiedSearch:
         _, size, dim = codebooks.shape
         self.codebooks = codebooks
         self.half_norms = half_norms(codebooks) if norms is None else norms
-        # Twice the bound E is slope * ||x|| + offset. beta applies to the half-norms too, which are
-        # rounded like products; a per mille covers the rounding of the bound itself.
+        # Twice the bound E is slope * ||x|| + offset. beta applies to the half-norms too, which may
+        # sit in the product's own sum; a per mille covers the rounding of the bound itself.
         beta = 1.001 * (score_beta(dim, matmul_precision(codebooks.device)) + 2.0**-23)
         underflow = (dim * FLUSH) ** 0.5  # of a norm
         radii = (2 * self.half_norms.amax(-1)).sqrt_().add_(underflow)  # (Q,)
@@ -161,21 +164,21 @@ def decode(
     Raises:
         IndexError: a code is out of range, on a CPU; elsewhere it is counted and adds nothing.
     """
-    size = tables.shape[1]
-    tables, dtype = tables.to(torch.promote_types(tables.dtype, torch.float32)), tables.dtype
+    size, dtype = tables.shape[1], tables.dtype
+    tables = tables.to(torch.promote_types(dtype, torch.float32))
     valid = None
     if codes.device.type == "cpu":
         if codes.numel():
-            low, high = codes.aminmax()
+            low, high = map(int, codes.aminmax())
             if low < 0 or high >= size:
-                raise code_range_error(int(low), int(high), size)
+                raise code_range_error(low, high, size)
     else:
         valid = (codes >= 0) & (codes < size)
         invalid += valid.logical_not().sum()
         codes = codes.where(valid, 0)
     total = None
-    for stage in range(codes.shape[1]):
-        words = F.embedding(codes[:, stage], tables[stage])
+    for stage, (table, column) in enumerate(zip(tables.unbind(), codes.unbind(1), strict=False)):
+        words = F.embedding(column, table)
         if valid is not None:
             words *= valid[:, stage, None]
         total = words if total is None else total.add_(words)
@@ -185,3 +188,13 @@ def decode(
     if bias is not None:
         total += bias
     return total.to(dtype)
+
+
+def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
+    """Sums of the rows of every code: arguments and results of `kernels.code_sums.code_sums`."""
+    if codes.device.type == "cpu":
+        return rvq.code_sums(codes, rows, codebook_size)
+    # Without atomics on a GPU, unlike index_add_; codes out of range go to a row of their own.
+    codes = codes.where((codes >= 0) & (codes < codebook_size), codebook_size)
+    sums = rows.new_zeros(codebook_size + 1, rows.shape[1], dtype=torch.float64)
+    return sums.index_put_((codes,), rows.double(), accumulate=True)[:codebook_size]

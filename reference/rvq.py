@@ -63,7 +63,7 @@ def rvq_encode(
         ValueError: a shape does not fit, `precision` is unknown, or `check_finite` found something.
     """
     require_precision(precision)
-    require_encodable(mel, codebooks, proj_in_weight)
+    require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
     if check_finite:
         require_finite_frames(mel)
     with torch.no_grad(), full_precision(mel):
@@ -105,7 +105,7 @@ def rvq_decode(
         ValueError: the number of codebooks does not fit.
         IndexError: a code is negative or not below codebook_size.
     """
-    require_decodable(codes, codebooks, proj_out_weight)
+    require_decodable(codes, codebooks, proj_out_weight, proj_out_bias)
     quantized = _sum_codewords(codes, codebooks)
     with full_precision(quantized):
         return _linear(quantized, proj_out_weight, proj_out_bias).to(codebooks.dtype)
@@ -127,7 +127,8 @@ def rvq_quantize(
     and errors as in `rvq_encode` and `rvq_decode`; float outputs have the dtype of `mel`, losses
     are float32 (or float64) and accumulated so.
     """
-    require_encodable(mel, codebooks, proj_in_weight)
+    require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
+    require_projection_back(codebooks, proj_out_weight, proj_out_bias)
     with full_precision(mel):
         z, books = _project(mel, codebooks, proj_in_weight, proj_in_bias)  # (..., D)
         codes = search(z.detach(), books.detach())
@@ -208,34 +209,71 @@ def require_finite_frames(mel: Tensor) -> None:
         raise ValueError(f"mel: {bad} of {mel[..., 0].numel()} frames are not finite")
 
 
-def require_encodable(mel: Tensor, codebooks: Tensor, proj_in_weight: Tensor | None) -> None:
+def require_encodable(
+    mel: Tensor,
+    codebooks: Tensor,
+    proj_in_weight: Tensor | None,
+    proj_in_bias: Tensor | None,
+) -> None:
     """Raise unless these fit `rvq_encode`."""
     require_float("mel", mel)
-    n_mels = codebooks.shape[-1] if proj_in_weight is None else proj_in_weight.shape[1]
+    require_codebooks(codebooks)
+    dim = codebooks.shape[-1]
+    if proj_in_weight is not None and (proj_in_weight.ndim != 2 or proj_in_weight.shape[0] != dim):
+        raise ValueError(
+            f"proj_in_weight: expected ({dim}, n_mels), got {tuple(proj_in_weight.shape)}"
+        )
+    n_mels = dim if proj_in_weight is None else proj_in_weight.shape[1]
     if mel.ndim < 1 or mel.shape[-1] != n_mels:
         raise ValueError(f"mel: expected (..., {n_mels}), got {tuple(mel.shape)}")
-    require_codebooks(codebooks)
-    require_same_device(mel=mel, codebooks=codebooks, proj_in_weight=proj_in_weight)
-    if proj_in_weight is not None and proj_in_weight.shape[0] != codebooks.shape[-1]:
-        raise ValueError(
-            f"proj_in_weight: expected ({codebooks.shape[-1]}, n_mels), "
-            f"got {tuple(proj_in_weight.shape)}"
-        )
+    _require_bias("proj_in", proj_in_weight, proj_in_bias, dim)
+    require_same_device(
+        mel=mel, codebooks=codebooks, proj_in_weight=proj_in_weight, proj_in_bias=proj_in_bias
+    )
 
 
-def require_decodable(codes: Tensor, codebooks: Tensor, proj_out_weight: Tensor | None) -> None:
+def require_decodable(
+    codes: Tensor,
+    codebooks: Tensor,
+    proj_out_weight: Tensor | None,
+    proj_out_bias: Tensor | None,
+) -> None:
     """Raise unless these fit `rvq_decode`; values are not looked at."""
+    require_projection_back(codebooks, proj_out_weight, proj_out_bias)
+    require_same_device(codes=codes, codebooks=codebooks)
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise TypeError(f"codes: expected an integer tensor, got {codes.dtype}")
+    n_codebooks = codebooks.shape[0]
+    if codes.ndim < 1 or not 1 <= codes.shape[-1] <= n_codebooks:
+        raise ValueError(f"codes: expected (..., 1 to {n_codebooks}), got {tuple(codes.shape)}")
+
+
+def require_projection_back(
+    codebooks: Tensor, proj_out_weight: Tensor | None, proj_out_bias: Tensor | None
+) -> None:
+    """Raise unless the output projection fits the codebooks."""
     require_codebooks(codebooks)
-    require_same_device(codes=codes, codebooks=codebooks, proj_out_weight=proj_out_weight)
-    n_codebooks, _, dim = codebooks.shape
-    if proj_out_weight is not None and proj_out_weight.shape[1] != dim:
+    dim = codebooks.shape[-1]
+    if proj_out_weight is not None and (
+        proj_out_weight.ndim != 2 or proj_out_weight.shape[1] != dim
+    ):
         raise ValueError(
             f"proj_out_weight: expected (n_mels, {dim}), got {tuple(proj_out_weight.shape)}"
         )
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise TypeError(f"codes: expected an integer tensor, got {codes.dtype}")
-    if codes.ndim < 1 or not 1 <= codes.shape[-1] <= n_codebooks:
-        raise ValueError(f"codes: expected (..., 1 to {n_codebooks}), got {tuple(codes.shape)}")
+    n_mels = dim if proj_out_weight is None else proj_out_weight.shape[0]
+    _require_bias("proj_out", proj_out_weight, proj_out_bias, n_mels)
+    require_same_device(
+        codebooks=codebooks, proj_out_weight=proj_out_weight, proj_out_bias=proj_out_bias
+    )
+
+
+def _require_bias(name: str, weight: Tensor | None, bias: Tensor | None, size: int) -> None:
+    if bias is None:
+        return
+    if weight is None:
+        raise ValueError(f"{name}_bias: expected None without {name}_weight")
+    if bias.shape != (size,):
+        raise ValueError(f"{name}_bias: expected ({size},), got {tuple(bias.shape)}")
 
 
 def require_codebooks(codebooks: Tensor) -> None:

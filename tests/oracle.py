@@ -55,7 +55,12 @@ def many_mismatches(residual: Tensor, codebook: Tensor, codes: Tensor) -> int:
 
 
 def unexcused_mismatches(
-    mel: Tensor, weight: Tensor, codebooks: Tensor, codes: Tensor, precision: str = "ieee"
+    mel: Tensor,
+    weight: Tensor,
+    codebooks: Tensor,
+    codes: Tensor,
+    precision: str = "ieee",
+    bias: Tensor | None = None,
 ) -> int:
     """Mismatches that the rounding of a fused projection (and of float32 residuals) cannot explain.
 
@@ -68,13 +73,16 @@ def unexcused_mismatches(
         codebooks: (Q, K, D).
         codes: (N, Q).
         precision: of the projection, as `projection_error` takes it.
+        bias: (D,), or None.
     """
     wrong = 0
+    shift = torch.zeros_like(weight[:, 0]) if bias is None else bias
+    shift = shift.double()
     for start in range(0, len(mel), MANY):
         frames, chosen = mel[start : start + MANY].double(), codes[start : start + MANY]
-        magnitude = (frames.abs() @ weight.double().abs().T).norm(dim=1)
+        magnitude = (frames.abs() @ weight.double().abs().T + shift.abs()).norm(dim=1)
         slack = projection_error(mel.shape[1], precision) * magnitude  # (n,)
-        residual = frames @ weight.double().T
+        residual = frames @ weight.double().T + shift
         for codebook, j in zip(codebooks.double(), chosen.unbind(1), strict=True):
             rest = _undecided(residual, codebook, j)
             wrong += _unexcused(residual[rest], codebook, j[rest], slack[rest])

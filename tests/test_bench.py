@@ -18,10 +18,9 @@ def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 def test_dry_run_of_everything_for_a_gpu(tmp_path):
     done = run("bench/gpu.py", "--dry-run", MUOMNI_BENCH_OUT=str(tmp_path))
-    assert done.returncode == 0 or "tests marked gpu" in done.stdout, done.stdout + done.stderr
+    log = (tmp_path / "gpu.log").read_text()
+    assert done.returncode == 0, done.stdout + done.stderr + log[-3000:]
     results = json.loads((tmp_path / "gpu.json").read_text())
-    failed = {name: result for name, result in results.items() if not result["ok"]}
-    assert not failed, (failed, (tmp_path / "gpu.log").read_text()[-3000:])
     assert results["rvq: parity"]["result"]["near-ties"] == {"mismatches": 0, "rows": 40}
     # What succeeded is kept; only the rest runs again.
     results["rvq: training"]["ok"] = False

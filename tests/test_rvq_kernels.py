@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import muomni_fast
-from muomni_fast import reference
+from muomni_fast import reference, torch_rvq
 from muomni_fast.kernels import certificate
 from muomni_fast.kernels.code_sums import code_sums
 from muomni_fast.kernels.configs import ENCODE
@@ -47,10 +47,11 @@ def encode(rows: Tensor, codebooks: Tensor, **options) -> Tensor:
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 700])
 def test_default_shape_with_projection(rows):
-    rvq, mel = reference.RVQ(), torch.randn(rows, 128)
+    rvq, mel = reference.RVQ(bias=True), torch.randn(rows, 128)
     weight, books = rvq.proj_in.weight.detach(), rvq.stacked_codebooks().detach()
-    codes, _ = rvq_encode(mel, books, None, weight, None, count())
-    assert unexcused_mismatches(mel, weight, books, codes, "tf32x3") == 0
+    for bias in (None, 3 * rvq.proj_in.bias.detach()):
+        codes, _ = rvq_encode(mel, books, None, weight, bias, count())
+        assert unexcused_mismatches(mel, weight, books, codes, "tf32x3", bias) == 0
 
 
 @pytest.mark.parametrize(
@@ -181,6 +182,26 @@ def test_frames_that_are_not_finite_get_code_zero_and_are_counted():
     assert torch.equal(codes[keep], clean[keep])
 
 
+def test_fast_codes_keep_the_policy_for_frames_that_are_not_finite():
+    books, rows, nonfinite = torch.randn(3, 32, 16), torch.randn(70, 16), count()
+    rows[3, 5], rows[69, 1] = torch.nan, torch.inf
+    codes, _ = rvq_encode(rows, books, None, None, None, nonfinite, exact=False)
+    assert not codes[[3, 69]].any() and int(nonfinite) == 2
+
+
+def test_norms_from_float32_sums_would_not_do():
+    """Two words whose squared norms differ by less than their float32 sums err: the half-norms the
+    kernel is given must come from float64 sums, as both implementations' do."""
+    books = torch.full((1, 2, 512), 0.98 * 2.0**-24).sqrt()
+    books[:, 1] = (1.02 * 2.0**-24) ** 0.5
+    books[:, :, :32] = 1
+    books[0, 0, 0] = 1 + 3 * 2.0**-22
+    rows = torch.zeros(5, 512)
+    for norms in (half_norms(books), torch_rvq.half_norms(books)):
+        codes = rvq_encode(rows, books, norms, None, None, count())[0]
+        assert stagewise_mismatches(rows, books, codes) == 0
+
+
 def test_any_strides_and_dtypes():
     rvq = reference.RVQ(bias=True)
     weight, bias, books = (
@@ -202,6 +223,13 @@ def test_any_strides_and_dtypes():
         half = base[:, 0].to(dtype)
         codes = rvq_encode(half, books, None, weight, bias, count())[0]
         assert torch.equal(codes, rvq_encode(half.float(), books, None, weight, bias, count())[0])
+    strided = torch.stack([bias, -bias], 1)[:, 0]
+    norms = half_norms(books).T.contiguous().T
+    mel = base[:, 0].contiguous()
+    expected = rvq_encode(mel, books, None, weight, bias, count())[0]
+    assert torch.equal(
+        rvq_encode(mel, books, norms, weight.T.contiguous().T, strided, count())[0], expected
+    )
     assert rvq_encode(base[:0, 0], books, None, weight, bias, count())[0].shape == (0, 2)
 
 

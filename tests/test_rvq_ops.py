@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.library import opcheck
 from torch.nn import functional as F
@@ -165,7 +167,7 @@ def test_second_derivatives_raise():
     rvq, mel = muomni_fast.RVQ(), torch.randn(10, 128)
     for loss in (rvq(mel).mel.square().sum(), rvq.decode(rvq.encode(mel)).square().sum()):
         (grad,) = torch.autograd.grad(loss, rvq.proj_out.weight, create_graph=True)
-        with pytest.raises(RuntimeError, match="second derivatives"):
+        with pytest.raises(RuntimeError, match="_backward has no derivative"):
             grad.sum().backward()
 
 
@@ -176,6 +178,48 @@ def test_forward_mode_raises_instead_of_giving_zeros():
     codes, books = torch.zeros(3, 2, dtype=torch.int64), torch.randn(2, 16, 8)
     with pytest.raises(NotImplementedError, match="rvq_decode: forward-mode"):
         torch.func.jacfwd(lambda b: functional.rvq_decode(codes, b))(books)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev])
+def test_functional_gradients_say_that_they_are_not_supported(transform):
+    rvq, mel = muomni_fast.RVQ(2, 16, 8, n_mels=12), torch.randn(4, 12)
+    with pytest.raises(NotImplementedError, match="torch.func gradients are not supported"):
+        transform(lambda x: rvq(x).mel.sum())(mel)
+    with pytest.raises(NotImplementedError, match="torch.func gradients are not supported"):
+        torch.vmap(transform(lambda x: rvq(x).mel.sum()))(mel)
+
+
+def test_sums_have_no_derivative():
+    with pytest.raises(RuntimeError, match="code_sums has no derivative"):
+        ops.code_sums(CODES[:, 0], leaf(40, 20), 16).sum().backward()
+
+
+def test_every_argument_must_fit():
+    mel, books = torch.randn(3, 8), torch.randn(2, 4, 8)
+    weight, bias = torch.randn(8, 8), torch.randn(8)
+    encode, decode = functional.rvq_encode, functional.rvq_decode
+    codes = torch.zeros(3, 2, dtype=torch.int64)
+    for call, match in (
+        (
+            lambda: encode(mel, books, weight, bias[:1]),
+            r"proj_in_bias: .* \(8,\), got \(1,\)",
+        ),
+        (lambda: encode(mel, books, None, bias), "proj_in_bias: expected None without"),
+        (lambda: encode(mel, books, weight, bias.to("meta")), "proj_in_bias is on meta"),
+        (
+            lambda: encode(mel, books, half_norms=torch.randn(2, 3)),
+            r"half_norms: .* \(2, 4\)",
+        ),
+        (lambda: decode(codes, books, weight, bias[:3]), r"proj_out_bias: expected \(8,\)"),
+        (lambda: decode(codes, books, None, bias), "proj_out_bias: expected None without"),
+        (
+            lambda: functional.rvq_quantize(mel, books, proj_out_weight=weight.to("meta")),
+            "proj_out_weight is on meta",
+        ),
+        (lambda: functional.code_sums(codes[:, 0], mel[:2], 4), r"got \(3,\) and \(2, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
 
 
 # Transforms
@@ -301,9 +345,54 @@ def test_what_was_prepared_is_dropped_when_weights_may_change(change):
     torch.testing.assert_close(rvq.decode(codes), expected.decode(codes))
 
 
-def test_preparing_for_training_is_refused():
+def test_preparing_for_training_or_from_nan_is_refused():
+    rvq = muomni_fast.RVQ()
     with pytest.raises(RuntimeError, match="expected eval mode"):
-        muomni_fast.RVQ().prepare()
+        rvq.prepare()
+    rvq.codebooks[1].weight.data[3, 3] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        rvq.eval().prepare()
+
+
+# Bad data
+
+
+def test_bad_codes_and_frames_are_counted_once(monkeypatch):
+    """By the interpreted kernels, forward and backward."""
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")
+    muomni_fast.raise_if_errors()
+    rvq = muomni_fast.RVQ(2, 16, 8, n_mels=12)
+    codes = torch.randint(16, (20, 2))
+    codes[7, 1] = 99
+    rvq.decode(codes).sum().backward()
+    with pytest.raises(muomni_fast.CodeRangeError, match="^1 codes"):
+        muomni_fast.raise_if_errors()
+    assert muomni_fast.raise_if_errors() == 0
+
+
+@pytest.mark.parametrize("rows", [1, 40, 3000])
+def test_frames_that_are_not_finite_are_counted_on_a_cpu(rows):
+    muomni_fast.raise_if_errors()
+    rvq, mel = muomni_fast.RVQ(), torch.randn(rows, 128)
+    mel[-1, 3] = torch.nan
+    assert not rvq.encode(mel)[-1].any()
+    assert muomni_fast.raise_if_errors() == 1
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_any_view_encodes_like_its_copy(data):
+    """Random slices, steps, orders of dimensions, expansions and offsets."""
+    rvq = muomni_fast.RVQ(2, 20, 8, n_mels=6)
+    base = torch.randn(*(data.draw(st.integers(6, 9)) for _ in range(3)))
+    view = base.permute(data.draw(st.permutations(range(3))))
+    view = view[data.draw(st.integers(0, 3)) :: data.draw(st.integers(1, 3))]
+    first = data.draw(st.integers(0, view.shape[2] - 6))
+    view = view[:, :, first : first + 6]
+    if data.draw(st.booleans()):
+        view = view[:, :1].expand(-1, 4, -1)
+    assert torch.equal(rvq.encode(view), rvq.encode(view.clone()))
+    assert torch.equal(rvq(view).mel, rvq(view.clone()).mel)
 
 
 # One frame at a time
