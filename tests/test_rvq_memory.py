@@ -1,5 +1,7 @@
 """What the quantizer's kernels do to memory, watched in the interpreter."""
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,15 @@ from interpreter import Launch, watched
 from oracle import midpoints
 from torch import Tensor
 
-from muomni_fast.kernels.code_sums import code_sums
-from muomni_fast.kernels.configs import encode_config
-from muomni_fast.kernels.rvq_decode import rvq_decode
-from muomni_fast.kernels.rvq_encode import half_norms, rvq_encode
+from muomni_fast.kernels.code_sums import _code_sums_kernel, code_sums
+from muomni_fast.kernels.configs import decode_config, encode_config
+from muomni_fast.kernels.rvq_decode import _rvq_decode_kernel, decode_constants, rvq_decode
+from muomni_fast.kernels.rvq_encode import (
+    _rvq_encode_kernel,
+    encode_constants,
+    half_norms,
+    rvq_encode,
+)
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="watches the interpreter"),
@@ -86,35 +93,53 @@ def test_encode_moves_each_input_once():
     assert frames + programs * shared <= launch.l2_bytes() <= 1.02 * (frames + programs * shared)
 
 
-@pytest.mark.parametrize("beyond", [2**31, 2**33])
-def test_offsets_do_not_wrap(monkeypatch, beyond):
-    """Addresses of a program whose elements lie far beyond 2^31, with no memory behind them."""
+class Probe:
+    """Stands in for the interpreter's memory: notes addresses, reads zeros, writes nothing."""
+
+    def __init__(self, real: object) -> None:
+        self.real = real
+        self.read: list[np.ndarray] = []
+        self.written: list[np.ndarray] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.real, name)
+
+    def load(self, pointers, mask, other, dtype):
+        self.read.append(pointers[mask])
+        return np.full(pointers.shape, self.value, dtype)
+
+    def store(self, pointers, values, mask):
+        self.written.append(pointers[mask])
+
+    value = 0  # of everything read
+
+
+@pytest.fixture
+def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Probe]]:
+    """Make the next launch's single program the one of a given number."""
     from triton.runtime import interpreter
 
-    addresses: dict[int, list[np.ndarray]] = {4: [], 8: []}
+    def start(program: int) -> Probe:
+        number = np.array([program], dtype=np.int32)
+        handle = interpreter.TensorHandle(number, interpreter.tl.int32)
+        found = Probe(interpreter._interpreter)
+        builder = interpreter.InterpreterBuilder
+        monkeypatch.setattr(builder, "create_get_program_id", lambda self, axis: handle)
+        monkeypatch.setattr(interpreter, "_interpreter", found)
+        return found
 
-    class Probe:
-        def __getattr__(self, name):
-            return getattr(interpreter._interpreter, name)
+    return start
 
-        def load(self, pointers, mask, other, dtype):
-            addresses.setdefault(np.dtype(dtype).itemsize, []).append(pointers[mask])
-            return np.zeros(pointers.shape, dtype)
 
-        def store(self, pointers, values, mask):
-            addresses[values.dtype.itemsize].append(pointers[mask])
-
+@pytest.mark.parametrize("beyond", [2**31, 2**33])
+def test_encode_offsets_do_not_wrap(probe, beyond):
+    """Addresses of a program whose elements lie far beyond 2^31, with no memory behind them."""
     config = encode_config(16, CPU)
     program = beyond // (config.block_n * 16)
     rows = (program + 1) * config.block_n
     x, codes = torch.zeros(16), torch.zeros(1, dtype=torch.int64)
-    from muomni_fast.kernels import rvq_encode as module
-
-    builder = interpreter.InterpreterBuilder
-    handle = interpreter.TensorHandle(np.array([program], dtype=np.int32), interpreter.tl.int32)
-    monkeypatch.setattr(builder, "create_get_program_id", lambda self, axis: handle)
-    monkeypatch.setattr(interpreter, "_interpreter", Probe())
-    module._rvq_encode_kernel[(1,)](
+    found = probe(program)
+    _rvq_encode_kernel[(1,)](
         x_ptr=x,
         weight_ptr=None,
         bias_ptr=None,
@@ -126,11 +151,54 @@ def test_offsets_do_not_wrap(monkeypatch, beyond):
         N=rows,
         Q=1,
         stride_xn=16,
-        **module.encode_constants(16, 16, 16, False, config),
+        **encode_constants(16, 16, 16, False, config),
     )
     first, last = program * config.block_n, rows - 1
-    frames = np.concatenate(addresses[4])
-    assert x.data_ptr() + 4 * (last * 16 + 15) == frames.max() > x.data_ptr() + 4 * beyond
-    stored = np.concatenate(addresses[8])
-    assert codes.data_ptr() + 8 * first == stored.min()
-    assert codes.data_ptr() + 8 * last == stored.max()
+    farthest = max(addresses.max() for addresses in found.read)
+    assert x.data_ptr() + 4 * (last * 16 + 15) == farthest > x.data_ptr() + 4 * beyond
+    assert codes.data_ptr() + 8 * first == found.written[0].min()
+    assert codes.data_ptr() + 8 * last == found.written[0].max()
+
+
+@pytest.mark.parametrize("beyond", [2**31, 2**33])
+def test_decode_offsets_do_not_wrap(probe, beyond):
+    config = decode_config(16, CPU, projected=True)
+    program = beyond // (config.block_n * 16)
+    rows = (program + 1) * config.block_n
+    codes, out = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+    found = probe(program)
+    _rvq_decode_kernel[(1,)](
+        codes_ptr=codes,
+        tables_ptr=torch.zeros(16),
+        weight_ptr=None,
+        bias_ptr=None,
+        out_ptr=out,
+        invalid_ptr=count(),
+        N=rows,
+        Q=1,
+        stride_cn=16,
+        **decode_constants(16, 16, 16, config),
+    )
+    assert found.read[0].max() == codes.data_ptr() + 8 * 16 * (rows - 1)
+    assert found.written[0].max() == out.data_ptr() + 4 * (rows * 16 - 1)
+
+
+@pytest.mark.parametrize("beyond", [2**31, 2**33])
+def test_offsets_of_sums_do_not_wrap(probe, beyond):
+    rows, order, starts = torch.zeros(1), torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+    out = torch.zeros(1, dtype=torch.float64)
+    found = probe(2**20 - 1)  # code 2^18 - 1, last of four splits
+    found.value = beyond // 16  # every position and row number read
+    _code_sums_kernel[(1,)](
+        rows_ptr=rows,
+        order_ptr=order,
+        starts_ptr=starts.long(),
+        out_ptr=out,
+        stride_rn=16,
+        K=2**28,
+        D=16,
+        SPLITS=4,
+        BLOCK_R=16,
+        BLOCK_D=16,
+    )
+    assert found.written[0].max() == out.data_ptr() + 8 * ((3 * 2**28 + 2**18) * 16 - 1)
