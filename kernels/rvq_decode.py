@@ -20,7 +20,7 @@ from .configs import MAX_REGISTERS, DecodeConfig, decode_config, power_of_two
 LARGEST_FUSED_DIM = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])  # or every length of a stream would compile
 def _rvq_decode_kernel(
     # (N, Q) rows stride_cn apart; (at least Q, K, D); (M, D), (M,) or None
     codes_ptr,

@@ -94,7 +94,7 @@ def _nearest_in_float64(
     return code, best < float("inf")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])  # or every length of a stream would compile
 def _rvq_encode_kernel(
     # (N, M) rows stride_xn apart; (D, M), (D) or None; (Q, K, D); (Q, K)
     x_ptr,

@@ -13,15 +13,14 @@ from torch.autograd import forward_ad
 
 from . import backend, ops
 from .reference import hifigan
-from .reference.rvq import (
-    RVQOutput,
+from .reference.rvq import RVQOutput, work_dtype
+from .reference.rvq_checks import (
     require_decodable,
     require_encodable,
     require_finite_frames,
     require_precision,
     require_projection_back,
     require_same_device,
-    work_dtype,
 )
 
 __all__ = ["code_sums", "mrf", "rvq_decode", "rvq_encode", "rvq_quantize"]

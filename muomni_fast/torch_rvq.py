@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from .kernels.certificate import FLUSH, score_beta
 from .reference import rvq
-from .reference.rvq import code_range_error, search
+from .reference.rvq import search
+from .reference.rvq_checks import code_range_error
 from .reference.search import nearest_code, nearest_in_float64
 
 __all__ = ["code_sums", "decode", "encode", "half_norms", "matmul_precision"]

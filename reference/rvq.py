@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import full_precision, require_finite, require_float
+from .checks import full_precision, require_finite
+from .rvq_checks import (
+    code_range_error,
+    require_decodable,
+    require_encodable,
+    require_finite_frames,
+    require_precision,
+    require_projection_back,
+)
 from .search import nearest_code
 
 
@@ -189,103 +197,6 @@ def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
     """Sum of the rows of every code: (N,), (N, D) -> (K, D) float64."""
     sums = torch.zeros(codebook_size, rows.shape[1], dtype=torch.float64, device=rows.device)
     return sums.index_add_(0, codes, rows.double())
-
-
-def code_range_error(low: int, high: int, size: int) -> IndexError:
-    """What decoding codes from `low` to `high` raises."""
-    return IndexError(f"codes: expected 0 to {size - 1}, got {low} to {high}")
-
-
-def require_precision(precision: str) -> None:
-    """Raise unless `precision` is one that `rvq_encode` knows."""
-    if precision not in ("exact", "fast"):
-        raise ValueError(f'precision: expected "exact" or "fast", got {precision!r}')
-
-
-def require_finite_frames(mel: Tensor) -> None:
-    """Raise if a frame holds a NaN or an infinity; says how many do."""
-    bad = int((~mel.isfinite()).any(-1).sum())
-    if bad:
-        raise ValueError(f"mel: {bad} of {mel[..., 0].numel()} frames are not finite")
-
-
-def require_encodable(
-    mel: Tensor,
-    codebooks: Tensor,
-    proj_in_weight: Tensor | None,
-    proj_in_bias: Tensor | None,
-) -> None:
-    """Raise unless these fit `rvq_encode`."""
-    require_float("mel", mel)
-    require_codebooks(codebooks)
-    dim = codebooks.shape[-1]
-    if proj_in_weight is not None and (proj_in_weight.ndim != 2 or proj_in_weight.shape[0] != dim):
-        raise ValueError(
-            f"proj_in_weight: expected ({dim}, n_mels), got {tuple(proj_in_weight.shape)}"
-        )
-    n_mels = dim if proj_in_weight is None else proj_in_weight.shape[1]
-    if mel.ndim < 1 or mel.shape[-1] != n_mels:
-        raise ValueError(f"mel: expected (..., {n_mels}), got {tuple(mel.shape)}")
-    _require_bias("proj_in", proj_in_weight, proj_in_bias, dim)
-    require_same_device(
-        mel=mel, codebooks=codebooks, proj_in_weight=proj_in_weight, proj_in_bias=proj_in_bias
-    )
-
-
-def require_decodable(
-    codes: Tensor,
-    codebooks: Tensor,
-    proj_out_weight: Tensor | None,
-    proj_out_bias: Tensor | None,
-) -> None:
-    """Raise unless these fit `rvq_decode`; values are not looked at."""
-    require_projection_back(codebooks, proj_out_weight, proj_out_bias)
-    require_same_device(codes=codes, codebooks=codebooks)
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise TypeError(f"codes: expected an integer tensor, got {codes.dtype}")
-    n_codebooks = codebooks.shape[0]
-    if codes.ndim < 1 or not 1 <= codes.shape[-1] <= n_codebooks:
-        raise ValueError(f"codes: expected (..., 1 to {n_codebooks}), got {tuple(codes.shape)}")
-
-
-def require_projection_back(
-    codebooks: Tensor, proj_out_weight: Tensor | None, proj_out_bias: Tensor | None
-) -> None:
-    """Raise unless the output projection fits the codebooks."""
-    require_codebooks(codebooks)
-    dim = codebooks.shape[-1]
-    if proj_out_weight is not None and (
-        proj_out_weight.ndim != 2 or proj_out_weight.shape[1] != dim
-    ):
-        raise ValueError(
-            f"proj_out_weight: expected (n_mels, {dim}), got {tuple(proj_out_weight.shape)}"
-        )
-    n_mels = dim if proj_out_weight is None else proj_out_weight.shape[0]
-    _require_bias("proj_out", proj_out_weight, proj_out_bias, n_mels)
-    require_same_device(
-        codebooks=codebooks, proj_out_weight=proj_out_weight, proj_out_bias=proj_out_bias
-    )
-
-
-def _require_bias(name: str, weight: Tensor | None, bias: Tensor | None, size: int) -> None:
-    if bias is None:
-        return
-    if weight is None:
-        raise ValueError(f"{name}_bias: expected None without {name}_weight")
-    if bias.shape != (size,):
-        raise ValueError(f"{name}_bias: expected ({size},), got {tuple(bias.shape)}")
-
-
-def require_codebooks(codebooks: Tensor) -> None:
-    if codebooks.ndim != 3 or codebooks.shape[0] < 1 or codebooks.shape[1] < 2:
-        raise ValueError(f"codebooks: expected (Q, K >= 2, D), got {tuple(codebooks.shape)}")
-
-
-def require_same_device(**tensors: Tensor | None) -> None:
-    devices = {name: t.device for name, t in tensors.items() if t is not None}
-    if len(set(devices.values())) > 1:
-        where = ", ".join(f"{name} is on {device}" for name, device in devices.items())
-        raise ValueError(f"expected one device: {where}")
 
 
 class RVQ(nn.Module):

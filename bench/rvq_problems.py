@@ -1,0 +1,90 @@
+"""Named shapes of quantizers, and frames for them: random, and hard to tell apart."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muomni_fast import ops
+from muomni_fast.kernels.rvq_encode import rvq_encode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from oracle import midpoints, stagewise_mismatches, unexcused_mismatches  # noqa: E402
+
+# name -> (n_codebooks, codebook_size, codebook_dim), n_mels of a projection, rows to time
+SHAPES: dict[str, tuple[tuple[int, int, int], int | None, int]] = {
+    "default": ((2, 128, 64), 128, 1_000_000),
+    "default, 16 x 10 s": ((2, 128, 64), 128, 10_000),
+    "default, 1 frame": ((2, 128, 64), 128, 1),
+    "EnCodec 8 x 1024 x 128": ((8, 1024, 128), None, 200_000),
+    "Mimi 8 x 2048 x 256": ((8, 2048, 256), None, 100_000),
+    "Lyra 46 x 16 x 64": ((46, 16, 64), None, 200_000),
+    "LPCNet 4 x 2048 x 18": ((4, 2048, 18), None, 200_000),
+    "9 x 1024 x 8": ((9, 1024, 8), None, 200_000),
+    "2 x 1000 x 512": ((2, 1000, 512), None, 50_000),
+}
+SMALL = 40  # rows and codes of a dry run
+
+
+@dataclasses.dataclass
+class Problem:
+    """Frames, codebooks and projection of one shape."""
+
+    mel: Tensor
+    books: Tensor
+    weight: Tensor | None
+
+    def __post_init__(self) -> None:
+        self.half_norms = ops.half_norms(self.books)
+
+    def encode(self, exact: bool = True, config: Any = None) -> Tensor:
+        """Codes by the kernel itself."""
+        nonfinite = torch.zeros(1, dtype=torch.int32, device=self.mel.device)
+        options = dict(exact=exact, config=config)
+        arguments = self.mel, self.books, self.half_norms, self.weight, None, nonfinite
+        return rvq_encode(*arguments, **options)[0]
+
+    def mismatches(self, codes: Tensor) -> int:
+        """Against the oracle."""
+        if self.weight is None:
+            return stagewise_mismatches(self.mel, self.books, codes)
+        return unexcused_mismatches(self.mel, self.weight, self.books, codes, "tf32x3")
+
+
+def problem(name: str, dry_run: bool, rows: int | None = None) -> Problem:
+    """Random data of a named shape, on the GPU; tiny and on the CPU in a dry run."""
+    (n_codebooks, size, dim), n_mels, most = SHAPES[name]
+    device = "cpu" if dry_run else "cuda"
+    rows = min(rows or most, SMALL if dry_run else most)
+    if dry_run:
+        n_codebooks, size = min(n_codebooks, 2), min(size, SMALL)
+    torch.manual_seed(0)
+    mel = torch.randn(rows, n_mels or dim, device=device)
+    books = torch.randn(n_codebooks, size, dim, device=device)
+    weight = torch.randn(dim, n_mels, device=device) / n_mels**0.5 if n_mels else None
+    return Problem(mel, books, weight)
+
+
+def hard_problems(dry_run: bool) -> dict[str, Problem]:
+    """Near-ties, exact ties, offset data, tiny codewords and extreme scales, default shape."""
+    base = problem("default", dry_run)
+    rows = len(base.mel) if dry_run else 50_000
+    books = base.books[:1]
+    device, dim = books.device, books.shape[2]
+    near = midpoints(books[0].cpu(), rows).to(device)
+    ties = torch.randint(-2, 3, books.shape, device=device).float()
+    ties[:, len(ties[0]) // 2 :] = ties[:, : len(ties[0]) - len(ties[0]) // 2]
+    whole = torch.randint(-4, 5, (rows, dim), device=device).float()
+    random = torch.randn(rows, dim, device=device)
+    cases = {
+        "near-ties": (near, books),
+        "exact ties": (whole, ties),
+        "offset 10": (random + 10, books + 10),
+        "tiny codewords": (random, books * 1e-6),
+        "scale 1e-18": (random * 1e-18, books * 1e-18),
+        "scale 1e18": (random * 1e18, books * 1e18),
+    }
+    return {name: Problem(mel, b, None) for name, (mel, b) in cases.items()}
