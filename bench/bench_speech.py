@@ -1,7 +1,7 @@
 """Encode, decode, generate and train: the reference against the fast modules at the named shapes.
 
-`pytest bench --benchmark-only`. Where an operation has no kernel, or none for this device, the two
-are the same code and should tie.
+`pytest bench --benchmark-only`. The vocoder has no kernel yet: there the two are the same code and
+should tie.
 """
 
 import math
@@ -22,10 +22,16 @@ CONFIG = presets()["muomni"]  # the default shapes
 # name -> batch, mel frames (62.5 a second)
 SHAPES = {"1 frame": (1, 1), "1 s": (1, 63), "10 s": (1, 625), "16 x 10 s": (16, 625)}
 BACKENDS = {"reference": reference, "fast": muomni_fast}
+QUANTIZERS = {
+    "reference": lambda: reference.RVQ().to(DEVICE).eval(),
+    "fast": lambda: muomni_fast.RVQ().to(DEVICE).eval(),
+    "prepared": lambda: muomni_fast.RVQ().to(DEVICE).eval().prepare(),
+}
 BUDGET = 3.0  # seconds of measuring per benchmark; what takes longer is measured once
 MAX_ROUNDS = 500
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=list(BACKENDS))
+every_quantizer = pytest.mark.parametrize("make", QUANTIZERS.values(), ids=list(QUANTIZERS))
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 
 
@@ -52,20 +58,20 @@ def mel_frames(shape: tuple[int, int]) -> torch.Tensor:
     return torch.randn(*shape, 128, device=DEVICE) * 2 - 6
 
 
-@every_backend
+@every_quantizer
 @every_shape
 @pytest.mark.benchmark(group="encode")
-def test_encode(measure, backend: ModuleType, shape: tuple[int, int]) -> None:
-    rvq, mel = backend.RVQ().to(DEVICE), mel_frames(shape)
+def test_encode(measure, make: Callable[[], reference.RVQ], shape: tuple[int, int]) -> None:
+    rvq, mel = make(), mel_frames(shape)
     with torch.no_grad():
         measure(lambda: rvq.encode(mel))
 
 
-@every_backend
+@every_quantizer
 @every_shape
 @pytest.mark.benchmark(group="decode")
-def test_decode(measure, backend: ModuleType, shape: tuple[int, int]) -> None:
-    rvq, codes = backend.RVQ().to(DEVICE), torch.randint(128, (*shape, 2), device=DEVICE)
+def test_decode(measure, make: Callable[[], reference.RVQ], shape: tuple[int, int]) -> None:
+    rvq, codes = make(), torch.randint(128, (*shape, 2), device=DEVICE)
     with torch.no_grad():
         measure(lambda: rvq.decode(codes))
 

@@ -28,7 +28,7 @@ from muomni_fast import reference
 
 Contender = Callable[[], object]
 THREADS = 2
-ROUNDS = 5
+ROUNDS = 3
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31)}
 
 

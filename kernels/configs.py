@@ -35,7 +35,7 @@ ENCODE = {
     ("sm_90", 16): EncodeConfig(128, 32, 128, 64, "tf32", 8, 2),
     ("sm_90", 32): EncodeConfig(128, 32, 128, 64, "tf32", 8, 2),
     ("sm_90", 64): EncodeConfig(128, 32, 128, 32, "tf32", 8, 2),
-    ("sm_90", 128): EncodeConfig(64, 32, 64, 32, "tf32", 8, 2),
+    ("sm_90", 128): EncodeConfig(64, 32, 64, 16, "tf32", 8, 2),
     ("sm_90", 256): EncodeConfig(32, 32, 64, 16, "tf32", 8, 1),
     ("sm_90", 512): EncodeConfig(16, 32, 32, 16, "tf32", 8, 1),
     ("sm_80", 16): EncodeConfig(128, 32, 64, 32, "tf32", 8, 2),
@@ -43,7 +43,7 @@ ENCODE = {
     ("sm_80", 64): EncodeConfig(64, 32, 64, 32, "tf32", 8, 2),
     ("sm_80", 128): EncodeConfig(64, 32, 64, 32, "tf32", 8, 1),
     ("sm_80", 256): EncodeConfig(32, 32, 32, 16, "tf32", 8, 1),
-    ("sm_80", 512): EncodeConfig(16, 32, 32, 16, "tf32", 8, 1),
+    ("sm_80", 512): EncodeConfig(16, 32, 16, 16, "tf32", 8, 1),
 }
 
 
