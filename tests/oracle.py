@@ -135,6 +135,30 @@ def midpoints(codebook: Tensor, rows: int) -> Tensor:
     return ulps_apart(middle.float())
 
 
+def crowded(rows: int) -> tuple[Tensor, Tensor]:
+    """Rows and a codebook whose words come in fours, closer than low precision can tell."""
+    words = torch.randn(16, 32).repeat_interleave(4, 0)
+    return torch.randn(rows, 32), words + 1e-5 * torch.randn(64, 32)
+
+
+def two_near_zero(rows: int) -> tuple[Tensor, Tensor]:
+    """Rows between two words so small that float32 squares of differences underflow, far from the
+    other words."""
+    codebook = torch.randn(32, 16)
+    codebook[5:7] *= 1e-22
+    return 1e-22 * torch.randn(rows, 16), codebook
+
+
+def permuted(rows: int) -> tuple[Tensor, Tensor]:
+    """Rows equally far from all words, in sums that round differently: the first must win."""
+    word = torch.randn(64)
+    codebook = torch.stack([word[torch.randperm(64, device=word.device)] for _ in range(32)])
+    return torch.randn(rows, 1).expand(-1, 64).contiguous(), codebook
+
+
+HARD = [crowded, two_near_zero, permuted]
+
+
 def snr_db(signal: Tensor, truth: Tensor) -> float:
     """Signal-to-noise ratio of `signal` against `truth`, dB, its mean removed."""
     truth = truth.double()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from oracle import (
+    HARD,
     TOLERANCES,
     midpoints,
     mismatches,
@@ -74,6 +75,12 @@ def test_midpoints_a_few_ulp_apart_match_the_oracle(search):
     # The case is hard: the usual float32 formula gets many of these rows wrong.
     expanded = (codebook.square().sum(1) - 2 * rows @ codebook.T).argmin(1)
     assert mismatches(rows, codebook, expanded) > 100
+
+
+@pytest.mark.parametrize("case", HARD)
+def test_hard_cases_match_the_oracle(search, case):
+    rows, codebook = case(3000)
+    assert mismatches(rows, codebook, search(rows, codebook)) == 0
 
 
 def test_integer_ties_go_to_the_lowest_index(search):

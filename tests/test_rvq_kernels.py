@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import DEVICE
 from interpreter import round_like_tensor_cores, truncated
-from oracle import midpoints, mismatches, stagewise_mismatches, unexcused_mismatches
+from oracle import HARD, midpoints, mismatches, stagewise_mismatches, unexcused_mismatches
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -80,6 +80,12 @@ def test_near_ties():
     assert mismatches(rows, books[0], encode(rows, books)[:, 0]) == 0
     # Without the certificate the same scores get most of these rows wrong.
     assert mismatches(rows, books[0], encode(rows, books, exact=False)[:, 0]) > 50
+
+
+@pytest.mark.parametrize("case", HARD)
+def test_hard_cases(case):
+    rows, book = case(120)
+    assert mismatches(rows, book, encode(rows, book[None])[:, 0]) == 0
 
 
 def test_exact_ties_go_to_the_lowest_index():
@@ -262,7 +268,10 @@ def test_decode_counts_codes_out_of_range_and_reads_nothing_for_them():
     assert torch.equal(frames, expected) and int(invalid) == 3
 
 
-@pytest.mark.parametrize(("rows", "size", "dim"), [(1, 16, 8), (700, 16, 8), (300, 5, 130)])
+@pytest.mark.parametrize(
+    ("rows", "size", "dim"),
+    [(1, 16, 8), (700, 16, 8), (300, 5, 130), (1900, 3, 8)],  # the last in four splits
+)
 def test_code_sums(rows, size, dim):
     codes, values = torch.randint(size, (rows,)) // 2 * 2, torch.randn(rows, dim)
     sums = code_sums(codes, values, size)
