@@ -1,9 +1,9 @@
 """The quantizer without Triton: blocks of GEMM scores, certified, the doubtful rows searched again.
 
 What runs on a CPU, and on a GPU where no kernel can (there it waits for the device at every block,
-so CUDA graphs cannot capture it). A block of rows is scored against a codebook
-by one GEMM; where two codes are too close for its rounding (`kernels.certificate`), the rows are
-measured by the reference's exact search. So codes are exact, and no N x K matrix exists.
+so CUDA graphs cannot capture it). A block of rows is scored against a codebook by one GEMM; where
+two codes are too close for its rounding (`kernels.certificate`), the rows are measured by the
+reference's exact search. So codes are exact, and no N x K matrix exists.
 """
 
 import math
@@ -51,8 +51,8 @@ def encode(
         z = _project(mel, weight, bias, out=codebooks.new_empty(len(mel), dim))
         if not math.isfinite(z.sum()):
             nonfinite += _not_finite(z)
-        wide = differences <= FEWEST_DIFFERENCES
-        return search(z, codebooks, nearest_in_float64 if wide else nearest_code), None
+        nearest = nearest_in_float64 if differences <= FEWEST_DIFFERENCES else nearest_code
+        return search(z, codebooks, nearest), None
     codes = torch.empty(len(mel), n_codebooks, dtype=torch.int64, device=mel.device)
     sums = codebooks.new_zeros(n_codebooks, dtype=torch.float64) if with_sums else None
     block = max(1, min(len(mel), BLOCK_SCORES // size))
