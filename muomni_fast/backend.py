@@ -19,15 +19,14 @@ log = logging.getLogger("muomni_fast")
 
 VARIABLE = "MUOMNI_FAST_BACKEND"
 CHOICES = ("auto", "triton", "torch")
-# Every operation a kernel may serve, and the module that launches it, if there is one.
-KERNELS: dict[str, str | None] = {
+# Every operation a kernel may serve, and the module that launches it.
+KERNELS = {
     "rvq_encode": "triton_rvq",
     "rvq_decode": "triton_rvq",
     "rvq_quantize": "triton_rvq",
     "code_sums": "triton_rvq",
-    "resblock": None,
-    "mrf": None,
-    "generator": None,
+    "mrf": "triton_vocoder",
+    "generator": "triton_vocoder",
 }
 # tf32 and asynchronous copies.
 LEAST_CAPABILITY = (8, 0)
@@ -58,8 +57,6 @@ def obstacle(op: str, *tensors: Tensor) -> str | None:
     """
     if op not in KERNELS:
         raise ValueError(f"op: expected one of {', '.join(KERNELS)}, got {op!r}")
-    if KERNELS[op] is None:
-        return f"no {op} kernel exists in this version"
     # Interpreted kernels are for whoever asks for them: they are slow.
     interpreted = os.environ.get("TRITON_INTERPRET") == "1" and requested() == "triton"
     for tensor in tensors:

@@ -1,18 +1,19 @@
 """The library's operations as functions, each on the fastest backend that can run it.
 
 The quantizer's run as operators (`ops`): Triton kernels on a GPU, certified blocks of GEMM scores
-on a CPU, both exact. `mrf` has no kernel yet and runs the reference; `muomni_fast.doctor()` says
-what runs where. Dimension letters: N frames in all, Q codebooks, K codes each, D codebook_dim.
+on a CPU, both exact. So do residual blocks (`vocoder_ops`). `muomni_fast.doctor()` says what runs
+where. Dimension letters: N frames in all, Q codebooks, K codes each, D codebook_dim.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from . import backend, ops
+from . import ops
+from .fused import blocks_of, run_blocks
 from .reference import hifigan
+from .reference.checks import require_channels
 from .reference.rvq import RVQOutput, work_dtype
 from .reference.rvq_checks import (
     require_decodable,
@@ -22,6 +23,7 @@ from .reference.rvq_checks import (
     require_projection_back,
     require_same_device,
 )
+from .transforms import learning, refuse_transforms
 
 __all__ = ["code_sums", "mrf", "rvq_decode", "rvq_encode", "rvq_quantize"]
 
@@ -112,13 +114,11 @@ def rvq_decode(
         BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
     """
     require_decodable(codes, codebooks, proj_out_weight, proj_out_bias)
-    _refuse_transforms("rvq_decode", codebooks, proj_out_weight, proj_out_bias)
+    refuse_transforms("rvq_decode", codebooks, proj_out_weight, proj_out_bias)
     dtype = work_dtype(codebooks)
-    learning = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (codebooks, proj_out_weight, proj_out_bias)
-    )
+    learns = learning(codebooks, proj_out_weight, proj_out_bias)
     # Half precision codebooks are added up in float32 and only the frame is rounded.
-    frames = (ops.rvq_decode if learning else ops.rvq_decode_inference)(
+    frames = (ops.rvq_decode if learns else ops.rvq_decode_inference)(
         codes.reshape(-1, codes.shape[-1]).long(),
         codebooks.to(dtype),
         _cast(proj_out_weight, dtype),
@@ -157,7 +157,7 @@ def rvq_quantize(
     require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
     require_projection_back(codebooks, proj_out_weight, proj_out_bias)
     weights = codebooks, proj_in_weight, proj_in_bias, proj_out_weight, proj_out_bias
-    _refuse_transforms("rvq_quantize", mel, *weights)
+    refuse_transforms("rvq_quantize", mel, *weights)
     dtype = work_dtype(mel, codebooks)
     out, quantized, commitment, codebook_loss, codes = ops.rvq_quantize(
         _rows(mel, dtype), *(_cast(weight, dtype) for weight in weights)
@@ -204,31 +204,31 @@ def _cast(weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if weight is None else weight.to(dtype)
 
 
-def _refuse_transforms(op: str, *tensors: Tensor | None) -> None:
-    """Forward-mode differentiation through an operator would silently give zeros, and functional
-    gradients (`torch.func.grad`) fail with an error that does not say why."""
-    if forward_ad._current_level >= 0 and any(
-        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
-    ):
-        raise NotImplementedError(f"{op}: forward-mode differentiation is not supported")
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        functorch = torch._C._functorch
-        if any(i.key() == functorch.TransformType.Grad for i in functorch.get_interpreter_stack()):
-            raise NotImplementedError(f"{op}: torch.func gradients are not supported; use backward")
-
-
 def mrf(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:
     """Multi-receptive field fusion (HiFi-GAN section 2.2): the mean over residual blocks.
 
+    On a GPU in one launch for each convolution step of all blocks, or in one for all steps;
+    products accumulate in float32, which are TF32's where `torch.backends.cudnn.allow_tf32` says
+    so. On a CPU by torch's convolutions. Gradients are the same bits every time; for them only `x`,
+    activated inner results and running sums are kept.
+
     Args:
         x: (B, C, T), float.
-        resblocks: modules that map (B, C, T) to (B, C, T).
+        resblocks: `ResBlock` modules of one type; any modules that map (B, C, T) to (B, C, T) run
+            one by one.
 
     Returns:
-        (B, C, T), the dtype of `x`.
+        (B, C, T), the dtype of `x`, or autocast's.
 
     Raises:
+        TypeError: `x` is not floating point, or is float8, or weights have another dtype.
+        ValueError: a shape or device does not fit.
+        NotImplementedError: forward-mode differentiation, or `torch.func` gradients.
         BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
+        RuntimeError: a second derivative.
     """
-    backend.choose("mrf", x)
-    return hifigan.mrf(x, resblocks)
+    blocks = blocks_of(resblocks)
+    if blocks is None:
+        return hifigan.mrf(x, resblocks)
+    require_channels("x", x, resblocks[0].channels)
+    return run_blocks(x, resblocks, blocks)

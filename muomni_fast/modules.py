@@ -1,15 +1,16 @@
 """Drop-in modules: the reference's constructors and state dicts, run by `functional`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import backend, functional, ops, reference
+from . import functional, fused, ops, reference, vocoder_ops
 from .counters import counters
+from .reference.checks import require_lengths, require_mel
 
 
 @dataclasses.dataclass
@@ -106,9 +107,8 @@ class ResBlock(reference.ResBlock):
     __doc__ = reference.ResBlock.__doc__
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, T) -> (B, channels, T)."""
-        backend.choose("resblock", x)
-        return super().forward(x)
+        """(B, channels, T) -> (B, channels, T); see `functional.mrf`."""
+        return functional.mrf(x, [self])
 
 
 class MRF(reference.MRF):
@@ -123,11 +123,73 @@ class HiFiGANVocoder(reference.HiFiGANVocoder):
 
     resblock_class = ResBlock
     _mrf = staticmethod(functional.mrf)
+    _prepared: list[Tensor] | None = None
 
-    def forward(self, mel: Tensor) -> Tensor:
-        """Generate audio: (B, n_mels, T) -> (B, T * hop_length), in [-1, 1]."""
-        backend.choose("generator", mel)
-        return super().forward(mel)
+    @torch.no_grad()
+    def prepare(self) -> Self:
+        """Compute once what generating derives from the weights: their values if normed, in the
+        order in which the backend that runs here reads them.
+
+        Nothing watches the weights: `train()`, `load_state_dict()` and `to()` drop what was
+        prepared, other changes need another call. No gradient passes a prepared model, and hooks
+        on inner modules do not run. For half precision, `.to(torch.bfloat16)` first.
+
+        Raises:
+            RuntimeError: the module is in training mode.
+            ValueError: a weight is not finite.
+        """
+        if self.training:
+            raise RuntimeError("prepare: expected eval mode, got training mode; call eval() first")
+        tensors = [tensor.detach() for tensor in fused.tensors_of(self)]
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            raise ValueError("prepare: a weight is not finite")
+        self._prepared = vocoder_ops.pack("generator", tensors, fused.network_of(self))
+        return self
+
+    def forward(self, mel: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+        """Generate audio, in [-1, 1], in one operator call.
+
+        Args:
+            mel: (B, n_mels, T), log-mel frames, in the dtype of the weights.
+            lengths: (B,) integers 0 to T, frames of each item; None if all have T. An item is then
+                generated as if it were alone, and zeros follow its end: one call for all.
+
+        Returns:
+            (B, T * hop_length), the dtype of `mel`, or autocast's. Float32 products are TF32's
+            where `torch.backends.cudnn.allow_tf32` says so; sums are float32. Gradients are the
+            same bits every time.
+
+        Raises:
+            TypeError: `mel` is not floating point, is float8, or has another dtype than the
+                weights; `lengths` are not integers.
+            ValueError: the shape is not (B, n_mels, T >= 1); `lengths` do not fit; devices differ.
+            NotImplementedError: forward-mode differentiation, or `torch.func` gradients.
+            BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernels cannot run.
+            RuntimeError: a second derivative.
+        """
+        require_mel(mel, self.n_mels)
+        if lengths is not None:
+            lengths = require_lengths(lengths, mel)
+        network = fused.network_of(self)
+        if self._prepared is not None:
+            return fused.run_prepared(mel, self._prepared, network, lengths)
+        if not torch.compiler.is_compiling() and fused.hooked(self):
+            return super().forward(mel, lengths)
+        return fused.run_generator(mel, fused.tensors_of(self), network, lengths)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; training drops what `prepare` computed."""
+        if mode:
+            self._prepared = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._prepared = None  # also when a parent module loads
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._prepared = None  # another device or dtype
+        return super()._apply(fn, recurse)
 
 
 class NeuralVocoder(reference.NeuralVocoder):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from . import backend, torch_rvq
 from .counters import counters
@@ -302,6 +303,13 @@ def _(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
     return rows.new_empty(codebook_size, rows.shape[1], dtype=torch.float64)
 
 
+def _item(arg: Any, dim: Any, item: int) -> Any:
+    """One item of a batched argument, or of each tensor in a list."""
+    if isinstance(arg, (list, tuple)) and dim is not None:
+        return [_item(*pair, item) for pair in zip(arg, dim, strict=True)]
+    return arg if dim is None else arg.select(dim, item)
+
+
 def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
     """vmap's rule: run the operator once per item and stack what comes out."""
 
@@ -309,12 +317,9 @@ def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
         results = []
         for item in range(info.batch_size):
             pairs = zip(args, in_dims, strict=True)
-            results.append(op(*(a if d is None else a.select(d, item) for a, d in pairs)))
-        if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
-        return tuple(torch.stack(column) for column in zip(*results, strict=True)), (0,) * len(
-            results[0]
-        )
+            results.append(op(*(_item(a, d, item) for a, d in pairs)))
+        stacked = tree_map(lambda *same: torch.stack(same), *results)
+        return stacked, tree_map(lambda _: 0, stacked)
 
     return rule
 

@@ -27,6 +27,27 @@ def require_channels(name: str, value: Tensor, channels: int) -> None:
         raise ValueError(f"{name}: expected (B, {channels}, T >= 1), got {tuple(value.shape)}")
 
 
+def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
+    """Frames of each item as a tensor on the mel's device.
+
+    Values are checked where reading them does not make a GPU wait.
+
+    Raises:
+        TypeError: they are not integers.
+        ValueError: there is not one for each item, or one is not between 0 and T.
+    """
+    found = torch.as_tensor(lengths)
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise TypeError(f"lengths: expected integers, got {found.dtype}")
+    if found.shape != mel.shape[:1]:
+        raise ValueError(f"lengths: expected ({mel.shape[0]},), got {tuple(found.shape)}")
+    if found.device.type == "cpu" and found.numel() and not torch.compiler.is_compiling():
+        low, high = map(int, found.aminmax())
+        if low < 0 or high > mel.shape[2]:
+            raise ValueError(f"lengths: expected 0 to {mel.shape[2]} frames, got {low} to {high}")
+    return found.to(mel.device, non_blocking=True)
+
+
 def require_finite(_: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
     """Load hook: refuse weights that are not finite before any is copied.
 

@@ -6,7 +6,7 @@ of modules and parameters are those of its published code.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,10 +21,12 @@ from .checks import (
     require_equal_lengths,
     require_finite,
     require_hop,
+    require_lengths,
     require_mel,
 )
 from .griffin_lim import one_clip
 from .mel import read_hifigan_config
+from .streaming import Context, Latency, stream
 from .weight_norm import CONVOLUTIONS, accept_both_kinds, fold, normed
 
 LEAKY_SLOPE = 0.1
@@ -95,6 +97,12 @@ class ResBlock(nn.Module):
             self.convs2 = nn.ModuleList(_conv(channels, kernel_size, 1) for _ in dilations)
         else:
             self.convs = dilated
+
+    @property
+    def reach(self) -> int:
+        """Rows a side that a row of the result depends on."""
+        second = self.resblock == "1"
+        return sum((self.kernel_size - 1) // 2 * (d + second) for d in self.dilations)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, T) -> (B, channels, T).
@@ -235,20 +243,83 @@ class HiFiGANVocoder(nn.Module):
         self.register_load_state_dict_pre_hook(require_finite)
         self.register_load_state_dict_pre_hook(accept_both_kinds)
 
-    def forward(self, mel: Tensor) -> Tensor:
-        """Generate audio: (B, n_mels, T) -> (B, T * hop_length), in [-1, 1].
+    def forward(self, mel: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+        """Generate audio, in [-1, 1].
+
+        Args:
+            mel: (B, n_mels, T), log-mel frames.
+            lengths: (B,) integers 0 to T, frames of each item; None if all have T. An item is then
+                generated as if it were alone, and zeros follow its end.
+
+        Returns:
+            (B, T * hop_length).
 
         Raises:
-            TypeError: `mel` is not floating point, or is float8.
-            ValueError: the shape is not (B, n_mels, T >= 1).
+            TypeError: `mel` is not floating point, or is float8; `lengths` are not integers.
+            ValueError: the shape is not (B, n_mels, T >= 1); `lengths` do not fit.
         """
         require_mel(mel, self.n_mels)
+        if lengths is not None:
+            return self._each_alone(mel, require_lengths(lengths, mel))
         x = self.conv_pre(mel)
         for stage, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, LEAKY_SLOPE))
             first = stage * self.n_kernels
             x = self._mrf(x, list(self.resblocks[first : first + self.n_kernels]))
         return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_LEAKY_SLOPE)))[:, 0]
+
+    def _each_alone(self, mel: Tensor, lengths: Tensor) -> Tensor:
+        items = []
+        for item, frames in zip(mel, lengths.tolist(), strict=True):
+            audio = self(item[None, :, :frames]) if frames else mel.new_zeros(1, 0)
+            items.append(F.pad(audio, (0, mel.shape[2] * self.hop_length - audio.shape[1])))
+        return torch.cat(items) if items else mel.new_zeros(0, mel.shape[2] * self.hop_length)
+
+    def stream(self, mel_chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Generate audio while the mel arrives, without gradients.
+
+        Joined, the pieces are the audio of the whole mel, within rounding, whatever the chunks. A
+        chunk costs as much as a mel that is `context.past + context.future` frames longer.
+
+        Args:
+            mel_chunks: (B, n_mels, t) each, of any t >= 0.
+
+        Yields:
+            (B, n * hop_length): the n >= 1 frames whose audio is complete; `stream_latency` frames
+            behind what has arrived, until the end.
+
+        Raises:
+            TypeError, ValueError: as in `forward`; a chunk's batch, device or dtype is not the
+                first one's.
+        """
+        check = lambda chunk: require_mel(chunk, self.n_mels)
+        return stream(self, mel_chunks, self.context, self.hop_length, check)
+
+    @property
+    def context(self) -> Context:
+        """Frames before and after its own that a frame's audio depends on."""
+        first, last = 0, self.hop_length - 1  # samples of frame 0
+        reach = (self.conv_post.kernel_size[0] - 1) // 2
+        first, last = first - reach, last + reach
+        for stage in reversed(range(len(self.ups))):
+            blocks = self.resblocks[stage * self.n_kernels : (stage + 1) * self.n_kernels]
+            reach = max(block.reach for block in blocks)
+            up = self.ups[stage]
+            (size,), (rate,), (padding,) = up.kernel_size, up.stride, up.padding
+            # Row t reads rows (t + padding - size, t + padding] / rate.
+            first = -((size - 1 - padding - (first - reach)) // rate)
+            last = (last + reach + padding) // rate
+        reach = (self.conv_pre.kernel_size[0] - 1) // 2
+        return Context(past=reach - first, future=last + reach)
+
+    def stream_latency(self, sample_rate: int) -> Latency:
+        """The algorithmic latency of `stream`: the frames after its own that a frame waits for.
+
+        Args:
+            sample_rate: Hz.
+        """
+        frames = self.context.future
+        return Latency(frames, 1e3 * frames * self.hop_length / sample_rate)
 
     def mel_to_audio(self, mel: Tensor | np.ndarray) -> Tensor:
         """Generate one clip without gradients: (n_mels, T) -> (T * hop_length,)."""

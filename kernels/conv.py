@@ -1,0 +1,254 @@
+"""One convolution, and what every convolution kernel here is made of.
+
+Activations are channels-last, (B, T, C): a tap is a shift of rows, and a tile of rows one block of
+memory. Weights are (N, taps, C), so that both operands of the product are contiguous along the sum.
+A product takes BLOCK_K of the taps x channels: several taps at once where C is smaller, so that
+tensor cores are not fed crumbs, and a part of one tap where it is larger. The leaky_relu before a
+convolution is applied on the way in; sums are float32; rows outside an item count as zeros, as
+padding does.
+
+A transposed convolution (HiFi-GAN's upsampling) is a convolution to rate x C_out columns ordered
+(phase, C_out), so that interleaving the phases is a view. A column needs only the taps of its own
+phase: two of three where the kernel is twice the rate. Its gradient is a convolution that moves
+`rate` rows for each row it writes.
+"""
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import MAX_REGISTERS
+from .conv_configs import conv_config, dot_precision
+
+# The interpreter multiplies no bfloat16.
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def leaky_relu(x, SLOPE: tl.constexpr):
+    """max(x, SLOPE x) in float32; SLOPE = 1 leaves `x` alone."""
+    if SLOPE != 1.0:
+        x = x.to(tl.float32)
+        x = tl.maximum(x, x * SLOPE)
+    return x
+
+
+@triton.jit
+def item_rows(lengths_ptr, b, rate, T):
+    """Rows of item `b` that count: all T, or lengths[b] * rate."""
+    rows = T
+    if lengths_ptr is not None:
+        rows = tl.minimum(T, tl.load(lengths_ptr + b).to(tl.int32) * rate)
+    return rows
+
+
+@triton.jit
+def accumulate_taps(
+    acc,  # [BLOCK_T, BLOCK_N] float32
+    x_ptr,  # a row; (rows, C), or (C, stride_c) where CHANNELS_FIRST
+    w_ptr,  # (N, taps, C)
+    o_r,  # [BLOCK_T] rows that tap 0 reads, from x_ptr's on
+    lo,  # rows that count, from x_ptr's on
+    hi,
+    o_n,  # [BLOCK_N]
+    first,  # of the taps to add, up to `last`
+    last,
+    taps,
+    dilation,
+    stride_c,
+    N: tl.constexpr,
+    C: tl.constexpr,
+    SLOPE: tl.constexpr,
+    CHANNELS_FIRST: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """acc + sum over taps of leaky_relu(x[o_r + tap * dilation]) w[:, tap]^T."""
+    BLOCK_K: tl.constexpr = TILE[2]
+    FOLD: tl.constexpr = BLOCK_K // C if BLOCK_K % C == 0 else 1  # taps at once
+    PARTS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K  # of a tap
+    o_k = tl.arange(0, BLOCK_K)
+    p_w = w_ptr + o_n[None, :] * (taps * C)
+    for j in tl.range(0, tl.cdiv(last - first, FOLD) * PARTS, num_stages=TILE[4]):
+        if FOLD > 1:
+            tap = first + j * FOLD + o_k // C  # [BLOCK_K]
+            o_c = o_k % C
+            r = o_r[:, None] + (tap * dilation)[None, :]
+            m_x = (r >= lo) & (r < hi) & (tap < last)[None, :]
+            m_w = (tap < last)[:, None] & (o_n < N)[None, :]
+        else:
+            tap = first + j // PARTS
+            o_c = (j % PARTS) * BLOCK_K + o_k
+            r = (o_r + tap * dilation)[:, None]
+            m_x = (r >= lo) & (r < hi)
+            m_w = (o_n < N)[None, :]
+            if C % BLOCK_K != 0:
+                m_x = m_x & (o_c < C)[None, :]
+                m_w = m_w & (o_c < C)[:, None]
+        if CHANNELS_FIRST:
+            a = tl.load(x_ptr + r + (o_c * stride_c)[None, :], mask=m_x, other=0.0)
+        else:
+            a = tl.load(x_ptr + r * C + o_c[None, :], mask=m_x, other=0.0)
+        w = tl.load(p_w + (tap * C + o_c)[:, None], mask=m_w, other=0.0)
+        a = leaky_relu(a, SLOPE).to(w.dtype)
+        if INTERPRETED:
+            a, w = a.to(tl.float32), w.to(tl.float32)
+        acc = tl.dot(a, w, acc, input_precision=TILE[3], out_dtype=tl.float32)
+    return acc
+
+
+@triton.jit
+def derivative(acc, p_sign, mask, SLOPE: tl.constexpr):
+    """acc times the derivative of leaky_relu where its input (or output) is at p_sign, if any."""
+    if p_sign is not None:
+        sign = tl.load(p_sign, mask=mask, other=0.0).to(tl.float32)
+        acc = tl.where(sign > 0, acc, acc * SLOPE)
+    return acc
+
+
+@triton.jit(do_not_specialize=["T", "rate"])  # or every length of a stream would compile
+def _conv_kernel(
+    # (B, T * STRIDE, C), or (B, C, T) where CHANNELS_FIRST; (B, T, N) or None
+    x_ptr,
+    sign_ptr,
+    # (N, TAPS, C), (N) or None; (B, T, N); (B,) or None
+    w_ptr,
+    b_ptr,
+    out_ptr,
+    lengths_ptr,
+    T,
+    rate,
+    N: tl.constexpr,
+    C: tl.constexpr,
+    TAPS: tl.constexpr,
+    DILATION: tl.constexpr,
+    OFFSET: tl.constexpr,  # row of tap 0
+    STRIDE: tl.constexpr,
+    PHASES: tl.constexpr,  # (phases, taps of the whole kernel, its padding), or None
+    SLOPE: tl.constexpr,
+    CHANNELS_FIRST: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    BLOCK_T: tl.constexpr = TILE[0]
+    BLOCK_N: tl.constexpr = TILE[1]
+    COLUMNS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    column = tl.program_id(0) % COLUMNS
+    tiles = tl.cdiv(T, BLOCK_T)
+    first_row = (tl.program_id(0) // COLUMNS % tiles) * BLOCK_T
+    b = (tl.program_id(0) // (COLUMNS * tiles)).to(tl.int64)
+    rows = item_rows(lengths_ptr, b, rate, T)
+
+    o_t = tl.arange(0, BLOCK_T)
+    o_n = column * BLOCK_N + tl.arange(0, BLOCK_N)
+    first, last = 0, TAPS
+    if PHASES is not None:
+        # Tap i of phase p is tap p + padding + (i + least) * phases of the whole kernel.
+        PADDING: tl.constexpr = PHASES[2]
+        WIDTH: tl.constexpr = N // PHASES[0]
+        least_phase = column * BLOCK_N // WIDTH
+        most_phase = tl.minimum(column * BLOCK_N + BLOCK_N - 1, N - 1) // WIDTH
+        first = OFFSET - (most_phase + PADDING) // PHASES[0]
+        last = OFFSET + 1 + (PHASES[1] - 1 - least_phase - PADDING) // PHASES[0]
+    x_row = first_row * STRIDE  # everything is counted from this row on
+    if CHANNELS_FIRST:
+        x_start = b * T * C + x_row
+    else:
+        x_start = (b * T * STRIDE + x_row) * C
+    acc = accumulate_taps(
+        tl.zeros([BLOCK_T, BLOCK_N], tl.float32),
+        x_ptr + x_start,
+        w_ptr,
+        o_t * STRIDE + OFFSET,
+        -x_row,
+        rows * STRIDE - x_row,
+        o_n,
+        first,
+        last,
+        TAPS,
+        DILATION,
+        T,
+        N,
+        C,
+        SLOPE if sign_ptr is None else 1.0,
+        CHANNELS_FIRST,
+        TILE,
+    )
+    if b_ptr is not None:
+        acc += tl.load(b_ptr + o_n, mask=o_n < N, other=0.0).to(tl.float32)[None, :]
+    start = (b * T + first_row) * N
+    offset = start + o_t[:, None] * N + o_n[None, :]
+    mask = (o_t < T - first_row)[:, None] & (o_n < N)[None, :]
+    p_sign = None if sign_ptr is None else sign_ptr + offset
+    acc = derivative(acc, p_sign, mask, SLOPE)
+    tl.store(out_ptr + offset, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lengths: Tensor | None = None,
+    rate: int = 1,
+    *,
+    padding: int,
+    dilation: int = 1,
+    stride: int = 1,
+    phases: tuple[int, int, int] | None = None,
+    slope: float = 1.0,
+    sign: Tensor | None = None,
+    channels_first: bool = False,
+) -> Tensor:
+    """Launch one convolution; all tensors on one device and of one dtype.
+
+    Args:
+        x: (B, T * stride, C), or (B, C, T) if `channels_first`.
+        weight: (N, taps, C).
+        bias: (N,), or None.
+        lengths: (B,) integers; only the first lengths[i] * rate of an item's T rows count, and
+            what is written after them means nothing.
+        rate: rows per unit of `lengths`.
+        padding: rows before the item that tap 0 of its first row reads.
+        dilation: rows between taps; may be negative.
+        stride: rows of `x` per row written.
+        phases: (phases, taps, padding) of a transposed convolution; see `up_weight`.
+        slope: of the leaky_relu before the convolution (1: none); with `sign`, of the one whose
+            derivative there multiplies the result instead.
+        sign: (B, T, N), input or output of that activation.
+
+    Returns:
+        (B, T, N), the dtype of `x`.
+    """
+    n, taps, channels = weight.shape
+    batch = x.shape[0]
+    rows = x.shape[2 if channels_first else 1] // stride
+    config = conv_config(n, channels, x)
+    out = x.new_empty(batch, rows, n)
+    grid = batch * triton.cdiv(rows, config.block_t) * triton.cdiv(n, config.block_n)
+    if grid:
+        with torch.cuda.device_of(x):
+            _conv_kernel[(grid,)](
+                x_ptr=x,
+                sign_ptr=sign,
+                w_ptr=weight,
+                b_ptr=bias,
+                out_ptr=out,
+                lengths_ptr=lengths,
+                T=rows,
+                rate=rate,
+                N=n,
+                C=channels,
+                TAPS=taps,
+                DILATION=dilation,
+                OFFSET=-padding,
+                STRIDE=stride,
+                PHASES=phases,
+                SLOPE=slope,
+                CHANNELS_FIRST=channels_first,
+                TILE=config.tile(dot_precision(x)),
+                num_warps=config.num_warps,
+                maxnreg=MAX_REGISTERS,
+                enable_fp_fusion=True,
+            )
+    return out

@@ -1,0 +1,181 @@
+"""Tiles of the convolution kernels, and which path a stage takes: one visible table each.
+
+Chosen from compiled code (registers, shared memory, spills: bench/results), not yet by timing. The
+order in which an output is summed depends on `block_k` and the precision alone, which depend on
+channels and dtype alone: a result is the same bits in any batch, at any length, on either path.
+"""
+
+import dataclasses
+import os
+
+import torch
+from torch import Tensor
+
+from .configs import architecture, power_of_two
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvConfig:
+    """Tile of a convolution.
+
+    Attributes:
+        block_t, block_n: rows and columns of a program.
+        block_k: taps x channels multiplied at once.
+        num_warps, num_stages: as Triton takes them.
+    """
+
+    block_t: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+    def tile(self, precision: str) -> tuple[int | str, ...]:
+        """What the kernels take as TILE."""
+        return self.block_t, self.block_n, self.block_k, precision, self.num_stages
+
+    def fitted(self, n: int, channels: int) -> "ConvConfig":
+        """Without columns or channels that are not there."""
+        block_k = self.block_k
+        if channels & (channels - 1):  # taps are folded where channels divide the block
+            block_k = min(block_k, power_of_two(channels))
+        return dataclasses.replace(
+            self, block_n=min(self.block_n, power_of_two(n)), block_k=block_k
+        )
+
+
+# (architecture, bytes of an element, widest power of two of the columns) -> config
+CONV = {
+    ("sm_90", 2, 16): ConvConfig(128, 16, 64, 4, 3),
+    ("sm_90", 2, 32): ConvConfig(128, 32, 64, 4, 3),
+    ("sm_90", 2, 64): ConvConfig(128, 64, 64, 4, 3),
+    ("sm_90", 2, 128): ConvConfig(128, 128, 64, 8, 3),
+    ("sm_90", 4, 16): ConvConfig(128, 16, 32, 4, 3),
+    ("sm_90", 4, 32): ConvConfig(128, 32, 32, 4, 3),
+    ("sm_90", 4, 64): ConvConfig(64, 64, 32, 4, 3),
+    ("sm_90", 4, 128): ConvConfig(64, 64, 32, 4, 3),
+    ("sm_80", 2, 16): ConvConfig(128, 16, 64, 4, 3),
+    ("sm_80", 2, 32): ConvConfig(128, 32, 64, 4, 3),
+    ("sm_80", 2, 64): ConvConfig(128, 64, 64, 4, 3),
+    ("sm_80", 2, 128): ConvConfig(128, 128, 64, 8, 3),
+    ("sm_80", 4, 16): ConvConfig(64, 16, 32, 4, 3),
+    ("sm_80", 4, 32): ConvConfig(64, 32, 32, 4, 3),
+    ("sm_80", 4, 64): ConvConfig(64, 64, 32, 4, 3),
+    ("sm_80", 4, 128): ConvConfig(64, 64, 32, 4, 3),
+}
+# Of weight gradients: columns are those of what arrives at the output, `block_t` is summed over.
+GRAD = {
+    ("sm_90", 2): ConvConfig(64, 64, 64, 4, 3),
+    ("sm_90", 4): ConvConfig(32, 64, 64, 4, 2),
+    ("sm_80", 2): ConvConfig(64, 64, 64, 4, 3),
+    ("sm_80", 4): ConvConfig(32, 64, 64, 4, 2),
+}
+GRAD_PROGRAMS = 512  # into which a weight gradient's rows are split, about
+# Interpreted, every operation of a program costs the same at any size.
+INTERPRETED = ConvConfig(256, 64, 64, 4, 1)
+WIDEST = 128
+
+
+def conv_config(n: int, channels: int, like: Tensor) -> ConvConfig:
+    """The row of `CONV` for a convolution from `channels` to `n` columns."""
+    if interpreted(like):
+        return INTERPRETED.fitted(n, channels)
+    width = min(power_of_two(n), WIDEST)
+    return CONV[architecture(like.device), like.element_size(), width].fitted(n, channels)
+
+
+def grad_config(n: int, channels: int, like: Tensor) -> ConvConfig:
+    """The row of `GRAD` for the weights of a convolution from `channels` to `n` columns."""
+    config = GRAD[architecture(like.device), like.element_size()]
+    return dataclasses.replace(config, block_n=min(config.block_n, power_of_two(n)))
+
+
+@dataclasses.dataclass(frozen=True)
+class StripConfig:
+    """How a stage runs in one launch.
+
+    Attributes:
+        conv: tile of its convolutions.
+        programs: at most; what the device holds at once.
+        length: rows of a strip.
+    """
+
+    conv: ConvConfig
+    programs: int
+    length: int
+
+
+# (architecture, bytes of an element, channels) -> tile, programs per multiprocessor. Stages that
+# are not here, whose strips would be short (scratch is limited) or too few to fill the device take
+# one launch per step.
+STRIP = {
+    ("sm_90", 2, 16): (ConvConfig(128, 16, 64, 4, 3), 3),
+    ("sm_90", 2, 32): (ConvConfig(128, 32, 64, 4, 3), 2),
+    ("sm_90", 2, 64): (ConvConfig(128, 64, 64, 4, 3), 1),
+    ("sm_80", 2, 16): (ConvConfig(128, 16, 64, 4, 3), 3),
+    ("sm_80", 2, 32): (ConvConfig(128, 32, 64, 4, 3), 2),
+    ("sm_80", 2, 64): (ConvConfig(128, 64, 64, 4, 3), 1),
+}
+MOST_SCRATCH = 30 << 20  # bytes: stays in the last cache
+LONGEST_STRIP = 1024
+MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132}  # where there is no device to ask
+
+
+def reaches(
+    taps: tuple[int, ...], dilations: tuple[tuple[int, ...], ...], paired: bool
+) -> tuple[tuple[int, ...], ...]:
+    """Rows a side that the steps after each dilation's still read, of each branch."""
+    found = []
+    for size, branch in zip(taps, dilations, strict=True):
+        each = [(size - 1) // 2 * (d + paired) for d in branch]
+        found.append(tuple(sum(each[i + 1 :]) for i in range(len(each))))
+    return tuple(found)
+
+
+def strip_halo(taps: tuple[int, ...], dilations: tuple[tuple[int, ...], ...], paired: bool) -> int:
+    """Rows a side that a strip needs besides its own."""
+    pairs = zip(taps, dilations, strict=True)
+    return max(sum((size - 1) // 2 * (d + paired) for d in branch) for size, branch in pairs)
+
+
+def strip_config(
+    x: Tensor, taps: tuple[int, ...], dilations: tuple[tuple[int, ...], ...], paired: bool
+) -> StripConfig | None:
+    """How the stage of `x`, (B, T, C), runs in one launch; None if it should not."""
+    batch, rows, channels = x.shape
+    found = STRIP.get((architecture(x.device), x.element_size(), channels))
+    if found is None or interpreted(x):
+        return None
+    conv, per_multiprocessor = found
+    programs = per_multiprocessor * multiprocessors(x.device)
+    halo = strip_halo(taps, dilations, paired)
+    row = 2 * len(taps) * channels * x.element_size()
+    length = min(LONGEST_STRIP, MOST_SCRATCH // (programs * row) - 2 * halo)
+    length -= length % conv.block_t
+    if length < 4 * halo or batch * rows < programs * length:
+        return None
+    return StripConfig(conv.fitted(channels, channels), programs, length)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a device, or of its architecture where it is not there."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return MULTIPROCESSORS[architecture(device)]
+
+
+def interpreted(like: Tensor) -> bool:
+    """Whether kernels on this tensor run in Triton's interpreter."""
+    return like.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def dot_precision(like: Tensor) -> str:
+    """How float32 operands are multiplied: as torch's own convolutions there would be.
+
+    "tf32" where torch may round to it, else three such products, which keep float32's accuracy.
+    """
+    if like.element_size() == 2:
+        return "ieee"
+    if like.device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        return "tf32"
+    return "tf32x3"

@@ -1,0 +1,171 @@
+"""Gradients of convolution weights and biases, the same bits every time.
+
+The gradient of a tap is a product (N, rows) x (rows, C) of what arrives at the output and the
+shifted input. A program adds a tile of it up over its own share of all rows; the shares are added
+in a fixed order afterwards, so there are no float atomics. All branches of a step share a launch,
+the sums of rows (the bias) ride along, and the leaky_relu before the convolution is recomputed on
+the way in, so that activated inputs need not be saved.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import MAX_REGISTERS
+from .conv import INTERPRETED, item_rows, leaky_relu
+from .conv_configs import GRAD_PROGRAMS, dot_precision, grad_config
+from .mrf_grouped import pick, weights_before
+
+
+@triton.jit(do_not_specialize=["B", "T", "rate"])  # or every length would compile
+def _weight_grad_kernel(
+    # (G, B, T, N), or (B, T, N) where SHARED; (G, B, T * STRIDE, C) likewise, or (B, C, T)
+    y_ptr,
+    x_ptr,
+    # (splits, elements), (N, taps, C) of each branch in turn; (splits, G, N) or None; (B,) or None
+    out_ptr,
+    bias_ptr,
+    lengths_ptr,
+    B,
+    T,
+    rate,
+    splits,
+    N: tl.constexpr,
+    C: tl.constexpr,
+    TAPS: tl.constexpr,  # of each branch, and so on
+    DILATIONS: tl.constexpr,
+    PADDINGS: tl.constexpr,
+    BLOCKS: tl.constexpr,  # of BLOCK_K columns
+    STRIDE: tl.constexpr,
+    SHARED: tl.constexpr,  # whether branches share y, x
+    SLOPES: tl.constexpr,  # of the leaky_relu before y, x (1: none)
+    CHANNELS_FIRST: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    BLOCK_T: tl.constexpr = TILE[0]
+    BLOCK_N: tl.constexpr = TILE[1]
+    BLOCK_K: tl.constexpr = TILE[2]
+    BANDS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    BRANCHES: tl.constexpr = len(TAPS)
+    band = tl.program_id(0) % BANDS
+    split = tl.program_id(0) // BANDS % splits
+    block = tl.program_id(0) // (BANDS * splits)
+    branch = 0
+    for i in tl.static_range(BRANCHES - 1):
+        past = (branch == i) & (block >= BLOCKS[i])
+        block = tl.where(past, block - BLOCKS[i], block)
+        branch = tl.where(past, i + 1, branch)
+    taps = pick(TAPS, branch)
+    o_n = band * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_k = block * BLOCK_K + tl.arange(0, BLOCK_K)  # (tap, channel)
+    shift = o_k // C * pick(DILATIONS, branch) - pick(PADDINGS, branch)  # [BLOCK_K]
+    o_t = tl.arange(0, BLOCK_T)
+    plane = tl.cast(B, tl.int64) * T
+    y_branch = y_ptr + (0 if SHARED[0] else branch * plane * N)
+    x_branch = x_ptr + (0 if SHARED[1] else branch * plane * STRIDE * C)
+
+    tiles = tl.cdiv(T, BLOCK_T)
+    share = tl.cdiv(B * tiles, splits)
+    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    sums = tl.zeros([BLOCK_N], tl.float32)
+    for i in tl.range(
+        split * share, tl.minimum(B * tiles, split * share + share), num_stages=TILE[4]
+    ):
+        b = (i // tiles).to(tl.int64)
+        first_row = (i % tiles) * BLOCK_T
+        rows = item_rows(lengths_ptr, b, rate, T) - first_row
+        y = tl.load(
+            y_branch + (b * T + first_row) * N + o_t[None, :] * N + o_n[:, None],
+            mask=(o_t < rows)[None, :] & (o_n < N)[:, None],
+            other=0.0,
+        )  # [BLOCK_N, BLOCK_T]
+        r = o_t[:, None] * STRIDE + shift[None, :]
+        m_x = (r >= -first_row * STRIDE) & (r < rows * STRIDE) & (o_k < taps * C)[None, :]
+        if CHANNELS_FIRST:
+            p_x = x_branch + b * T * C + first_row + r + (o_k % C * T)[None, :]
+        else:
+            p_x = x_branch + (b * T + first_row) * STRIDE * C + r * C + (o_k % C)[None, :]
+        x = tl.load(p_x, mask=m_x, other=0.0)  # [BLOCK_T, BLOCK_K]
+        y = leaky_relu(y, SLOPES[0])
+        if block == 0:
+            sums += tl.sum(y.to(tl.float32), 1)
+        y, x = y.to(p_x.dtype.element_ty), leaky_relu(x, SLOPES[1]).to(p_x.dtype.element_ty)
+        if INTERPRETED:
+            y, x = y.to(tl.float32), x.to(tl.float32)
+        acc = tl.dot(y, x, acc, input_precision=TILE[3], out_dtype=tl.float32)
+
+    elements = weights_before(TAPS, BRANCHES, N * C)
+    start = split.to(tl.int64) * elements + weights_before(TAPS, branch, N * C)
+    p_out = out_ptr + start + o_n[:, None] * (taps * C) + o_k[None, :]
+    tl.store(p_out, acc, mask=(o_n < N)[:, None] & (o_k < taps * C)[None, :])
+    if bias_ptr is not None:
+        if block == 0:
+            tl.store(bias_ptr + (split * BRANCHES + branch) * N + o_n, sums, mask=o_n < N)
+
+
+def conv_weight_grad(
+    y: Tensor,
+    x: Tensor,
+    taps: tuple[int, ...],
+    dilations: tuple[int, ...],
+    paddings: tuple[int, ...],
+    lengths: Tensor | None = None,
+    rate: int = 1,
+    *,
+    stride: int = 1,
+    slopes: tuple[float, float] = (1.0, 1.0),
+    with_bias: bool = True,
+    channels_first: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Launch sum over rows of leaky_relu(y)[t] (x) leaky_relu(x)[t * stride + tap * d - padding].
+
+    Args:
+        y: (G, B, T, N), or (B, T, N) shared by the branches.
+        x: (G, B, T * stride, C) likewise, or (B, C, T) if `channels_first`.
+        taps, dilations, paddings: of each branch.
+        lengths, rate, stride: as in `conv`; `rate` counts rows of y.
+        slopes: of the leaky_relu on y and on x (1: none).
+        with_bias: also return the sums of y.
+
+    Returns:
+        float32 sums, (N, taps, C) of each branch, one after another in one dimension; and (G, N),
+        or None.
+    """
+    batch, rows, n = y.shape[-3:]
+    channels = x.shape[1] if channels_first else x.shape[-1]
+    config = grad_config(n, channels, x)
+    blocks = tuple(triton.cdiv(size * channels, config.block_k) for size in taps)
+    programs = sum(blocks) * triton.cdiv(n, config.block_n)
+    tiles = batch * triton.cdiv(rows, config.block_t)
+    splits = max(1, min(tiles, GRAD_PROGRAMS // programs))
+    kwargs = {"dtype": torch.float32, "device": x.device}
+    out = torch.empty(splits, sum(taps) * n * channels, **kwargs)
+    bias = torch.empty(splits, len(taps), n, **kwargs) if with_bias else None
+    with torch.cuda.device_of(x):
+        _weight_grad_kernel[(programs * splits,)](
+            y_ptr=y,
+            x_ptr=x,
+            out_ptr=out,
+            bias_ptr=bias,
+            lengths_ptr=lengths,
+            B=batch,
+            T=rows,
+            rate=rate,
+            splits=splits,
+            N=n,
+            C=channels,
+            TAPS=taps,
+            DILATIONS=dilations,
+            PADDINGS=paddings,
+            BLOCKS=blocks,
+            STRIDE=stride,
+            SHARED=(y.ndim == 3, x.ndim == 3),
+            SLOPES=slopes,
+            CHANNELS_FIRST=channels_first,
+            TILE=config.tile(dot_precision(x)),
+            num_warps=config.num_warps,
+            maxnreg=MAX_REGISTERS,
+            enable_fp_fusion=True,
+        )
+    return out.sum(0), None if bias is None else bias.sum(0)

@@ -1,0 +1,190 @@
+"""MRF, one launch per convolution step: all branches of a stage side by side.
+
+HiFi-GAN (Kong et al., 2020), section 2.2. A step is one convolution of every residual block of a
+stage, the blocks (branches) a grid axis. It activates its input on the way in, adds bias and
+residual and activates on the way out; the last step of a stage sums all branches in its
+accumulator. No activation, addition or branch sum moves a tensor of its own: eager moves each about
+six times as often. A backward step is the same kernel on flipped, transposed weights.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import MAX_REGISTERS
+from .conv import accumulate_taps, derivative, item_rows, leaky_relu
+from .conv_configs import conv_config, dot_precision
+
+
+@triton.jit
+def pick(VALUES: tl.constexpr, index):
+    """VALUES[index], of a tuple known at compile time."""
+    value = VALUES[0]
+    for i in tl.static_range(1, len(VALUES)):
+        value = tl.where(index == i, VALUES[i], value)
+    return value
+
+
+@triton.jit
+def weights_before(TAPS: tl.constexpr, branch, SIZE: tl.constexpr):
+    """Weights of one step's branches before this one, of SIZE per tap."""
+    before = 0
+    for i in tl.static_range(len(TAPS)):
+        before += tl.where(branch > i, TAPS[i] * SIZE, 0)
+    return before
+
+
+@triton.jit(do_not_specialize=["B", "T", "rate"])  # or every length of a stream would compile
+def _mrf_step_kernel(
+    # (G, B, T, C), or (B, T, C) where SHARED; residual and sign may be None
+    x_ptr,
+    res_ptr,
+    sign_ptr,
+    # (C, taps, C) of each branch in turn; (G, C) or None
+    w_ptr,
+    b_ptr,
+    # (G, B, T, C), or (B, T, C) where SUM; (B,) or None
+    out_ptr,
+    lengths_ptr,
+    B,
+    T,
+    rate,
+    scale,
+    C: tl.constexpr,
+    TAPS: tl.constexpr,  # of each branch
+    DILATIONS: tl.constexpr,
+    SHARED: tl.constexpr,  # whether branches share x, residual, sign
+    SUM: tl.constexpr,
+    SLOPE: tl.constexpr,
+    IN_SLOPE: tl.constexpr,
+    OUT_SLOPE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    BLOCK_T: tl.constexpr = TILE[0]
+    BLOCK_N: tl.constexpr = TILE[1]
+    COLUMNS: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    AT_ONCE: tl.constexpr = len(TAPS) if SUM else 1
+    ELSEWHERE: tl.constexpr = len(TAPS) // AT_ONCE  # programs that share out the branches
+    pid = tl.program_id(0)
+    o_n = (pid % COLUMNS) * BLOCK_N + tl.arange(0, BLOCK_N)
+    branch = pid // COLUMNS % ELSEWHERE
+    tile = pid // (COLUMNS * ELSEWHERE)
+    tiles = tl.cdiv(T, BLOCK_T)
+    first_row = (tile % tiles) * BLOCK_T
+    b = (tile // tiles).to(tl.int64)
+    rows = item_rows(lengths_ptr, b, rate, T)
+    if first_row >= rows:
+        return
+    # Everything is counted from this tile's first row on.
+    plane = tl.cast(B, tl.int64) * T * C
+    start = (b * T + first_row) * C
+    o_t = tl.arange(0, BLOCK_T)
+    offset = start + o_t[:, None] * C + o_n[None, :]
+    mask = (o_t < T - first_row)[:, None] & (o_n < C)[None, :]
+
+    acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    for g in tl.range(branch, branch + AT_ONCE, num_stages=1):
+        taps = pick(TAPS, g)
+        dilation = pick(DILATIONS, g)
+        acc = accumulate_taps(
+            acc,
+            x_ptr + start + (0 if SHARED[0] else g * plane),
+            w_ptr + weights_before(TAPS, g, C * C),
+            o_t - (taps - 1) // 2 * dilation,
+            -first_row,
+            rows - first_row,
+            o_n,
+            0,
+            taps,
+            taps,
+            dilation,
+            0,
+            C,
+            C,
+            IN_SLOPE,
+            False,
+            TILE,
+        )
+        if b_ptr is not None:
+            acc += tl.load(b_ptr + g * C + o_n, mask=o_n < C, other=0.0).to(tl.float32)[None, :]
+    if sign_ptr is not None:
+        p_sign = sign_ptr + (0 if SHARED[2] else branch * plane) + offset
+        acc = derivative(acc, p_sign, mask, SLOPE)
+    if res_ptr is not None:
+        for g in tl.static_range(AT_ONCE):
+            p_res = res_ptr + (0 if SHARED[1] else (branch + g) * plane) + offset
+            acc += tl.load(p_res, mask=mask, other=0.0).to(tl.float32)
+    acc = leaky_relu(acc * scale, OUT_SLOPE)
+    tl.store(out_ptr + branch * plane + offset, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def mrf_step(
+    x: Tensor,
+    weights: Tensor,
+    biases: Tensor | None,
+    taps: tuple[int, ...],
+    dilations: tuple[int, ...],
+    lengths: Tensor | None = None,
+    rate: int = 1,
+    *,
+    residual: Tensor | None = None,
+    sign: Tensor | None = None,
+    total: bool = False,
+    scale: float = 1.0,
+    slope: float,
+    activate_in: bool = False,
+    activate_out: bool = False,
+) -> Tensor:
+    """Launch one convolution of every branch.
+
+        leaky_relu((leaky_relu'(sign) * (conv(leaky_relu(x)) + bias) + residual) * scale)
+
+    Args:
+        x, residual, sign: (G, B, T, C), or (B, T, C) shared by the branches.
+        weights: (C, taps, C) of each branch, one after another in one dimension.
+        biases: (G, C), or None.
+        taps, dilations: of each branch.
+        lengths, rate: as in `conv`.
+        total: add the branches up; `sign` is shared then.
+        scale: multiplies the result.
+        slope: of every leaky_relu.
+        activate_in, activate_out: whether it is applied to x, and to the result.
+
+    Returns:
+        (G, B, T, C), or (B, T, C) if `total`.
+    """
+    batch, rows, channels = x.shape[-3:]
+    config = conv_config(channels, channels, x)
+    shape = (batch, rows, channels) if total else (len(taps), batch, rows, channels)
+    out = x.new_empty(shape)
+    grid = batch * triton.cdiv(rows, config.block_t) * triton.cdiv(channels, config.block_n)
+    shared = tuple(t is None or t.ndim == 3 for t in (x, residual, sign))
+    if grid:
+        with torch.cuda.device_of(x):
+            _mrf_step_kernel[(grid if total else grid * len(taps),)](
+                x_ptr=x,
+                res_ptr=residual,
+                sign_ptr=sign,
+                w_ptr=weights,
+                b_ptr=biases,
+                out_ptr=out,
+                lengths_ptr=lengths,
+                B=batch,
+                T=rows,
+                rate=rate,
+                scale=scale,
+                C=channels,
+                TAPS=taps,
+                DILATIONS=dilations,
+                SHARED=shared,
+                SUM=total,
+                SLOPE=slope,
+                IN_SLOPE=slope if activate_in else 1.0,
+                OUT_SLOPE=slope if activate_out else 1.0,
+                TILE=config.tile(dot_precision(x)),
+                num_warps=config.num_warps,
+                maxnreg=MAX_REGISTERS,
+                enable_fp_fusion=True,
+            )
+    return out

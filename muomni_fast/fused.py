@@ -1,0 +1,114 @@
+"""From the reference's modules to the vocoder's operators, which take weights in a list.
+
+An operator stands for modules only where it computes what they would: residual blocks as the
+reference has them, without forward hooks. Whatever else there is runs module by module.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from . import vocoder_ops
+from .network import Blocks, Network
+from .reference import hifigan
+from .reference.rvq_checks import require_same_device
+from .transforms import autocast, learning, refuse_transforms
+
+
+def blocks_of(resblocks: Sequence[nn.Module]) -> Blocks | None:
+    """What the residual blocks of a stage compute, or None if an operator cannot."""
+    plain = all(isinstance(b, hifigan.ResBlock) and not _hooked(b) for b in resblocks)
+    if not plain or len({(b.channels, b.resblock) for b in resblocks}) != 1:
+        return None
+    return Blocks(
+        resblocks[0].resblock,
+        tuple(b.kernel_size for b in resblocks),
+        tuple(b.dilations for b in resblocks),
+    )
+
+
+def network_of(generator: hifigan.HiFiGANVocoder) -> Network:
+    """The shape of a generator."""
+    config = generator.config
+    blocks = Blocks(
+        config["resblock"], config["resblock_kernel_sizes"], config["resblock_dilation_sizes"]
+    )
+    return Network(config["upsample_rates"], config["upsample_kernel_sizes"], blocks)
+
+
+def hooked(generator: nn.Module) -> bool:
+    """Whether something wants to see the calls of inner modules."""
+    return any(_hooked(child) for child in generator.children())
+
+
+def _hooked(module: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+
+def _convolutions(block: nn.Module) -> Iterator[nn.Module]:
+    if block.resblock == "2":
+        yield from block.convs
+    else:
+        for pair in zip(block.convs1, block.convs2, strict=True):
+            yield from pair
+
+
+def _of(convolution: nn.Module) -> tuple[Tensor, Tensor]:
+    return convolution.weight, convolution.bias
+
+
+def tensors_of_blocks(resblocks: Sequence[nn.Module]) -> list[Tensor]:
+    """Weights and biases, in the operators' order."""
+    return [t for block in resblocks for conv in _convolutions(block) for t in _of(conv)]
+
+
+def tensors_of(generator: hifigan.HiFiGANVocoder) -> list[Tensor]:
+    """Weights (their values, if normed) and biases, in the operators' order."""
+    tensors = [*_of(generator.conv_pre)]
+    count = generator.n_kernels
+    for stage, up in enumerate(generator.ups):
+        blocks = generator.resblocks[stage * count : (stage + 1) * count]
+        tensors += [*_of(up), *tensors_of_blocks(list(blocks))]
+    return [*tensors, *_of(generator.conv_post)]
+
+
+def _one_kind(op: str, name: str, x: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Cast by autocast; after that everything must be of one dtype and on one device."""
+    refuse_transforms(op, x, *tensors)
+    x, *tensors = autocast(x, *tensors)
+    for tensor in tensors:
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{name} is {x.dtype}, but a weight is {tensor.dtype}")
+        require_same_device(**{name: x, "a weight": tensor})
+    return [x, *tensors]
+
+
+def run_blocks(x: Tensor, resblocks: Sequence[nn.Module], blocks: Blocks) -> Tensor:
+    """The mean of the residual blocks that `blocks` describes."""
+    x, *tensors = _one_kind("mrf", "x", x, tensors_of_blocks(resblocks))
+    if learning(x, *tensors):
+        return vocoder_ops.mrf_train(x, tensors, blocks.spec)[0]
+    return vocoder_ops.mrf(x, tensors, blocks.spec)
+
+
+def run_generator(
+    mel: Tensor, tensors: Sequence[Tensor], network: Network, lengths: Tensor | None
+) -> Tensor:
+    """Audio of a mel, from what `tensors_of` gives."""
+    mel, *tensors = _one_kind("generator", "mel", mel, tensors)
+    shape = lengths, network.rates, network.kernels, network.blocks.spec
+    if learning(mel, *tensors):
+        return vocoder_ops.generator_train(mel, tensors, *shape)[0]
+    return vocoder_ops.generator(mel, tensors, *shape, False)
+
+
+def run_prepared(
+    mel: Tensor, packed: Sequence[Tensor], network: Network, lengths: Tensor | None
+) -> Tensor:
+    """Audio of a mel, from what `vocoder_ops.pack` gave; no gradient reaches anything."""
+    refuse_transforms("generator", mel)
+    if mel.dtype != packed[0].dtype:
+        raise TypeError(f"mel is {mel.dtype}, but prepared weights are {packed[0].dtype}")
+    require_same_device(mel=mel, weights=packed[0])
+    shape = lengths, network.rates, network.kernels, network.blocks.spec
+    return vocoder_ops.generator(mel, packed, *shape, True)

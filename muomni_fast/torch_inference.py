@@ -1,0 +1,164 @@
+"""The layers of a HiFi-GAN generator without Triton and without gradients: what generates on a CPU.
+
+Activations are channels-last, (B, C, 1, T) in memory as (B, T, C): oneDNN's convolutions then read
+and write them as they are, with one fast kernel for every dilation, instead of reordering them
+before and after each. A transposed convolution is an ordinary one to rate x C_out channels, whose
+rows already are the upsampled signal. A stage runs in strips short enough that their memory is
+reused: allocators return larger pieces to the system every time, and page faults then take most of
+the time. Measured in the README.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .network import Blocks, Layers, Network
+from .reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
+from .torch_vocoder import rows_that_count
+
+CHANNELS_LAST = torch.channels_last
+# Values of an activation at once, 4 MB of float32; 2^19 to 2^21 are about equal.
+STRIP = 1 << 20
+
+Pair = Sequence[Tensor]  # a convolution's weight, (N, C, 1, taps) channels-last, and bias
+
+
+def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
+    """Weights and biases as torch has them -> as the functions here take them."""
+    return unpacked(pack(tensors, network), network)
+
+
+def pack(tensors: Sequence[Tensor], network: Network) -> list[Tensor]:
+    """What `prepare` keeps, and `unpacked` takes."""
+    raw = Layers.of(tensors, len(network.rates), sum(network.blocks.sizes))
+    ups = [_pack_up(*up, rate) for up, rate in zip(raw.ups, network.rates, strict=True)]
+    return Layers(_pack(raw.pre), ups, [_pack(mrf) for mrf in raw.mrfs], _pack(raw.post)).flat()
+
+
+def unpacked(packed: Sequence[Tensor], network: Network) -> Layers:
+    """What `pack` gave -> as the functions here take them."""
+    return Layers.of(packed, len(network.rates), sum(network.blocks.sizes))
+
+
+def _pack(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Weights (N, C, taps), each followed by a bias -> (N, C, 1, taps) channels-last."""
+    return [
+        t[:, :, None].contiguous(memory_format=CHANNELS_LAST) if t.ndim == 3 else t.contiguous()
+        for t in tensors
+    ]
+
+
+def _pack_up(weight: Tensor, bias: Tensor, rate: int) -> list[Tensor]:
+    """(C, C_out, kernel) -> (rate * C_out, C, 1, taps), phases first, channels-last."""
+    channels, width, kernel = weight.shape
+    taps = -(-kernel // rate)
+    padded = F.pad(weight, (0, taps * rate - kernel)).view(channels, width, taps, rate)
+    phases = padded.flip(2).permute(3, 1, 0, 2).reshape(rate * width, channels, taps)
+    return _pack([phases, bias.repeat(rate)])
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1) -> Tensor:
+    padding = (weight.shape[3] - 1) // 2 * dilation
+    return F.conv2d(x, weight, bias, 1, (0, padding), (1, dilation))
+
+
+def _activated(x: Tensor, slope: float, real: Tensor | None) -> Tensor:
+    """leaky_relu, in place, and zero where rows do not count."""
+    x = F.leaky_relu_(x, slope)
+    return x if real is None else x.mul_(real)
+
+
+def pre(mel: Tensor, layer: Pair, lengths: Tensor | None) -> Tensor:
+    """(B, n_mels, T) -> (B, C, 1, T)."""
+    mel = mel[:, :, None]
+    real = rows_that_count(lengths, 1, mel)
+    if real is not None:
+        mel = mel.masked_fill(real == 0, 0)  # whatever it holds there
+    return _conv(mel.contiguous(memory_format=CHANNELS_LAST), *layer)
+
+
+def up(
+    x: Tensor, layer: Pair, factor: int, kernel: int, lengths: Tensor | None, rate: int
+) -> Tensor:
+    """(B, C, 1, T) -> (B, C / 2, 1, T * factor); uses up its input."""
+    weight, bias = layer
+    active = _activated(x, LEAKY_SLOPE, rows_that_count(lengths, rate, x))
+    batch, rows, width = x.shape[0], x.shape[3], weight.shape[0] // factor
+    columns = F.conv2d(active, weight, bias, 1, (0, weight.shape[3] - 1))
+    signal = columns.permute(0, 2, 3, 1).reshape(batch, 1, -1, width)  # (B, 1, rows, C / 2)
+    first = (kernel - factor) // 2
+    signal = signal[:, :, first : first + rows * factor].permute(0, 3, 1, 2)
+    return signal.contiguous(memory_format=CHANNELS_LAST)
+
+
+def mrf(
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    blocks: Blocks,
+    lengths: Tensor | None = None,
+    rate: int = 1,
+    keep: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """The mean of a stage's residual blocks, (B, C, 1, T), in strips of rows or items."""
+    assert not keep
+    real = rows_that_count(lengths, rate, x)
+    groups = blocks.divided(tensors)
+    batch, channels, _, rows = x.shape
+    if x.numel() <= STRIP:
+        return _mean(x, groups, blocks, real), []
+    items = max(1, STRIP // (channels * rows))
+    halo = blocks.reach
+    strips = -(-rows // max(STRIP // channels, 4 * halo, 1))
+    length = -(-rows // strips)
+    out = torch.empty_like(x)
+    for item, row in itertools.product(range(0, batch, items), range(0, rows, length)):
+        first, last = max(0, row - halo), min(rows, row + length + halo)
+        end = min(rows, row + length)
+        some = slice(item, item + items)
+        part = None if real is None else real[some, ..., first:last]
+        y = _mean(x[some, ..., first:last], groups, blocks, part)
+        out[some, ..., row:end] = y[..., row - first : end - first]
+    return out, []
+
+
+def _mean(
+    x: Tensor, groups: Sequence[Sequence[Tensor]], blocks: Blocks, real: Tensor | None
+) -> Tensor:
+    opened = F.leaky_relu(x, LEAKY_SLOPE)  # what every block begins with
+    if real is not None:
+        opened *= real
+    total = None
+    for group, dilations in zip(groups, blocks.dilations, strict=True):
+        convolutions = iter(zip(group[::2], group[1::2], strict=True))
+        y, active = x, opened
+        for p, dilation in enumerate(dilations):
+            if p > 0:
+                active = F.leaky_relu(y, LEAKY_SLOPE)
+                if real is not None:
+                    active *= real
+            step = _conv(active, *next(convolutions), dilation)
+            if blocks.paired:
+                step = _conv(_activated(step, LEAKY_SLOPE, real), *next(convolutions))
+            y = step.add_(y)
+        total = y if total is None else total.add_(y)
+    assert total is not None
+    return total.div_(len(groups))
+
+
+def post(x: Tensor, layer: Pair, lengths: Tensor | None, rate: int) -> Tensor:
+    """(B, C, 1, T) -> (B, T); uses up its input."""
+    real = rows_that_count(lengths, rate, x)
+    audio = _conv(_activated(x, LAST_LEAKY_SLOPE, real), *layer).tanh_()[:, 0, 0]
+    return audio if real is None else audio.mul_(real[:, 0, 0])
+
+
+def stage(
+    x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """`mrf` of (B, C, T) and weights as torch has them."""
+    x = x[:, :, None].contiguous(memory_format=CHANNELS_LAST)
+    y, kept = mrf(x, _pack(tensors), blocks, keep=keep)
+    return y[:, :, 0].contiguous(), kept

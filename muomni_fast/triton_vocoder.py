@@ -1,0 +1,398 @@
+"""The layers of a HiFi-GAN generator on Triton kernels, under the names that `torch_vocoder` and
+`torch_inference` have.
+
+Activations are channels-last, (B, T, C); those of all blocks of a stage lie in one tensor,
+(G, B, T, C). Weights are packed as the kernels read them; `prepare` does that once.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .kernels.conv import conv
+from .kernels.conv_configs import strip_config
+from .kernels.conv_post import conv_post, conv_post_grad
+from .kernels.conv_weight_grad import conv_weight_grad
+from .kernels.mrf_grouped import mrf_step
+from .kernels.mrf_strip import mrf_strip
+from .network import Blocks, Layers, Network
+from .reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
+
+Pair = Sequence[Tensor]  # a convolution's weight and bias, packed
+Needs = Sequence[bool]
+Grads = list[Tensor | None]
+
+
+def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
+    """Weights and biases as torch has them -> packed for the functions here."""
+    raw = Layers.of(tensors, len(network.rates), sum(network.blocks.sizes))
+    pairs = zip(raw.ups, network.rates, network.kernels, strict=True)
+    return Layers(
+        pre=(_taps_inside(raw.pre[0]).contiguous(), raw.pre[1]),
+        ups=[(_up_weight(*up, rate), up[1].repeat(rate)) for up, rate, _ in pairs],
+        mrfs=[_pack_blocks(mrf, network.blocks) for mrf in raw.mrfs],
+        post=(raw.post[0][0].t().contiguous(), raw.post[1]),
+    )
+
+
+def pack(tensors: Sequence[Tensor], network: Network) -> list[Tensor]:
+    """What `prepare` keeps, and `unpacked` takes."""
+    return layers(tensors, network).flat()
+
+
+def unpacked(tensors: Sequence[Tensor], network: Network) -> Layers:
+    """What `pack` gave -> packed for the functions here."""
+    stages = len(network.rates)
+    return Layers.of(tensors, stages, (len(tensors) - 4) // stages - 2)
+
+
+def _taps_inside(weight: Tensor) -> Tensor:
+    """(N, C, taps) -> (N, taps, C)."""
+    return weight.permute(0, 2, 1)
+
+
+def _for_input(weight: Tensor) -> Tensor:
+    """(N, C, taps) -> (C, taps, N), taps reversed: the convolution that gives the input's
+    gradient."""
+    return weight.flip(2).permute(1, 2, 0)
+
+
+def _phase_taps(rate: int, kernel: int) -> tuple[int, int, int]:
+    """Taps of a transposed convolution as one to `rate` phases, the row before which its tap 0
+    reads, and its padding."""
+    padding = (kernel - rate) // 2
+    least = -((rate - 1 + padding) // rate)
+    return (kernel - 1 - padding) // rate - least + 1, least, padding
+
+
+def _up_weight(weight: Tensor, _: Tensor, rate: int) -> Tensor:
+    """(C, C_out, kernel) -> (rate * C_out, taps, C): phases first, zero where one has no tap."""
+    channels, width, kernel = weight.shape
+    taps, least, padding = _phase_taps(rate, kernel)
+    before = -(padding + least * rate)
+    padded = F.pad(weight, (before, taps * rate - kernel - before))
+    phases = padded.view(channels, width, taps, rate).permute(3, 1, 2, 0)
+    return phases.reshape(rate * width, taps, channels)
+
+
+def _pack_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
+    """Weights of every step, of every block, in one dimension, and biases (steps, G, C); such a
+    pair for each block where blocks differ in depth."""
+    groups = blocks.divided(tensors)
+    if blocks.ragged:
+        pairs = (_pack_blocks(group, blocks.single(g)) for g, group in enumerate(groups))
+        return [*itertools.chain(*pairs)]
+    steps = range(0, len(groups[0]), 2)
+    weights = [_taps_inside(group[step]).flatten() for step in steps for group in groups]
+    biases = torch.stack([group[step + 1] for step in steps for group in groups])
+    return [torch.cat(weights), biases.view(len(steps), len(groups), -1)]
+
+
+def _step_weights(packed: Tensor, blocks: Blocks, channels: int) -> list[Tensor]:
+    return list(packed.split(sum(blocks.taps) * channels * channels))
+
+
+def _grad_weights(groups: Sequence[Sequence[Tensor]], step: int) -> Tensor:
+    return torch.cat([_for_input(group[2 * step]).flatten() for group in groups])
+
+
+def _steps(blocks: Blocks) -> list[tuple[int, tuple[int, ...]]]:
+    """Dilation's number and dilations of each block, of each step."""
+    found = []
+    for p in range(blocks.depth):
+        found.append((p, tuple(branch[p] for branch in blocks.dilations)))
+        if blocks.paired:
+            found.append((p, (1,) * len(blocks.taps)))
+    return found
+
+
+def pre(mel: Tensor, layer: Pair, lengths: Tensor | None) -> Tensor:
+    """(B, n_mels, T) -> (B, T, C)."""
+    weight, bias = layer
+    padding = (weight.shape[1] - 1) // 2
+    return conv(mel.contiguous(), weight, bias, lengths, padding=padding, channels_first=True)
+
+
+def pre_grad(
+    grad: Tensor, mel: Tensor, layer: Pair, lengths: Tensor | None, need_mel: bool, needs: Needs
+) -> tuple[Tensor | None, Grads]:
+    """Gradients of mel, weight and bias (as torch has them)."""
+    weight, d_mel = layer[0], None
+    n, channels, taps = weight.shape
+    padding = (taps - 1) // 2
+    if need_mel:
+        flipped = _for_input(weight).contiguous()
+        d_mel = conv(grad, flipped, None, lengths, padding=padding).transpose(1, 2).contiguous()
+        if lengths is not None:
+            d_mel.masked_fill_(_past_end(lengths, mel.shape[2])[:, None], 0)
+    if not any(needs):
+        return d_mel, [None, None]
+    d_weight, d_bias = conv_weight_grad(
+        grad,
+        mel.contiguous(),
+        (taps,),
+        (1,),
+        (padding,),
+        lengths,
+        channels_first=True,
+    )
+    assert d_bias is not None
+    return d_mel, [d_weight.view(n, taps, channels).permute(0, 2, 1), d_bias[0]]
+
+
+def _past_end(lengths: Tensor, rows: int) -> Tensor:
+    return torch.arange(rows, device=lengths.device) >= lengths[:, None]
+
+
+def up(
+    x: Tensor, layer: Pair, factor: int, kernel: int, lengths: Tensor | None, rate: int
+) -> Tensor:
+    """(B, T, C) -> (B, T * factor, C / 2)."""
+    _, least, padding = _phase_taps(factor, kernel)
+    columns = conv(
+        x,
+        *layer,
+        lengths,
+        rate,
+        padding=least,
+        dilation=-1,
+        phases=(factor, kernel, padding),
+        slope=LEAKY_SLOPE,
+    )
+    return columns.view(x.shape[0], x.shape[1] * factor, -1)
+
+
+def up_grad(
+    grad: Tensor,
+    x: Tensor,
+    layer: Pair,
+    factor: int,
+    lengths: Tensor | None,
+    rate: int,
+    needs: Needs,
+) -> tuple[Tensor, Grads]:
+    """Gradients of the input, and of weight and bias (as torch has them)."""
+    weight, found = layer[0], [None, None]
+    channels, width, kernel = weight.shape
+    padding = (kernel - factor) // 2
+    # Every row of the input reads `kernel` rows of what arrives, `factor` apart.
+    inward = _taps_inside(weight).contiguous()
+    d = conv(
+        grad, inward, None, lengths, rate, padding=padding, stride=factor, slope=LEAKY_SLOPE, sign=x
+    )
+    if needs[0]:
+        d_weight, _ = conv_weight_grad(
+            x,
+            grad,
+            (kernel,),
+            (1,),
+            (padding,),
+            lengths,
+            rate,
+            stride=factor,
+            slopes=(LEAKY_SLOPE, 1.0),
+            with_bias=False,
+        )
+        found[0] = d_weight.view(channels, kernel, width).permute(0, 2, 1)
+    if needs[1]:
+        if lengths is not None:
+            past = _past_end(lengths * rate * factor, grad.shape[1])
+            grad = grad.masked_fill(past[..., None], 0)
+        found[1] = grad.sum((0, 1), dtype=torch.float32)
+    return d, found
+
+
+def mrf(
+    x: Tensor,
+    packed: Sequence[Tensor],
+    blocks: Blocks,
+    lengths: Tensor | None = None,
+    rate: int = 1,
+    keep: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """The mean of a stage's residual blocks, (B, T, C).
+
+    Kept of all blocks, each (G, B, T, C): for each dilation the activated result of its first
+    convolution (type "1"), and the sum after it, the last one excepted. Where blocks differ in
+    depth, the same of one block after the other.
+    """
+    if blocks.ragged:
+        total, kept = torch.zeros_like(x), []
+        for g in range(len(blocks.taps)):
+            pair = packed[2 * g : 2 * g + 2]
+            y, inner = mrf(x, pair, blocks.single(g), lengths, rate, keep)
+            total, kept = total.add_(y), [*kept, *inner]
+        return total.div_(len(blocks.taps)), kept
+    weights, biases = packed
+    config = None if keep else strip_config(x, blocks.taps, blocks.dilations, blocks.paired)
+    if config is not None:
+        whole = mrf_strip(
+            x,
+            weights,
+            biases,
+            blocks.taps,
+            blocks.dilations,
+            lengths,
+            rate,
+            paired=blocks.paired,
+            slope=LEAKY_SLOPE,
+            config=config,
+        )
+        return whole, []
+    y, source, kept = x, x, []
+    steps = _steps(blocks)
+    for step, weight in enumerate(_step_weights(weights, blocks, x.shape[-1])):
+        opens = blocks.paired and step % 2 == 0  # the first of a pair
+        last = step + 1 == len(steps)
+        source = mrf_step(
+            source,
+            weight,
+            biases[step],
+            blocks.taps,
+            steps[step][1],
+            lengths,
+            rate,
+            residual=None if opens else y,
+            total=last,
+            scale=1 / len(blocks.taps) if last else 1.0,
+            slope=LEAKY_SLOPE,
+            activate_in=opens or not blocks.paired,
+            activate_out=opens,
+        )
+        if not opens:
+            y = source
+        if keep and not last:
+            kept.append(source)
+    return y, kept
+
+
+def mrf_grad(
+    grad: Tensor,
+    x: Tensor,
+    kept: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    blocks: Blocks,
+    lengths: Tensor | None,
+    rate: int,
+    needs: Needs,
+) -> tuple[Tensor, Grads]:
+    """Gradients of the input, and of all weights and biases (as torch has them)."""
+    groups = blocks.divided(tensors)
+    d = grad / len(blocks.taps)
+    if blocks.ragged:
+        total, found, start = torch.zeros_like(x), [], 0
+        for g, (group, need) in enumerate(zip(groups, blocks.divided(needs), strict=True)):
+            single = blocks.single(g)
+            inner = kept[start : start + len(_steps(single)) - 1]
+            start += len(inner)
+            d_x, own = mrf_grad(d, x, inner, group, single, lengths, rate, need)
+            total, found = total.add_(d_x), [*found, *own]
+        return total, found
+    steps = _steps(blocks)
+    inputs = [x, *kept]  # of each step
+    running = d  # what arrives at the sum after a dilation's steps
+    found = [[None] * len(group) for group in groups]
+    needed = blocks.divided(needs)
+    for step in reversed(range(len(steps))):
+        p, dilations = steps[step]
+        closes = blocks.paired and step % 2 == 1  # the second of a pair
+        paddings = tuple((k - 1) // 2 * d for k, d in zip(blocks.taps, dilations, strict=True))
+        source = inputs[step]
+        if any(any(need[2 * step : 2 * step + 2]) for need in needed):
+            slopes = 1.0, 1.0 if closes else LEAKY_SLOPE
+            own = conv_weight_grad(
+                d, source, blocks.taps, dilations, paddings, lengths, rate, slopes=slopes
+            )
+            for g, pair in enumerate(_separate(*own, blocks.taps)):
+                found[g][2 * step : 2 * step + 2] = pair
+        d = mrf_step(
+            d,
+            _grad_weights(groups, step),
+            None,
+            blocks.taps,
+            dilations,
+            lengths,
+            rate,
+            residual=None if closes else running,
+            sign=source,
+            total=step == 0,
+            slope=LEAKY_SLOPE,
+        )
+        if not closes:
+            running = d
+    return d, list(itertools.chain(*found))
+
+
+def _separate(weights: Tensor, biases: Tensor, taps: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """What `conv_weight_grad` gives -> weight (C, C, taps) and bias of each block."""
+    size = biases.shape[1] ** 2
+    parts = weights.split([k * size for k in taps])
+    side = biases.shape[1]
+    return [
+        (part.view(side, k, side).permute(0, 2, 1), bias)
+        for part, k, bias in zip(parts, taps, biases.unbind(), strict=True)
+    ]
+
+
+def post(x: Tensor, layer: Pair, lengths: Tensor | None, rate: int) -> Tensor:
+    """(B, T, C) -> (B, T)."""
+    return conv_post(x, *layer, lengths, rate, LAST_LEAKY_SLOPE)
+
+
+def post_grad(
+    grad: Tensor,
+    audio: Tensor,
+    x: Tensor,
+    layer: Pair,
+    lengths: Tensor | None,
+    rate: int,
+    needs: Needs,
+) -> tuple[Tensor, Grads]:
+    """Gradients of the input, and of weight and bias (as torch has them)."""
+    weight = layer[0][0].t().contiguous()
+    d_x, d_weight, d_bias = conv_post_grad(grad, audio, x, weight, lengths, rate, LAST_LEAKY_SLOPE)
+    return d_x, [d_weight.t()[None], d_bias]
+
+
+def stage(
+    x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """`mrf` of (B, C, T) and weights as torch has them."""
+    y, kept = mrf(_channels_last(x), _pack_blocks(tensors, blocks), blocks, keep=keep)
+    return y.transpose(1, 2).contiguous(), kept
+
+
+def stage_grad(
+    grad: Tensor,
+    x: Tensor,
+    kept: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    blocks: Blocks,
+    needs: Needs,
+) -> tuple[Tensor, Grads]:
+    """`mrf_grad` of `stage`."""
+    d_x, grads = mrf_grad(
+        _channels_last(grad), _channels_last(x), kept, tensors, blocks, None, 1, needs
+    )
+    return d_x.transpose(1, 2), grads
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).contiguous()
+
+
+def fake(like: Tensor, channels: int, rows: int) -> Tensor:
+    """A tensor laid out as activations here."""
+    return like.new_empty(like.shape[0], rows, channels)
+
+
+def fake_kept(like: Tensor, channels: int, rows: int, blocks: Blocks) -> list[Tensor]:
+    """Tensors like those `mrf` keeps."""
+    if blocks.ragged:
+        singles = (blocks.single(g) for g in range(len(blocks.taps)))
+        return sum((fake_kept(like, channels, rows, single) for single in singles), [])
+    shape = len(blocks.taps), like.shape[0], rows, channels
+    return [like.new_empty(shape) for _ in _steps(blocks)[1:]]

@@ -1,0 +1,231 @@
+"""The vocoder's operators: a whole generator, and a stage's residual blocks.
+
+One operator for inference, one for training that also returns what its backward needs, and the
+backward, so that a generator costs one call. All take and return (B, C, T). As in `ops`, an operator
+chooses its backend when it runs, and a second derivative raises.
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backend, network, torch_inference, torch_vocoder
+from .network import Blocks, Network
+from .ops import _one_by_one, _operator, _refusal
+
+
+def _backend(op: str, *tensors: Tensor, training: bool = True) -> ModuleType:
+    """The module that runs the layers of `op` on these tensors."""
+    if backend.choose(op, *tensors) == "torch":
+        return torch_vocoder if training else torch_inference
+    from . import triton_vocoder
+
+    return triton_vocoder
+
+
+def _network(rates: Sequence[int], kernels: Sequence[int], blocks: str) -> Network:
+    return Network(tuple(rates), tuple(kernels), Blocks.parse(blocks))
+
+
+def pack(op: str, tensors: Sequence[Tensor], shape: Network) -> list[Tensor]:
+    """Weights and biases as the backend that runs here reads them, for `prepared=True`."""
+    return _backend(op, *tensors, training=False).pack(tensors, shape)
+
+
+@_operator("generator")
+def generator(
+    mel: Tensor,
+    tensors: Sequence[Tensor],
+    lengths: Tensor | None,
+    rates: Sequence[int],
+    kernels: Sequence[int],
+    blocks: str,
+    prepared: bool,
+) -> Tensor:
+    """(B, n_mels, T) -> (B, T * hop), without a gradient.
+
+    `tensors` are weights and biases in the order of `network.Layers`, or what `pack` gave if
+    `prepared`; `blocks` is `network.Blocks.spec`.
+    """
+    run = _backend("generator", mel, *tensors, training=False)
+    shape = _network(rates, kernels, blocks)
+    layers = (run.unpacked if prepared else run.layers)(tensors, shape)
+    return network.forward(run, mel, layers, shape, lengths, keep=False)[0]
+
+
+@torch.library.register_fake("muomni::generator")
+def _(mel: Tensor, tensors: Any, lengths: Any, rates: Any, *rest: Any) -> Tensor:
+    return mel.new_empty(mel.shape[0], mel.shape[2] * _network(rates, rates, "1|1:1").hop)
+
+
+@_operator("generator_train")
+def generator_train(
+    mel: Tensor,
+    tensors: Sequence[Tensor],
+    lengths: Tensor | None,
+    rates: Sequence[int],
+    kernels: Sequence[int],
+    blocks: str,
+) -> tuple[Tensor, list[Tensor]]:
+    """`generator`, and what its backward needs, laid out as the backend that ran has it."""
+    run, shape = _backend("generator", mel, *tensors), _network(rates, kernels, blocks)
+    layers = run.layers(tensors, shape)
+    return network.forward(run, mel, layers, shape, lengths, keep=True)
+
+
+@torch.library.register_fake("muomni::generator_train")
+def _(
+    mel: Tensor, tensors: Sequence[Tensor], lengths: Any, rates: Any, kernels: Any, blocks: str
+) -> tuple[Tensor, list[Tensor]]:
+    run, shape = _backend("generator", mel, *tensors), _network(rates, kernels, blocks)
+    audio = mel.new_empty(mel.shape[0], mel.shape[2] * shape.hop)
+    return audio, network.fake_kept(run, mel, tensors[0].shape[0], shape)
+
+
+@_operator("generator_backward")
+def generator_backward(
+    grad: Tensor,
+    audio: Tensor,
+    mel: Tensor,
+    kept: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    lengths: Tensor | None,
+    rates: Sequence[int],
+    kernels: Sequence[int],
+    blocks: str,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of mel and tensors; an empty tensor for each not needed."""
+    run, shape = _backend("generator", mel, *tensors), _network(rates, kernels, blocks)
+    grads = network.backward(run, grad, audio, mel, kept, tensors, shape, lengths, needs)
+    return _filled(grads, [mel, *tensors], needs)
+
+
+@torch.library.register_fake("muomni::generator_backward")
+def _(
+    grad: Tensor, audio: Any, mel: Tensor, kept: Any, tensors: Sequence[Tensor], *rest: Any
+) -> list[Tensor]:
+    return _empty_where_needed([mel, *tensors], rest[-1])
+
+
+def _filled(
+    grads: Sequence[Tensor | None], like: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor]:
+    """In the dtype and layout of what they belong to."""
+    return [
+        g.to(t.dtype).contiguous() if need and g is not None else t.new_empty(0)
+        for g, t, need in zip(grads, like, needs, strict=True)
+    ]
+
+
+def _empty_where_needed(like: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+    return [t.new_empty(t.shape if need else 0) for t, need in zip(like, needs, strict=True)]
+
+
+def _needed(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    return [g if need else None for g, need in zip(grads, needs, strict=True)]
+
+
+def _save_generator(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Any]) -> None:
+    mel, tensors, lengths, ctx.rates, ctx.kernels, ctx.blocks = inputs
+    audio, kept = output
+    ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)
+    ctx.n_kept, ctx.n_tensors = len(kept), len(tensors)
+    ctx.save_for_backward(audio, mel, lengths, *kept, *tensors)
+
+
+def _generator_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+    need_mel, need_tensors = ctx.needs_input_grad[:2]
+    nothing = None, [None] * ctx.n_tensors, None, None, None, None
+    if grad is None:
+        return nothing
+    audio, mel, lengths, *rest = ctx.saved_tensors
+    kept, tensors = rest[: ctx.n_kept], rest[ctx.n_kept :]
+    needs = [need_mel, *need_tensors]
+    shape = lengths, ctx.rates, ctx.kernels, ctx.blocks
+    grads = generator_backward(grad.contiguous(), audio, mel, kept, tensors, *shape, needs)
+    d_mel, *d_tensors = _needed(grads, needs)
+    return d_mel, d_tensors, *nothing[2:]
+
+
+torch.library.register_autograd(
+    "muomni::generator_train", _generator_backward, setup_context=_save_generator
+)
+
+
+@_operator("mrf")
+def mrf(x: Tensor, tensors: Sequence[Tensor], blocks: str) -> Tensor:
+    """The mean of a stage's residual blocks, (B, C, T), without a gradient."""
+    run = _backend("mrf", x, *tensors, training=False)
+    return run.stage(x, tensors, Blocks.parse(blocks), keep=False)[0]
+
+
+@torch.library.register_fake("muomni::mrf")
+def _(x: Tensor, tensors: Any, blocks: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@_operator("mrf_train")
+def mrf_train(x: Tensor, tensors: Sequence[Tensor], blocks: str) -> tuple[Tensor, list[Tensor]]:
+    """`mrf`, and what its backward needs, laid out as the backend that ran has it."""
+    run = _backend("mrf", x, *tensors)
+    return run.stage(x, tensors, Blocks.parse(blocks), keep=True)
+
+
+@torch.library.register_fake("muomni::mrf_train")
+def _(x: Tensor, tensors: Sequence[Tensor], blocks: str) -> tuple[Tensor, list[Tensor]]:
+    run = _backend("mrf", x, *tensors)
+    return x.new_empty(x.shape), run.fake_kept(x, x.shape[1], x.shape[2], Blocks.parse(blocks))
+
+
+@_operator("mrf_backward")
+def mrf_backward(
+    grad: Tensor,
+    x: Tensor,
+    kept: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    blocks: str,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of x and tensors; an empty tensor for each not needed."""
+    run = _backend("mrf", x, *tensors)
+    d_x, grads = run.stage_grad(grad, x, kept, tensors, Blocks.parse(blocks), needs[1:])
+    return _filled([d_x, *grads], [x, *tensors], needs)
+
+
+@torch.library.register_fake("muomni::mrf_backward")
+def _(grad: Any, x: Tensor, kept: Any, tensors: Sequence[Tensor], blocks: Any, needs: Any) -> Any:
+    return _empty_where_needed([x, *tensors], needs)
+
+
+def _save_mrf(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Any]) -> None:
+    x, tensors, ctx.blocks = inputs
+    ctx.mark_non_differentiable(*output[1])
+    ctx.set_materialize_grads(False)
+    ctx.n_kept, ctx.n_tensors = len(output[1]), len(tensors)
+    ctx.save_for_backward(x, *output[1], *tensors)
+
+
+def _mrf_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return None, [None] * ctx.n_tensors, None
+    need_x, need_tensors = ctx.needs_input_grad[:2]
+    x, *rest = ctx.saved_tensors
+    kept, tensors = rest[: ctx.n_kept], rest[ctx.n_kept :]
+    needs = [need_x, *need_tensors]
+    d_x, *grads = _needed(
+        mrf_backward(grad.contiguous(), x, kept, tensors, ctx.blocks, needs), needs
+    )
+    return d_x, grads, None
+
+
+torch.library.register_autograd("muomni::mrf_train", _mrf_backward, setup_context=_save_mrf)
+
+for _op in (generator, generator_train, mrf, mrf_train):
+    torch.library.register_vmap(_op.name(), _one_by_one(_op))
+for _op in (generator_backward, mrf_backward):
+    torch.library.register_autograd(_op.name(), _refusal(_op.name()))
