@@ -152,10 +152,7 @@ def _conv_kernel(
         first = OFFSET - (most_phase + PADDING) // PHASES[0]
         last = OFFSET + 1 + (PHASES[1] - 1 - least_phase - PADDING) // PHASES[0]
     x_row = first_row * STRIDE  # everything is counted from this row on
-    if CHANNELS_FIRST:
-        x_start = b * T * C + x_row
-    else:
-        x_start = (b * T * STRIDE + x_row) * C
+    x_start = b * T * STRIDE * C + x_row.to(tl.int64) * (1 if CHANNELS_FIRST else C)
     acc = accumulate_taps(
         tl.zeros([BLOCK_T, BLOCK_N], tl.float32),
         x_ptr + x_start,

@@ -100,8 +100,8 @@ def _weight_grad_kernel(
     p_out = out_ptr + start + o_n[:, None] * (taps * C) + o_k[None, :]
     tl.store(p_out, acc, mask=(o_n < N)[:, None] & (o_k < taps * C)[None, :])
     if bias_ptr is not None:
-        if block == 0:
-            tl.store(bias_ptr + (split * BRANCHES + branch) * N + o_n, sums, mask=o_n < N)
+        p_bias = bias_ptr + (split * BRANCHES + branch) * N + o_n
+        tl.store(p_bias, sums, mask=(o_n < N) & (block == 0))
 
 
 def conv_weight_grad(

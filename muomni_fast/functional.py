@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .fused import blocks_of, run_blocks
+from .fused import fusible, run_blocks
 from .reference import hifigan
-from .reference.checks import require_channels
 from .reference.rvq import RVQOutput, work_dtype
 from .reference.rvq_checks import (
     require_decodable,
@@ -227,8 +226,6 @@ def mrf(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:
         BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
         RuntimeError: a second derivative.
     """
-    blocks = blocks_of(resblocks)
-    if blocks is None:
+    if not fusible(resblocks):
         return hifigan.mrf(x, resblocks)
-    require_channels("x", x, resblocks[0].channels)
-    return run_blocks(x, resblocks, blocks)
+    return run_blocks(x, resblocks)

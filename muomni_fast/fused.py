@@ -6,25 +6,21 @@ reference has them, without forward hooks. Whatever else there is runs module by
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from . import vocoder_ops
 from .network import Blocks, Network
 from .reference import hifigan
+from .reference.checks import require_channels
 from .reference.rvq_checks import require_same_device
 from .transforms import autocast, learning, refuse_transforms
 
 
-def blocks_of(resblocks: Sequence[nn.Module]) -> Blocks | None:
-    """What the residual blocks of a stage compute, or None if an operator cannot."""
+def fusible(resblocks: Sequence[nn.Module]) -> bool:
+    """Whether an operator computes what these modules would, one by one."""
     plain = all(isinstance(b, hifigan.ResBlock) and not _hooked(b) for b in resblocks)
-    if not plain or len({(b.channels, b.resblock) for b in resblocks}) != 1:
-        return None
-    return Blocks(
-        resblocks[0].resblock,
-        tuple(b.kernel_size for b in resblocks),
-        tuple(b.dilations for b in resblocks),
-    )
+    return plain and len({(b.channels, b.resblock) for b in resblocks}) == 1
 
 
 def network_of(generator: hifigan.HiFiGANVocoder) -> Network:
@@ -36,12 +32,14 @@ def network_of(generator: hifigan.HiFiGANVocoder) -> Network:
     return Network(config["upsample_rates"], config["upsample_kernel_sizes"], blocks)
 
 
-def hooked(generator: nn.Module) -> bool:
-    """Whether something wants to see the calls of inner modules."""
-    return any(_hooked(child) for child in generator.children())
+def hooked(module: nn.Module) -> bool:
+    """Whether something wants to see the calls of the modules inside."""
+    return any(_hooked(child) for child in module.children())
 
 
 def _hooked(module: nn.Module) -> bool:
+    if torch.compiler.is_compiling():
+        return False
     return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
@@ -83,8 +81,14 @@ def _one_kind(op: str, name: str, x: Tensor, tensors: Sequence[Tensor]) -> list[
     return [x, *tensors]
 
 
-def run_blocks(x: Tensor, resblocks: Sequence[nn.Module], blocks: Blocks) -> Tensor:
-    """The mean of the residual blocks that `blocks` describes."""
+def run_blocks(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:
+    """The mean of residual blocks."""
+    require_channels("x", x, resblocks[0].channels)
+    blocks = Blocks(
+        resblocks[0].resblock,
+        tuple(b.kernel_size for b in resblocks),
+        tuple(b.dilations for b in resblocks),
+    )
     x, *tensors = _one_kind("mrf", "x", x, tensors_of_blocks(resblocks))
     if learning(x, *tensors):
         return vocoder_ops.mrf_train(x, tensors, blocks.spec)[0]

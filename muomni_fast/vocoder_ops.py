@@ -1,8 +1,8 @@
 """The vocoder's operators: a whole generator, and a stage's residual blocks.
 
 One operator for inference, one for training that also returns what its backward needs, and the
-backward, so that a generator costs one call. All take and return (B, C, T). As in `ops`, an operator
-chooses its backend when it runs, and a second derivative raises.
+backward, so that a generator costs one call. All take and return (B, C, T). As in `ops`, an
+operator chooses its backend when it runs, and a second derivative raises.
 """
 
 from collections.abc import Sequence
