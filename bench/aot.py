@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest.mock
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,15 @@ from torch import Tensor
 from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 
-from muomni_fast.kernels import configs
+from muomni_fast import fused, network, reference, triton_vocoder
+from muomni_fast.kernels import (
+    configs,
+    conv,
+    conv_configs,
+    conv_weight_grad,
+    mrf_grouped,
+    mrf_strip,
+)
 from muomni_fast.kernels.code_sums import code_sums
 from muomni_fast.kernels.rvq_decode import rvq_decode
 from muomni_fast.kernels.rvq_encode import half_norms, rvq_encode
@@ -48,13 +57,13 @@ COLUMNS = ("regs", "stack", "shared", "programs_per_sm", "HGMMA", "HMMA", "LDG",
 
 @dataclasses.dataclass
 class Case:
-    """One launch to compile.
+    """Launches to compile.
 
     Attributes:
         name: of the kernel and shape.
-        launch: runs a launcher on tensors without memory.
-        dots: whether it must use tensor cores, on sm_90 those of warp groups unless `small`.
-        small: whether its tiles have fewer than the 64 rows of a warp group; larger ones spill.
+        launch: runs launchers on tensors without memory.
+        dots: whether they must use tensor cores, on sm_90 those of warp groups unless `small`.
+        small: whether tiles have fewer than the 64 rows of a warp group; larger ones spill.
         main: whether every test run compiles it.
     """
 
@@ -110,7 +119,54 @@ def sums_case(size: int, dim: int, main: bool = False) -> Case:
     return Case(f"code sums {size} x {dim}", lambda: code_sums(codes, rows, size), main=main)
 
 
+def generator_case(
+    preset: str,
+    dtype: torch.dtype,
+    *,
+    main: bool = False,
+    train: bool = False,
+    whole: bool = False,
+    precision: str | None = None,
+) -> Case:
+    """All launches of a generator, 16 x 1 s; `train` with the gradients, `whole` with every stage
+    in one launch."""
+    shape = reference.hifigan.PRESETS.get(preset, {})
+    with torch.device("meta"):
+        model = reference.HiFiGANVocoder(**shape).to(dtype)
+    tensors = [tensor.detach() for tensor in fused.tensors_of(model)]
+    net = fused.network_of(model)
+    mel = meta(16, model.n_mels, 87, dtype=dtype)
+
+    def strip(x: Tensor, *blocks: Any) -> Any:
+        tile = conv_configs.conv_config(x.shape[-1], x.shape[-1], x)
+        return conv_configs.StripConfig(tile, 10, tile.block_t)
+
+    def launch() -> None:
+        changes = [(triton_vocoder, "strip_config", strip if whole else lambda *_: None)]
+        if precision:
+            for module in PRECISION_USERS:
+                changes.append((module, "dot_precision", lambda _: precision))
+        with contextlib.ExitStack() as stack:
+            for change in changes:
+                stack.enter_context(unittest.mock.patch.object(*change))
+            layers = triton_vocoder.layers(tensors, net)
+            audio, kept = network.forward(triton_vocoder, mel, layers, net, None, train)
+            if train:
+                needs = [True] * (1 + len(tensors))
+                network.backward(triton_vocoder, audio, audio, mel, kept, tensors, net, None, needs)
+
+    kind = f"{str(dtype).removeprefix('torch.')}{f' as {precision}' if precision else ''}"
+    what = "training" if train else "stages in one launch" if whole else "forward"
+    return Case(f"generator {preset}, {kind}, {what}", launch, dots=True, main=main)
+
+
+PRECISION_USERS = (conv, conv_weight_grad, mrf_grouped, mrf_strip)
+# Kernels of a generator whose products are too few, or whose tiles too small, for warp groups.
+NO_DOTS = ("_conv_post_kernel", "_conv_post_grad_kernel")
+SMALL_DOTS = ("_weight_grad_kernel",)
+
 DEFAULT = (2, 128, 64)
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CASES = [
     encode_case("default", DEFAULT, 128, main=True),
     encode_case("default, bias, loss sums", DEFAULT, 128, main=True, bias=True, with_sums=True),
@@ -140,6 +196,15 @@ CASES = [
     sums_case(4096, 8),
     Case("half norms 128 x 64", lambda: half_norms(meta(*DEFAULT)), main=True),
     Case("half norms 2048 x 256", lambda: half_norms(meta(8, 2048, 256))),
+    generator_case("default", BF16, main=True),
+    generator_case("default", BF16, main=True, whole=True),
+    generator_case("default", BF16, train=True),
+    generator_case("default", FP16),
+    generator_case("default", FP32, train=True),
+    generator_case("default", FP32, train=True, precision="tf32"),
+    *(generator_case(preset, BF16, train=True) for preset in ("v1", "v2", "v3")),
+    *(generator_case(preset, BF16, whole=True) for preset in ("v1", "v2", "v3")),
+    *(generator_case(preset, FP32) for preset in ("v1", "v2", "v3")),
 ]
 
 
@@ -163,13 +228,22 @@ class AbsentGPU:
 
 
 @contextlib.contextmanager
-def compiling_for(capability: int) -> Iterator[list[Any]]:
-    """Launches in the block compile for an absent GPU instead of running; yields the kernels."""
-    kernels: list[Any] = []
+def compiling_for(capability: int) -> Iterator[dict[str, Any]]:
+    """Launches in the block compile for an absent GPU instead of running.
+
+    Yields the kernels, each once, by what sets them apart.
+    """
+    kernels: dict[str, Any] = {}
     run, architecture = triton.JITFunction.run, configs.architecture
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> Any:
-        kernels.append(run(self, *args, grid=grid, warmup=True, **named))
+        kernel = run(self, *args, grid=grid, warmup=True, **named)
+        shown = ("N", "C", "TAPS", "DILATIONS", "STRIDE", "SUM")
+        facts = [f"{name}={named[name]}" for name in shown if name in named]
+        label = " ".join([self.fn.__name__, *facts])
+        while label in kernels and kernels[label].hash != kernel.hash:
+            label += "'"
+        kernels[label] = kernel
 
     triton.runtime.driver.set_active(AbsentGPU(capability))
     triton.JITFunction.run = compile_only
@@ -194,27 +268,39 @@ def machine_code(kernel: Any) -> tuple[str, str]:
     return outputs[0], outputs[1]
 
 
-def report(case: Case, capability: int) -> dict[str, Any]:
-    """Compile one case and describe it; `problems` lists the budgets it breaks."""
+def report(case: Case, capability: int) -> list[dict[str, Any]]:
+    """Compile one case and describe its kernels; `problems` lists the budgets one breaks."""
+    start = time.perf_counter()
     with compiling_for(capability) as kernels:
-        start = time.perf_counter()
         case.launch()
-        seconds = time.perf_counter() - start
-    (kernel,) = kernels
+    seconds = time.perf_counter() - start
+    several = len(kernels) > 1
+    return [
+        describe(case, capability, kernel)
+        | {"case": f"{case.name}: {label}" if several else case.name}
+        | {"seconds": round(seconds / len(kernels), 1)}
+        for label, kernel in kernels.items()
+    ]
+
+
+def describe(case: Case, capability: int, kernel: Any) -> dict[str, Any]:
+    """What the compiler made of a kernel."""
     usage, code = machine_code(kernel)
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     assert found, usage
     regs, stack, _, local = map(int, found.groups())
     count = collections.Counter(re.findall(OPCODES, code))
-    shared = kernel.metadata.shared
+    shared, name = kernel.metadata.shared, kernel.metadata.name
     threads = kernel.metadata.num_warps * 32
     tensor_core = "HGMMA" if capability == 90 else "HMMA"
     fits = min(65536 // (regs * threads), SHARED_BYTES[capability] // max(shared, 1), 32)
+    wanted = "HMMA" if capability < 90 or case.small else "HGMMA"
+    if name in SMALL_DOTS and not count["HGMMA"]:
+        wanted = "HMMA"
     checks = {
         "spills": stack or local or count["LDL"] or count["STL"],
         "shared memory": shared > SHARED_BYTES[capability],
-        "no tensor cores": case.dots
-        and not count["HMMA" if capability < 90 or case.small else "HGMMA"],
+        "no tensor cores": case.dots and name not in NO_DOTS and not count[wanted],
         "no wide load": not re.search(WIDE_LOADS, code),
         "float atomics": re.search(FLOAT_ATOMICS, code),
     }
@@ -227,7 +313,6 @@ def report(case: Case, capability: int) -> dict[str, Any]:
         "shared": shared,
         "programs_per_sm": fits,
         **{name: count[name] for name in re.findall(r"\w+", OPCODES.replace(r"\b", ""))},
-        "seconds": round(seconds, 1),
         "tensor_core": tensor_core if count[tensor_core] else "HMMA" if count["HMMA"] else "",
         "problems": [name for name, broken in checks.items() if broken],
     }
@@ -237,19 +322,20 @@ def main() -> int:
     """Compile, print a table, and write it; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--main", action="store_true", help="only what every test run compiles")
+    parser.add_argument("--case", default="", help="only cases whose name holds this")
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], choices=SHARED_BYTES)
     parser.add_argument("--out", type=Path, help="folder for aot-triton-VERSION.json")
     args = parser.parse_args()
     rows = []
     print(f"triton {triton.__version__}", *COLUMNS, sep="  ")
     for case in CASES:
-        if args.main and not case.main:
+        if (args.main and not case.main) or args.case not in case.name:
             continue
         for capability in args.arch:
-            row = report(case, capability)
-            rows.append(row)
-            cells = [f"{name}={row[name]}" for name in COLUMNS]
-            print(f"{row['arch']}  {row['case']:36}", *cells, *row["problems"], flush=True)
+            for row in report(case, capability):
+                rows.append(row)
+                cells = [f"{name}={row[name]}" for name in COLUMNS]
+                print(f"{row['arch']}  {row['case']:36}", *cells, *row["problems"], flush=True)
     if args.out:
         path = args.out / f"aot-triton-{triton.__version__}.json"
         path.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1))

@@ -11,7 +11,8 @@ import os
 import torch
 from torch import Tensor
 
-from .configs import architecture, power_of_two
+from . import configs
+from .configs import power_of_two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ GRAD = {
     ("sm_90", 2): ConvConfig(64, 64, 64, 4, 3),
     ("sm_90", 4): ConvConfig(32, 64, 64, 4, 2),
     ("sm_80", 2): ConvConfig(64, 64, 64, 4, 3),
-    ("sm_80", 4): ConvConfig(32, 64, 64, 4, 2),
+    ("sm_80", 4): ConvConfig(32, 64, 32, 4, 2),
 }
 GRAD_PROGRAMS = 512  # into which a weight gradient's rows are split, about
 # Interpreted, every operation of a program costs the same at any size.
@@ -81,12 +82,12 @@ def conv_config(n: int, channels: int, like: Tensor) -> ConvConfig:
     if interpreted(like):
         return INTERPRETED.fitted(n, channels)
     width = min(power_of_two(n), WIDEST)
-    return CONV[architecture(like.device), like.element_size(), width].fitted(n, channels)
+    return CONV[configs.architecture(like.device), like.element_size(), width].fitted(n, channels)
 
 
 def grad_config(n: int, channels: int, like: Tensor) -> ConvConfig:
     """The row of `GRAD` for the weights of a convolution from `channels` to `n` columns."""
-    config = GRAD[architecture(like.device), like.element_size()]
+    config = GRAD[configs.architecture(like.device), like.element_size()]
     return dataclasses.replace(config, block_n=min(config.block_n, power_of_two(n)))
 
 
@@ -105,16 +106,16 @@ class StripConfig:
     length: int
 
 
-# (architecture, bytes of an element, channels) -> tile, programs per multiprocessor. Stages that
-# are not here, whose strips would be short (scratch is limited) or too few to fill the device take
-# one launch per step.
+# (architecture, bytes of an element, channels) -> tile, most programs per multiprocessor. Stages
+# that are not here, whose strips would be short (scratch is limited) or too few to fill the device
+# take one launch per step.
 STRIP = {
-    ("sm_90", 2, 16): (ConvConfig(128, 16, 64, 4, 3), 3),
+    ("sm_90", 2, 16): (ConvConfig(128, 16, 64, 4, 3), 2),
     ("sm_90", 2, 32): (ConvConfig(128, 32, 64, 4, 3), 2),
-    ("sm_90", 2, 64): (ConvConfig(128, 64, 64, 4, 3), 1),
-    ("sm_80", 2, 16): (ConvConfig(128, 16, 64, 4, 3), 3),
+    ("sm_90", 2, 64): (ConvConfig(128, 64, 64, 4, 3), 2),
+    ("sm_80", 2, 16): (ConvConfig(128, 16, 64, 4, 3), 2),
     ("sm_80", 2, 32): (ConvConfig(128, 32, 64, 4, 3), 2),
-    ("sm_80", 2, 64): (ConvConfig(128, 64, 64, 4, 3), 1),
+    ("sm_80", 2, 64): (ConvConfig(128, 64, 64, 4, 3), 2),
 }
 MOST_SCRATCH = 30 << 20  # bytes: stays in the last cache
 LONGEST_STRIP = 1024
@@ -143,25 +144,26 @@ def strip_config(
 ) -> StripConfig | None:
     """How the stage of `x`, (B, T, C), runs in one launch; None if it should not."""
     batch, rows, channels = x.shape
-    found = STRIP.get((architecture(x.device), x.element_size(), channels))
+    found = STRIP.get((configs.architecture(x.device), x.element_size(), channels))
     if found is None or interpreted(x):
         return None
-    conv, per_multiprocessor = found
-    programs = per_multiprocessor * multiprocessors(x.device)
+    conv, most = found
     halo = strip_halo(taps, dilations, paired)
-    row = 2 * len(taps) * channels * x.element_size()
-    length = min(LONGEST_STRIP, MOST_SCRATCH // (programs * row) - 2 * halo)
-    length -= length % conv.block_t
-    if length < 4 * halo or batch * rows < programs * length:
-        return None
-    return StripConfig(conv.fitted(channels, channels), programs, length)
+    row = 2 * len(taps) * channels * x.element_size()  # of scratch
+    for per_multiprocessor in range(most, 0, -1):
+        programs = per_multiprocessor * multiprocessors(x.device)
+        length = min(LONGEST_STRIP, MOST_SCRATCH // (programs * row) - 2 * halo)
+        length -= length % conv.block_t
+        if length >= 4 * halo and batch * rows >= programs * length:
+            return StripConfig(conv.fitted(channels, channels), programs, length)
+    return None
 
 
 def multiprocessors(device: torch.device) -> int:
     """Of a device, or of its architecture where it is not there."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
-    return MULTIPROCESSORS[architecture(device)]
+    return MULTIPROCESSORS[configs.architecture(device)]
 
 
 def interpreted(like: Tensor) -> bool:
