@@ -12,6 +12,7 @@ and not run again. Needs torch, triton, numpy and pytest.
 import argparse
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -80,10 +81,13 @@ def marked_tests(dry_run: bool) -> dict[str, Any]:
 def all_steps() -> list[Step]:
     """Of every kernel; a new kernel's module adds its own here."""
     import gpu_rvq
+    import gpu_vocoder
 
+    pairs = itertools.zip_longest(gpu_rvq.STEPS, gpu_vocoder.STEPS)
+    steps = [step for pair in pairs for step in pair if step is not None]
     return [
         Step("environment", 120, environment),
-        *gpu_rvq.STEPS,
+        *steps,
         Step("tests marked gpu", 400, marked_tests),
     ]
 

@@ -235,13 +235,18 @@ def tuning(dry_run: bool) -> dict[str, Any]:
 
 def memory_checks(dry_run: bool) -> dict[str, Any]:
     """compute-sanitizer over small launches of every kernel, where it is installed."""
+    return sanitized("import gpu_rvq; gpu_rvq.small_launches()", dry_run)
+
+
+def sanitized(code: str, dry_run: bool) -> dict[str, Any]:
+    """What every check of compute-sanitizer says of a piece of Python."""
     tool = shutil.which("compute-sanitizer")
     if dry_run or tool is None:
         return {"skipped": "no compute-sanitizer here"}
     found = {}
     for check in ("memcheck", "initcheck", "synccheck", "racecheck"):
         done = subprocess.run(
-            [tool, f"--tool={check}", "--error-exitcode=9", sys.executable, "-c", SMALL_LAUNCHES],
+            [tool, f"--tool={check}", "--error-exitcode=9", sys.executable, "-c", code],
             capture_output=True,
             text=True,
             cwd=Path(__file__).parent,
@@ -250,9 +255,6 @@ def memory_checks(dry_run: bool) -> dict[str, Any]:
         found[check] = {"exit": done.returncode, "end": done.stdout[-300:]}
         assert done.returncode == 0, found[check]
     return found
-
-
-SMALL_LAUNCHES = "import gpu_rvq; gpu_rvq.small_launches()"
 
 
 def small_launches() -> None:

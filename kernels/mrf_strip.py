@@ -46,6 +46,8 @@ def _strip_step(
     COLUMNS: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
     begin = tl.maximum(lo, -before)
     end = tl.minimum(hi, LENGTH + before)
+    # Rows of a last tile beyond `end` read nothing that no step has written.
+    reach = (taps - 1) // 2 * dilation
     for i in tl.range(0, tl.cdiv(end - begin, BLOCK_T) * COLUMNS, num_stages=1):
         o_t = begin + (i // COLUMNS) * BLOCK_T + tl.arange(0, BLOCK_T)
         o_n = (i % COLUMNS) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -53,9 +55,9 @@ def _strip_step(
             tl.zeros([BLOCK_T, BLOCK_N], tl.float32),
             src_ptr,
             w_ptr,
-            o_t - (taps - 1) // 2 * dilation,
-            lo,
-            hi,
+            o_t - reach,
+            tl.maximum(lo, begin - reach),
+            tl.minimum(hi, end + reach),
             o_n,
             0,
             taps,
@@ -165,6 +167,7 @@ def _mrf_strip_kernel(
             for g in tl.range(0, BRANCHES, num_stages=1):
                 taps = pick(TAPS, g)
                 dilation = 1 if PAIRED else pick(DILATIONS, g * DEPTH + DEPTH - 1)
+                reach = (taps - 1) // 2 * dilation
                 if DEPTH == 1:
                     running = x
                 elif PAIRED:
@@ -175,9 +178,9 @@ def _mrf_strip_kernel(
                     acc,
                     scratch + 2 * g * SLICE if PAIRED else running,
                     w_last + weights_before(TAPS, g, C * C),
-                    o_t - (taps - 1) // 2 * dilation,
-                    lo,
-                    hi,
+                    o_t - reach,
+                    tl.maximum(lo, -reach),
+                    tl.minimum(hi, end + reach),
                     o_n,
                     0,
                     taps,

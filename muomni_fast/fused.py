@@ -14,13 +14,34 @@ from .network import Blocks, Network
 from .reference import hifigan
 from .reference.checks import require_channels
 from .reference.rvq_checks import require_same_device
+from .reference.weight_norm import CONVOLUTIONS
 from .transforms import autocast, learning, refuse_transforms
+
+
+def resblock_forward(block: nn.Module, x: Tensor) -> Tensor:
+    """(B, channels, T) -> (B, channels, T); see `functional.mrf`."""
+    if all(_plain(conv) for conv in _convolutions(block)):
+        return run_blocks(x, [block])
+    return hifigan.ResBlock.forward(block, x)
 
 
 def fusible(resblocks: Sequence[nn.Module]) -> bool:
     """Whether an operator computes what these modules would, one by one."""
-    plain = all(isinstance(b, hifigan.ResBlock) and not _hooked(b) for b in resblocks)
-    return plain and len({(b.channels, b.resblock) for b in resblocks}) == 1
+    ours = hifigan.ResBlock.forward, resblock_forward
+    known = all(type(block).forward in ours and not _hooked(block) for block in resblocks)
+    if not known or len({(block.channels, block.resblock) for block in resblocks}) != 1:
+        return False
+    return all(_plain(conv) for block in resblocks for conv in _convolutions(block))
+
+
+def generator_fusible(generator: hifigan.HiFiGANVocoder) -> bool:
+    """Whether an operator computes what the modules inside would."""
+    convolutions = generator.conv_pre, *generator.ups, generator.conv_post
+    count = generator.n_kernels
+    return all(_plain(conv) for conv in convolutions) and all(
+        fusible(generator.resblocks[first : first + count])
+        for first in range(0, len(generator.resblocks), count)
+    )
 
 
 def network_of(generator: hifigan.HiFiGANVocoder) -> Network:
@@ -32,15 +53,16 @@ def network_of(generator: hifigan.HiFiGANVocoder) -> Network:
     return Network(config["upsample_rates"], config["upsample_kernel_sizes"], blocks)
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether something wants to see the calls of the modules inside."""
-    return any(_hooked(child) for child in module.children())
+def _plain(module: nn.Module) -> bool:
+    return isinstance(module, CONVOLUTIONS) and module.bias is not None and not _hooked(module)
 
 
 def _hooked(module: nn.Module) -> bool:
+    """Whether something wants to see the module's calls."""
     if torch.compiler.is_compiling():
         return False
-    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    return any(hooks) or any((module._backward_hooks, module._backward_pre_hooks))
 
 
 def _convolutions(block: nn.Module) -> Iterator[nn.Module]:
@@ -71,13 +93,14 @@ def tensors_of(generator: hifigan.HiFiGANVocoder) -> list[Tensor]:
 
 
 def _one_kind(op: str, name: str, x: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Cast by autocast; after that everything must be of one dtype and on one device."""
+    """Everything on one device and, once autocast has cast, of one dtype."""
     refuse_transforms(op, x, *tensors)
+    for tensor in tensors:
+        require_same_device(**{name: x, "a weight": tensor})
     x, *tensors = autocast(x, *tensors)
     for tensor in tensors:
         if tensor.dtype != x.dtype:
             raise TypeError(f"{name} is {x.dtype}, but a weight is {tensor.dtype}")
-        require_same_device(**{name: x, "a weight": tensor})
     return [x, *tensors]
 
 
@@ -111,6 +134,7 @@ def run_prepared(
 ) -> Tensor:
     """Audio of a mel, from what `vocoder_ops.pack` gave; no gradient reaches anything."""
     refuse_transforms("generator", mel)
+    mel = mel.detach()
     if mel.dtype != packed[0].dtype:
         raise TypeError(f"mel is {mel.dtype}, but prepared weights are {packed[0].dtype}")
     require_same_device(mel=mel, weights=packed[0])

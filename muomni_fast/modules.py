@@ -106,11 +106,7 @@ class RVQ(reference.RVQ):
 class ResBlock(reference.ResBlock):
     __doc__ = reference.ResBlock.__doc__
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, T) -> (B, channels, T); see `functional.mrf`."""
-        if fused.hooked(self):
-            return super().forward(x)
-        return fused.run_blocks(x, [self])
+    forward = fused.resblock_forward
 
 
 class MRF(reference.MRF):
@@ -137,7 +133,7 @@ class HiFiGANVocoder(reference.HiFiGANVocoder):
         on inner modules do not run. For half precision, `.to(torch.bfloat16)` first.
 
         Raises:
-            RuntimeError: the module is in training mode.
+            RuntimeError: the module is in training mode, or inner modules were replaced or hooked.
             ValueError: a weight is not finite.
         """
         if self.training:
@@ -145,6 +141,8 @@ class HiFiGANVocoder(reference.HiFiGANVocoder):
         tensors = [tensor.detach() for tensor in fused.tensors_of(self)]
         if not all(tensor.isfinite().all() for tensor in tensors):
             raise ValueError("prepare: a weight is not finite")
+        if not fused.generator_fusible(self):
+            raise RuntimeError("prepare: modules inside are hooked or not HiFi-GAN's own")
         self._prepared = vocoder_ops.pack("generator", tensors, fused.network_of(self))
         return self
 
@@ -175,7 +173,7 @@ class HiFiGANVocoder(reference.HiFiGANVocoder):
         network = fused.network_of(self)
         if self._prepared is not None:
             return fused.run_prepared(mel, self._prepared, network, lengths)
-        if fused.hooked(self):
+        if not fused.generator_fusible(self):
             return super().forward(mel, lengths)
         return fused.run_generator(mel, fused.tensors_of(self), network, lengths)
 

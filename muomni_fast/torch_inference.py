@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .network import Blocks, Layers, Network
 from .reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
-from .torch_vocoder import rows_that_count
+from .torch_vocoder import past_end, silenced
 
 CHANNELS_LAST = torch.channels_last
 # Values of an activation at once, 4 MB of float32; 2^19 to 2^21 are about equal.
@@ -65,18 +65,17 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1) -> Tensor:
     return F.conv2d(x, weight, bias, 1, (0, padding), (1, dilation))
 
 
-def _activated(x: Tensor, slope: float, real: Tensor | None) -> Tensor:
-    """leaky_relu, in place, and zero where rows do not count."""
-    x = F.leaky_relu_(x, slope)
-    return x if real is None else x.mul_(real)
+def _activated(x: Tensor, slope: float, past: Tensor | None) -> Tensor:
+    """leaky_relu, in place."""
+    return silenced(F.leaky_relu_(x, slope), past)
 
 
 def pre(mel: Tensor, layer: Pair, lengths: Tensor | None) -> Tensor:
     """(B, n_mels, T) -> (B, C, 1, T)."""
     mel = mel[:, :, None]
-    real = rows_that_count(lengths, 1, mel)
-    if real is not None:
-        mel = mel.masked_fill(real == 0, 0)  # whatever it holds there
+    past = past_end(lengths, 1, mel)
+    if past is not None:
+        mel = mel.masked_fill(past, 0)
     return _conv(mel.contiguous(memory_format=CHANNELS_LAST), *layer)
 
 
@@ -85,10 +84,11 @@ def up(
 ) -> Tensor:
     """(B, C, 1, T) -> (B, C / 2, 1, T * factor); uses up its input."""
     weight, bias = layer
-    active = _activated(x, LEAKY_SLOPE, rows_that_count(lengths, rate, x))
+    active = _activated(x, LEAKY_SLOPE, past_end(lengths, rate, x))
     batch, rows, width = x.shape[0], x.shape[3], weight.shape[0] // factor
     columns = F.conv2d(active, weight, bias, 1, (0, weight.shape[3] - 1))
-    signal = columns.permute(0, 2, 3, 1).reshape(batch, 1, -1, width)  # (B, 1, rows, C / 2)
+    all_rows = columns.shape[3] * factor
+    signal = columns.permute(0, 2, 3, 1).reshape(batch, 1, all_rows, width)
     first = (kernel - factor) // 2
     signal = signal[:, :, first : first + rows * factor].permute(0, 3, 1, 2)
     return signal.contiguous(memory_format=CHANNELS_LAST)
@@ -104,11 +104,11 @@ def mrf(
 ) -> tuple[Tensor, list[Tensor]]:
     """The mean of a stage's residual blocks, (B, C, 1, T), in strips of rows or items."""
     assert not keep
-    real = rows_that_count(lengths, rate, x)
+    past = past_end(lengths, rate, x)
     groups = blocks.divided(tensors)
     batch, channels, _, rows = x.shape
     if x.numel() <= STRIP:
-        return _mean(x, groups, blocks, real), []
+        return _mean(x, groups, blocks, past), []
     items = max(1, STRIP // (channels * rows))
     halo = blocks.reach
     strips = -(-rows // max(STRIP // channels, 4 * halo, 1))
@@ -118,30 +118,26 @@ def mrf(
         first, last = max(0, row - halo), min(rows, row + length + halo)
         end = min(rows, row + length)
         some = slice(item, item + items)
-        part = None if real is None else real[some, ..., first:last]
+        part = None if past is None else past[some, ..., first:last]
         y = _mean(x[some, ..., first:last], groups, blocks, part)
         out[some, ..., row:end] = y[..., row - first : end - first]
     return out, []
 
 
 def _mean(
-    x: Tensor, groups: Sequence[Sequence[Tensor]], blocks: Blocks, real: Tensor | None
+    x: Tensor, groups: Sequence[Sequence[Tensor]], blocks: Blocks, past: Tensor | None
 ) -> Tensor:
-    opened = F.leaky_relu(x, LEAKY_SLOPE)  # what every block begins with
-    if real is not None:
-        opened *= real
+    opened = silenced(F.leaky_relu(x, LEAKY_SLOPE), past)  # what every block begins with
     total = None
     for group, dilations in zip(groups, blocks.dilations, strict=True):
         convolutions = iter(zip(group[::2], group[1::2], strict=True))
         y, active = x, opened
         for p, dilation in enumerate(dilations):
             if p > 0:
-                active = F.leaky_relu(y, LEAKY_SLOPE)
-                if real is not None:
-                    active *= real
+                active = silenced(F.leaky_relu(y, LEAKY_SLOPE), past)
             step = _conv(active, *next(convolutions), dilation)
             if blocks.paired:
-                step = _conv(_activated(step, LEAKY_SLOPE, real), *next(convolutions))
+                step = _conv(_activated(step, LEAKY_SLOPE, past), *next(convolutions))
             y = step.add_(y)
         total = y if total is None else total.add_(y)
     assert total is not None
@@ -150,9 +146,9 @@ def _mean(
 
 def post(x: Tensor, layer: Pair, lengths: Tensor | None, rate: int) -> Tensor:
     """(B, C, 1, T) -> (B, T); uses up its input."""
-    real = rows_that_count(lengths, rate, x)
-    audio = _conv(_activated(x, LAST_LEAKY_SLOPE, real), *layer).tanh_()[:, 0, 0]
-    return audio if real is None else audio.mul_(real[:, 0, 0])
+    past = past_end(lengths, rate, x)
+    audio = _conv(_activated(x, LAST_LEAKY_SLOPE, past), *layer).tanh_()
+    return silenced(audio, past)[:, 0, 0]
 
 
 def stage(

@@ -26,25 +26,28 @@ def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
     return Layers.of(tensors, len(network.rates), sum(network.blocks.sizes))
 
 
-def rows_that_count(lengths: Tensor | None, rate: int, like: Tensor) -> Tensor | None:
-    """(B, 1, ..., T) of 1 where an item's rows count, 0 after its end, or None where all do."""
+def past_end(lengths: Tensor | None, rate: int, like: Tensor) -> Tensor | None:
+    """(B, 1, ..., T) of the rows after an item's end, or None where all count."""
     if lengths is None:
         return None
     rows = torch.arange(like.shape[-1], device=like.device)
-    counts = (rows < (lengths * rate)[:, None]).to(like.dtype)
-    return counts.view(len(lengths), *[1] * (like.ndim - 2), -1)
+    past = rows >= (lengths * rate)[:, None]
+    return past.view(len(lengths), *[1] * (like.ndim - 2), -1)
 
 
-def _activated(x: Tensor, slope: float, real: Tensor | None) -> Tensor:
-    active = F.leaky_relu(x, slope)
-    return active if real is None else active.mul_(real)
+def silenced(x: Tensor, past: Tensor | None) -> Tensor:
+    """Zero, in place, whatever it was, after an item's end."""
+    return x if past is None else x.masked_fill_(past, 0)
+
+
+def _activated(x: Tensor, slope: float, past: Tensor | None) -> Tensor:
+    return silenced(F.leaky_relu(x, slope), past)
 
 
 def _activation_grad(
-    grad: Tensor, x: Tensor, slope: float, real: Tensor | None, of_result: bool = False
+    grad: Tensor, x: Tensor, slope: float, past: Tensor | None, of_result: bool = False
 ) -> Tensor:
-    grad = torch.ops.aten.leaky_relu_backward(grad, x, slope, of_result)
-    return grad if real is None else grad.mul_(real)
+    return silenced(torch.ops.aten.leaky_relu_backward(grad, x, slope, of_result), past)
 
 
 def _conv_grad(
@@ -67,9 +70,9 @@ def _conv_grad(
 
 def pre(mel: Tensor, layer: Pair, lengths: Tensor | None) -> Tensor:
     """(B, n_mels, T) -> (B, C, T)."""
-    real = rows_that_count(lengths, 1, mel)
-    if real is not None:
-        mel = mel.masked_fill(real == 0, 0)  # whatever it holds there
+    past = past_end(lengths, 1, mel)
+    if past is not None:
+        mel = mel.masked_fill(past, 0)
     weight, bias = layer
     return F.conv1d(mel, weight, bias, padding=(weight.shape[2] - 1) // 2)
 
@@ -78,20 +81,18 @@ def pre_grad(
     grad: Tensor, mel: Tensor, layer: Pair, lengths: Tensor | None, need_mel: bool, needs: Needs
 ) -> tuple[Tensor | None, Grads]:
     """Gradients of mel, weight and bias."""
-    real = rows_that_count(lengths, 1, mel)
-    if real is not None:
-        mel = mel.masked_fill(real == 0, 0)
+    past = past_end(lengths, 1, mel)
+    if past is not None:
+        mel = mel.masked_fill(past, 0)
     d_mel, *found = _conv_grad(grad, mel, layer[0], (need_mel, *needs))
-    if need_mel and real is not None:
-        d_mel.mul_(real)
-    return d_mel, found
+    return silenced(d_mel, past) if need_mel else None, found
 
 
 def up(
     x: Tensor, layer: Pair, factor: int, kernel: int, lengths: Tensor | None, rate: int
 ) -> Tensor:
     """(B, C, T) -> (B, C / 2, T * factor)."""
-    active = _activated(x, LEAKY_SLOPE, rows_that_count(lengths, rate, x))
+    active = _activated(x, LEAKY_SLOPE, past_end(lengths, rate, x))
     return F.conv_transpose1d(active, *layer, stride=factor, padding=(kernel - factor) // 2)
 
 
@@ -105,10 +106,10 @@ def up_grad(
     needs: Needs,
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of weight and bias."""
-    real = rows_that_count(lengths, rate, x)
-    active = _activated(x, LEAKY_SLOPE, real)
+    past = past_end(lengths, rate, x)
+    active = _activated(x, LEAKY_SLOPE, past)
     d, *found = _conv_grad(grad, active, layer[0], (True, *needs), 1, factor, True)
-    return _activation_grad(d, x, LEAKY_SLOPE, real), found
+    return _activation_grad(d, x, LEAKY_SLOPE, past), found
 
 
 def mrf(
@@ -124,7 +125,7 @@ def mrf(
     Kept of each block: for each dilation the activated result of its first convolution (type "1"),
     and the sum after it, the last one excepted.
     """
-    real = rows_that_count(lengths, rate, x)
+    past = past_end(lengths, rate, x)
     kept: list[Tensor] = []
     total = None
     for branch, group in enumerate(blocks.divided(tensors)):
@@ -135,15 +136,13 @@ def mrf(
             if p > 0 and keep:
                 kept.append(y)
             step = F.conv1d(
-                _activated(y, LEAKY_SLOPE, real),
+                _activated(y, LEAKY_SLOPE, past),
                 *group[first : first + 2],
                 padding=padding * dilation,
                 dilation=dilation,
             )
             if blocks.paired:
-                inner = F.leaky_relu_(step, LEAKY_SLOPE)
-                if real is not None:
-                    inner.mul_(real)
+                inner = silenced(F.leaky_relu_(step, LEAKY_SLOPE), past)
                 if keep:
                     kept.append(inner)
                 step = F.conv1d(inner, *group[first + 2 : first + 4], padding=padding)
@@ -164,10 +163,8 @@ def mrf_grad(
     needs: Needs,
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of all weights and biases."""
-    real = rows_that_count(lengths, rate, x)
-    grad = grad / len(blocks.taps)
-    if real is not None:
-        grad.mul_(real)
+    past = past_end(lengths, rate, x)
+    grad = silenced(grad / len(blocks.taps), past)
     found: Grads = []
     d_x = None
     kept = list(kept)
@@ -180,9 +177,9 @@ def mrf_grad(
             if blocks.paired:
                 inner = kept.pop()
                 step, *pair = _conv_grad(d, inner, group[first + 2], (True, *need[first + 2 :][:2]))
-                step = _activation_grad(step, inner, LEAKY_SLOPE, real, of_result=True)
+                step = _activation_grad(step, inner, LEAKY_SLOPE, past, of_result=True)
             y = kept.pop() if p > 0 else x
-            active = _activated(y, LEAKY_SLOPE, real)
+            active = _activated(y, LEAKY_SLOPE, past)
             step, *own = _conv_grad(
                 step,
                 active,
@@ -191,7 +188,7 @@ def mrf_grad(
                 blocks.dilations[branch][p],
             )
             found = [*own, *pair, *found]
-            d = _activation_grad(step, y, LEAKY_SLOPE, real).add_(d)
+            d = _activation_grad(step, y, LEAKY_SLOPE, past).add_(d)
         d_x = d if d_x is None else d_x.add_(d)
     assert d_x is not None
     return d_x, found
@@ -199,11 +196,11 @@ def mrf_grad(
 
 def post(x: Tensor, layer: Pair, lengths: Tensor | None, rate: int) -> Tensor:
     """(B, C, T) -> (B, T)."""
-    real = rows_that_count(lengths, rate, x)
+    past = past_end(lengths, rate, x)
     weight, bias = layer
-    active = _activated(x, LAST_LEAKY_SLOPE, real)
-    audio = F.conv1d(active, weight, bias, padding=(weight.shape[2] - 1) // 2).tanh_()[:, 0]
-    return audio if real is None else audio.mul_(real[:, 0])
+    active = _activated(x, LAST_LEAKY_SLOPE, past)
+    audio = F.conv1d(active, weight, bias, padding=(weight.shape[2] - 1) // 2).tanh_()
+    return silenced(audio, past)[:, 0]
 
 
 def post_grad(
@@ -216,13 +213,11 @@ def post_grad(
     needs: Needs,
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of weight and bias."""
-    real = rows_that_count(lengths, rate, x)
-    grad = torch.ops.aten.tanh_backward(grad, audio)[:, None]
-    if real is not None:
-        grad = grad * real
-    active = _activated(x, LAST_LEAKY_SLOPE, real)
+    past = past_end(lengths, rate, x)
+    grad = silenced(torch.ops.aten.tanh_backward(grad, audio)[:, None], past)
+    active = _activated(x, LAST_LEAKY_SLOPE, past)
     d, *found = _conv_grad(grad, active, layer[0], (True, *needs))
-    return _activation_grad(d, x, LAST_LEAKY_SLOPE, real), found
+    return _activation_grad(d, x, LAST_LEAKY_SLOPE, past), found
 
 
 def stage(

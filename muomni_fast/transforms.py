@@ -30,7 +30,7 @@ def learning(*tensors: Tensor | None) -> bool:
 def autocast(*tensors: Tensor) -> list[Tensor]:
     """Cast as autocast does before a convolution, which does not reach an operator by itself."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [t if t.dtype == torch.float64 else t.to(dtype) for t in tensors]

@@ -33,7 +33,7 @@ def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
     return Layers(
         pre=(_taps_inside(raw.pre[0]).contiguous(), raw.pre[1]),
         ups=[(_up_weight(*up, rate), up[1].repeat(rate)) for up, rate, _ in pairs],
-        mrfs=[_pack_blocks(mrf, network.blocks) for mrf in raw.mrfs],
+        mrfs=[pack_blocks(mrf, network.blocks) for mrf in raw.mrfs],
         post=(raw.post[0][0].t().contiguous(), raw.post[1]),
     )
 
@@ -78,12 +78,12 @@ def _up_weight(weight: Tensor, _: Tensor, rate: int) -> Tensor:
     return phases.reshape(rate * width, taps, channels)
 
 
-def _pack_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
+def pack_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
     """Weights of every step, of every block, in one dimension, and biases (steps, G, C); such a
     pair for each block where blocks differ in depth."""
     groups = blocks.divided(tensors)
     if blocks.ragged:
-        pairs = (_pack_blocks(group, blocks.single(g)) for g, group in enumerate(groups))
+        pairs = (pack_blocks(group, blocks.single(g)) for g, group in enumerate(groups))
         return [*itertools.chain(*pairs)]
     steps = range(0, len(groups[0]), 2)
     weights = [_taps_inside(group[step]).flatten() for step in steps for group in groups]
@@ -361,7 +361,7 @@ def stage(
     x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """`mrf` of (B, C, T) and weights as torch has them."""
-    y, kept = mrf(_channels_last(x), _pack_blocks(tensors, blocks), blocks, keep=keep)
+    y, kept = mrf(_channels_last(x), pack_blocks(tensors, blocks), blocks, keep=keep)
     return y.transpose(1, 2).contiguous(), kept
 
 

@@ -32,7 +32,10 @@ def _network(rates: Sequence[int], kernels: Sequence[int], blocks: str) -> Netwo
 
 def pack(op: str, tensors: Sequence[Tensor], shape: Network) -> list[Tensor]:
     """Weights and biases as the backend that runs here reads them, for `prepared=True`."""
-    return _backend(op, *tensors, training=False).pack(tensors, shape)
+    run = _backend(op, *tensors, training=False)
+    held = {t.untyped_storage().data_ptr() for t in tensors}
+    packed = run.pack(tensors, shape)  # biases, for one, may be what they were
+    return [t.clone() if t.untyped_storage().data_ptr() in held else t for t in packed]
 
 
 @_operator("generator")

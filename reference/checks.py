@@ -45,7 +45,7 @@ def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
         low, high = map(int, found.aminmax())
         if low < 0 or high > mel.shape[2]:
             raise ValueError(f"lengths: expected 0 to {mel.shape[2]} frames, got {low} to {high}")
-    return found.to(mel.device, non_blocking=True)
+    return found.to(mel.device, torch.int64, non_blocking=True)
 
 
 def require_finite(_: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:

@@ -14,7 +14,7 @@ from conftest import ROOT
 import muomni_fast
 from muomni_fast import BackendUnavailableError, functional, reference
 
-RVQ_OPS = ("rvq_encode", "rvq_decode", "rvq_quantize", "code_sums")
+OPS = ("rvq_encode", "rvq_decode", "rvq_quantize", "code_sums", "mrf", "generator")
 OPTIONAL = ("triton", "librosa", "soundfile", "soxr", "safetensors", "matplotlib", "tqdm", "faiss")
 
 
@@ -82,9 +82,10 @@ def test_doctor_names_every_operation_and_why():
     )
     assert report == json.loads(json.dumps(muomni_fast.doctor()))
     assert report["torch"] == torch.__version__
+    assert tuple(report["operations"]) == OPS
     for op, devices in report["operations"].items():
-        why = "are not on a CUDA device" if op in RVQ_OPS else f"no {op} kernel exists"
-        assert "torch path, because" in devices["cpu"] and why in devices["cpu"]
+        why = "torch path, because the tensors are not on a CUDA device"
+        assert devices["cpu"] == f"{op}: {why}"
 
 
 def test_explain_and_forced_backends(monkeypatch):
@@ -98,20 +99,30 @@ def test_explain_and_forced_backends(monkeypatch):
     codes = rvq.encode(mel)
     monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")
     generator = muomni_fast.HiFiGANVocoder(upsample_initial_channel=16)
-    block = muomni_fast.ResBlock(4, 3, (1,))
+    block, mrf = muomni_fast.ResBlock(4, 3, (1,)), muomni_fast.MRF(4, (3,), ((1,),))
+    x, frames = torch.randn(1, 4, 5), torch.randn(1, 128, 3)
     for call in (
-        lambda: generator(torch.randn(1, 128, 3)),
-        lambda: block(torch.randn(1, 4, 5)),
-        lambda: muomni_fast.MRF(4, (3,), ((1,),))(torch.randn(1, 4, 5)),
+        lambda: rvq.double()(mel),
+        lambda: generator.double()(frames.double()),
+        lambda: block.double()(x.double()),
+        lambda: mrf.double()(x.double()),
     ):
-        with pytest.raises(BackendUnavailableError, match="no .* kernel exists in this version"):
+        with pytest.raises(BackendUnavailableError, match="kernels do not take float64"):
             call()
-    with pytest.raises(BackendUnavailableError, match="kernels do not take float64"):
-        rvq.double()(mel)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "cannot run" in muomni_fast.explain("rvq_encode", mel)
-    rvq = rvq.float()
-    for call in (lambda: rvq.encode(mel), lambda: rvq(mel), lambda: rvq.decode(codes)):
+    assert "cannot run" in muomni_fast.explain("generator", frames)
+    for module in (rvq, generator, block, mrf):
+        module.float()
+    for call in (
+        lambda: rvq.encode(mel),
+        lambda: rvq(mel),
+        lambda: rvq.decode(codes),
+        lambda: generator(frames),
+        lambda: generator.eval().prepare(),
+        lambda: block(x),
+        lambda: mrf(x),
+    ):
         with pytest.raises(BackendUnavailableError, match="tensors are not on a CUDA device"):
             call()
     monkeypatch.setenv("MUOMNI_FAST_BACKEND", "cuda")

@@ -1,0 +1,269 @@
+"""The fast vocoder is as near to float64 as PyTorch is: audio, gradients, training, streams.
+
+By its CPU path at real sizes, and by the interpreted kernels on a few frames; on a GPU by the
+kernels themselves, in bench/gpu_vocoder.py.
+"""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor, nn
+from vocoder_problems import (
+    GENERATORS,
+    generator,
+    in_float64,
+    keep_variance,
+    snr_db,
+    worst_window_db,
+)
+
+import muomni_fast
+from muomni_fast import MelConfig, fused, log_mel, reference, torch_vocoder, triton_vocoder
+from muomni_fast.kernels import conv_configs
+from muomni_fast.network import Blocks
+from muomni_fast.reference.presets import presets
+from muomni_fast.reference.stages import VocoderStage
+
+CPU = torch.device("cpu")
+every_preset = pytest.mark.parametrize("preset", GENERATORS)
+# Lowest signal to noise ratio in float32 (and of gradients), weights that keep the variance.
+FORWARD_FLOOR, GRADIENT_FLOOR = 110, 100
+
+
+@pytest.fixture(params=["torch", "triton"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What runs; large tiles, so that interpreting takes seconds."""
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", request.param)
+    tile = conv_configs.ConvConfig(256, 128, 128, 4, 1)
+    monkeypatch.setattr(conv_configs, "INTERPRETED", tile)
+    return request.param
+
+
+def fast_twin(model: nn.Module) -> nn.Module:
+    """The same weights in the fast module."""
+    twin = muomni_fast.HiFiGANVocoder(**model.config)
+    twin.load_state_dict(model.state_dict())
+    return twin.eval()
+
+
+def gradients(model: nn.Module, x: Tensor, direction: Tensor) -> dict[str, Tensor]:
+    """Of x and every parameter, where `direction` arrives at the output."""
+    x = x.clone().requires_grad_()
+    model.zero_grad()
+    model(x).backward(direction)
+    return {"input": x.grad} | {name: p.grad for name, p in model.named_parameters()}
+
+
+def assert_near(found: Tensor, theirs: Tensor, right: Tensor, floor: float) -> None:
+    """At most 3 dB below PyTorch's own error, overall and in the worst window, and above a floor."""
+    assert snr_db(found, right) >= max(floor, snr_db(theirs, right) - 3)
+    assert worst_window_db(found, right) >= worst_window_db(theirs, right) - 3
+
+
+@every_preset
+def test_audio(backend, preset):
+    model = generator(preset)
+    mel = torch.randn(
+        1 if backend == "triton" else 3, model.n_mels, 2 if backend == "triton" else 17
+    )
+    with torch.no_grad():
+        right = in_float64(model)(mel.double())
+        for twin in (fast_twin(model), fast_twin(model).prepare()):
+            assert_near(twin(mel), model(mel), right, FORWARD_FLOOR)
+
+
+@every_preset
+def test_gradients_of_a_generator(backend, preset):
+    """Free: each precision flips activations of its own, which dominates; so relative to PyTorch's
+    error, and of all gradients together."""
+    small = {"upsample_initial_channel": 32} if backend == "triton" else {}
+    model = generator(preset, **small)
+    mel = torch.randn(1, model.n_mels, 2 if backend == "triton" else 9)
+    direction = torch.randn(1, mel.shape[2] * model.hop_length)
+    right = gradients(in_float64(model), mel.double(), direction.double())
+    ours = gradients(fast_twin(model), mel, direction)
+    theirs = gradients(model, mel, direction)
+    together = lambda found: torch.cat([g.flatten() / right[n].norm() for n, g in found.items()])
+    assert snr_db(together(ours), together(right)) >= snr_db(together(theirs), together(right)) - 3
+
+
+STAGES = {
+    "default": (128, Blocks("1", (3, 5, 7), ((1, 2),) * 3)),
+    "V1": (256, Blocks("1", (3, 7, 11), ((1, 3, 5),) * 3)),
+    "V1, last": (32, Blocks("1", (3, 7, 11), ((1, 3, 5),) * 3)),
+    "V2, last": (8, Blocks("1", (3, 7, 11), ((1, 3, 5),) * 3)),
+    "V3": (128, Blocks("2", (3, 5, 7), ((1, 2), (2, 6), (3, 12)))),
+    "one block": (64, Blocks("1", (11,), ((1, 3, 5),))),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_gradients_of_a_stage_with_the_same_activations(backend, name):
+    """Against the same formulas in float64 on what the forward kept, signs of activations included,
+    every gradient by itself, and the forward."""
+    channels, blocks = STAGES[name]
+    mrf = keep_variance(reference.MRF(channels, blocks.taps, blocks.dilations, blocks.kind))
+    tensors = [t.detach() for t in fused.tensors_of_blocks(list(mrf.resblocks))]
+    x, direction = torch.randn(2, 1, channels, 300).unbind()
+    needs = [True] * len(tensors)
+    run = triton_vocoder if backend == "triton" else torch_vocoder
+    y, kept = run.stage(x, tensors, blocks, keep=True)
+    with torch.no_grad():
+        right = in_float64(mrf)(x.double())
+        assert_near(y, mrf(x), right, FORWARD_FLOOR)
+    d_x, grads = run.stage_grad(direction, x, kept, tensors, blocks, needs)
+    if backend == "triton":
+        kept = branch_by_branch(kept, blocks)
+    wide = lambda found: [t.double() for t in found]
+    right_x, right_grads = torch_vocoder.stage_grad(
+        direction.double(), x.double(), wide(kept), wide(tensors), blocks, needs
+    )
+    for found, expected in zip([d_x, *grads], [right_x, *right_grads], strict=True):
+        assert snr_db(found, expected) >= GRADIENT_FLOOR
+
+
+def branch_by_branch(kept: list[Tensor], blocks: Blocks) -> list[Tensor]:
+    """What the kernels keep, in the layout and order of `torch_vocoder`."""
+    steps = [step.transpose(2, 3) for step in kept]  # (G, B, C, T) each
+    return [step[g] for g in range(len(blocks.taps)) for step in steps]
+
+
+# Published weights and real speech
+
+
+@pytest.fixture(scope="module")
+def published(weights) -> tuple[nn.Module, Tensor, Tensor]:
+    """V2 trained on LJ Speech, a mel (n_mels, T) and the waveform published code makes of it."""
+    folder = weights / "hifigan_LJ_V2"
+    model = muomni_fast.HiFiGANVocoder.from_hifigan(folder / "config.json", folder / "generator_v2")
+    stored = np.load(next((folder / "reference").glob("*.npz")))
+    return model, torch.from_numpy(stored["mel"]), torch.from_numpy(stored["wav"]).flatten()
+
+
+def test_published_weights_through_the_kernels(published, monkeypatch):
+    """The start of the clip, and the frames it depends on."""
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")
+    model, mel, wav = published
+    frames = 4
+    cut = mel[:, : frames + model.context.future]
+    audio = model.mel_to_audio(cut)[: frames * model.hop_length]
+    assert snr_db(audio, wav[: len(audio)]) >= 90
+
+
+def test_published_weights_are_as_near_as_pytorch(published):
+    model, mel, _ = published
+    slow = reference.HiFiGANVocoder(**model.config).eval()
+    slow.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        right = in_float64(slow)(mel[None].double())
+        assert_near(model(mel[None]), slow(mel[None]), right, floor=0)
+
+
+@pytest.fixture(scope="module")
+def speech(recordings, published) -> list[Tensor]:
+    """Log-mels (n_mels, T) of three recordings at the published rate, 3 s each."""
+    config = MelConfig(sample_rate=22050, n_mels=80)
+    found = []
+    for path in sorted((recordings / "ljspeech").iterdir())[:3]:
+        audio, rate = soundfile.read(path, dtype="float32", frames=3 * 22050)
+        assert rate == 22050
+        found.append(log_mel(torch.from_numpy(audio), config))
+    return found
+
+
+def float32_error(model: nn.Module, mel: Tensor, audio: Tensor) -> float:
+    with torch.no_grad():
+        right = in_float64(model)(mel.double())
+    return float((audio - right).abs().max())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, None], ids=str)
+def test_streams_of_speech_are_what_offline_gives(published, speech, size):
+    """Random chunks where there is no size; no difference beyond float32's own error."""
+    model = published[0].prepare()
+    for mel in speech if size != 1 else speech[:1]:
+        mel = mel[None]
+        with torch.no_grad():
+            offline = model(mel)
+        sizes = size or torch.randint(0, 30, (200,)).tolist()
+        chunks = mel.split(sizes, 2) if size else random_chunks(mel, sizes)
+        online = torch.cat(list(model.stream(chunks)), 1)
+        assert online.shape == offline.shape
+        assert float((online - offline).abs().max()) <= float32_error(model, mel, offline)
+
+
+def random_chunks(mel: Tensor, sizes: list[int]) -> list[Tensor]:
+    starts = np.minimum(np.cumsum([0, *sizes]), mel.shape[2])
+    return [mel[:, :, a:b] for a, b in zip(starts, [*starts[1:], mel.shape[2]], strict=True)]
+
+
+def test_speech_in_batches_is_what_each_clip_gives(published, speech):
+    model = published[0].prepare()
+    lengths = [mel.shape[1] - 20 * i for i, mel in enumerate(speech)]
+    batch = torch.stack([mel[:, :258] for mel in speech])
+    with torch.no_grad():
+        together = model(batch, lengths)
+        for mel, length, audio in zip(batch, lengths, together, strict=True):
+            mel = mel[None, :, :length]
+            alone = model(mel)
+            error = (audio[: alone.shape[1]] - alone[0]).abs().max()
+            assert float(error) <= float32_error(model, mel, alone)
+            assert not audio[alone.shape[1] :].any()
+
+
+# Training
+
+
+def trained(backend, steps: int, nudge: bool = False, **vocoder) -> tuple[list[float], nn.Module]:
+    """Losses of the training loop's steps, and the generator; same seed, same batches."""
+    torch.manual_seed(0)
+    config = presets()["smoke"]
+    config = dataclasses.replace(config, vocoder={**config.vocoder, **vocoder})
+    stage = VocoderStage(config, backend, CPU)
+    stage.begin()
+    if nudge:  # every weight by one unit in the last place, up or down
+        with torch.no_grad():
+            for p in stage.product.parameters():
+                p.copy_(torch.nextafter(p, p + (torch.rand_like(p) - 0.5).sign()))
+    data = torch.Generator().manual_seed(1)
+    losses = []
+    for step in range(steps):
+        audio = 0.1 * torch.randn(2, config.segment_samples, generator=data)
+        batch = {"audio": audio, "mel": log_mel(audio, config.mel)}
+        for name in stage.passes(step=10**6 if step else 0):
+            stage.optimisers[name].zero_grad(set_to_none=True)
+            loss, _ = stage.loss(name, batch)
+            loss.backward()
+            stage.optimisers[name].step()
+            losses.append(float(loss))
+    return losses, copy.deepcopy(stage.product)
+
+
+@pytest.mark.slow
+def test_training_runs_like_the_reference(monkeypatch):
+    """32 steps: losses within 3 x what one unit in the last place does, parameters within 2e-4."""
+    losses, model = trained(reference, 32)
+    ours, twin = trained(muomni_fast, 32)
+    envelope = np.zeros(len(losses))
+    for seed in range(3):
+        torch.manual_seed(seed)
+        nudged, _ = trained(reference, 32, nudge=True)
+        envelope = np.maximum(envelope, np.abs(np.subtract(nudged, losses)))
+    envelope = np.maximum.accumulate(envelope)
+    assert (np.abs(np.subtract(ours, losses)) <= 3 * envelope).all()
+    for a, b in zip(twin.parameters(), model.parameters(), strict=True):
+        assert float((a - b).abs().max()) <= 2e-4
+
+
+def test_three_training_steps_through_interpreted_kernels(monkeypatch):
+    shape = {"upsample_initial_channel": 16, "resblock_dilation_sizes": ((1,), (3,))}
+    losses, model = trained(reference, 3, **shape)
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")
+    ours, twin = trained(muomni_fast, 3, **shape)
+    assert np.allclose(ours, losses, rtol=1e-5)
+    for a, b in zip(twin.parameters(), model.parameters(), strict=True):
+        assert float((a - b).abs().max()) <= 2e-4
