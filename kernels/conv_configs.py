@@ -87,7 +87,9 @@ def conv_config(n: int, channels: int, like: Tensor) -> ConvConfig:
 
 def grad_config(n: int, channels: int, like: Tensor) -> ConvConfig:
     """The row of `GRAD` for the weights of a convolution from `channels` to `n` columns."""
-    config = GRAD[configs.architecture(like.device), like.element_size()]
+    config = INTERPRETED
+    if not interpreted(like):
+        config = GRAD[configs.architecture(like.device), like.element_size()]
     return dataclasses.replace(config, block_n=min(config.block_n, power_of_two(n)))
 
 

@@ -32,7 +32,7 @@ def past_end(lengths: Tensor | None, rate: int, like: Tensor) -> Tensor | None:
         return None
     rows = torch.arange(like.shape[-1], device=like.device)
     past = rows >= (lengths * rate)[:, None]
-    return past.view(len(lengths), *[1] * (like.ndim - 2), -1)
+    return past.view(len(lengths), *[1] * (like.ndim - 2), like.shape[-1])
 
 
 def silenced(x: Tensor, past: Tensor | None) -> Tensor:

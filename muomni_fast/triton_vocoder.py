@@ -162,7 +162,7 @@ def up(
         phases=(factor, kernel, padding),
         slope=LEAKY_SLOPE,
     )
-    return columns.view(x.shape[0], x.shape[1] * factor, -1)
+    return columns.view(x.shape[0], x.shape[1] * factor, columns.shape[2] // factor)
 
 
 def up_grad(

@@ -32,10 +32,18 @@ def _network(rates: Sequence[int], kernels: Sequence[int], blocks: str) -> Netwo
 
 def pack(op: str, tensors: Sequence[Tensor], shape: Network) -> list[Tensor]:
     """Weights and biases as the backend that runs here reads them, for `prepared=True`."""
-    run = _backend(op, *tensors, training=False)
-    held = {t.untyped_storage().data_ptr() for t in tensors}
-    packed = run.pack(tensors, shape)  # biases, for one, may be what they were
-    return [t.clone() if t.untyped_storage().data_ptr() in held else t for t in packed]
+    return _unshared(_backend(op, *tensors, training=False).pack(tensors, shape), tensors)
+
+
+def _unshared(found: Sequence[Tensor], others: Sequence[Tensor] = ()) -> list[Tensor]:
+    """Tensors that share no memory with each other or with others, copied where they did."""
+    held, result = {t.untyped_storage().data_ptr() for t in others}, []
+    for tensor in found:
+        if tensor.numel() and tensor.untyped_storage().data_ptr() in held:
+            tensor = tensor.clone()
+        held.add(tensor.untyped_storage().data_ptr())
+        result.append(tensor)
+    return result
 
 
 @_operator("generator")
@@ -118,10 +126,12 @@ def _filled(
     grads: Sequence[Tensor | None], like: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor]:
     """In the dtype and layout of what they belong to."""
-    return [
-        g.to(t.dtype).contiguous() if need and g is not None else t.new_empty(0)
-        for g, t, need in zip(grads, like, needs, strict=True)
-    ]
+    return _unshared(
+        [
+            g.to(t.dtype).contiguous() if need and g is not None else t.new_empty(0)
+            for g, t, need in zip(grads, like, needs, strict=True)
+        ]
+    )
 
 
 def _empty_where_needed(like: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:

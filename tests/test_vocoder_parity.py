@@ -59,7 +59,7 @@ def gradients(model: nn.Module, x: Tensor, direction: Tensor) -> dict[str, Tenso
 
 
 def assert_near(found: Tensor, theirs: Tensor, right: Tensor, floor: float) -> None:
-    """At most 3 dB below PyTorch's own error, overall and in the worst window, and above a floor."""
+    """At most 3 dB below what PyTorch reaches, overall and in the worst window; above a floor."""
     assert snr_db(found, right) >= max(floor, snr_db(theirs, right) - 3)
     assert worst_window_db(found, right) >= worst_window_db(theirs, right) - 3
 
@@ -108,7 +108,8 @@ def test_gradients_of_a_stage_with_the_same_activations(backend, name):
     channels, blocks = STAGES[name]
     mrf = keep_variance(reference.MRF(channels, blocks.taps, blocks.dilations, blocks.kind))
     tensors = [t.detach() for t in fused.tensors_of_blocks(list(mrf.resblocks))]
-    x, direction = torch.randn(2, 1, channels, 300).unbind()
+    rows = 70 if backend == "triton" else 300
+    x, direction = torch.randn(2, 1, channels, rows).unbind()
     needs = [True] * len(tensors)
     run = triton_vocoder if backend == "triton" else torch_vocoder
     y, kept = run.stage(x, tensors, blocks, keep=True)
@@ -154,25 +155,32 @@ def test_published_weights_through_the_kernels(published, monkeypatch):
     assert snr_db(audio, wav[: len(audio)]) >= 90
 
 
-def test_published_weights_are_as_near_as_pytorch(published):
-    model, mel, _ = published
-    slow = reference.HiFiGANVocoder(**model.config).eval()
-    slow.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        right = in_float64(slow)(mel[None].double())
-        assert_near(model(mel[None]), slow(mel[None]), right, floor=0)
-
-
 @pytest.fixture(scope="module")
 def speech(recordings, published) -> list[Tensor]:
-    """Log-mels (n_mels, T) of three recordings at the published rate, 3 s each."""
+    """Log-mels (n_mels, T) of eight recordings at the published rate, 2 s each."""
     config = MelConfig(sample_rate=22050, n_mels=80)
     found = []
-    for path in sorted((recordings / "ljspeech").iterdir())[:3]:
-        audio, rate = soundfile.read(path, dtype="float32", frames=3 * 22050)
+    for path in sorted((recordings / "ljspeech").iterdir())[:8]:
+        audio, rate = soundfile.read(path, dtype="float32", frames=2 * 22050)
         assert rate == 22050
         found.append(log_mel(torch.from_numpy(audio), config))
     return found
+
+
+def test_speech_is_as_near_to_float64_as_pytorch(published, speech):
+    """On average over the clips, overall and in the worst window: in one near silent window either
+    of two equally good results is better by 10 dB, by chance."""
+    model = published[0]
+    slow = reference.HiFiGANVocoder(**model.config).eval()
+    slow.load_state_dict(model.state_dict())
+    wide, rows = in_float64(slow), []
+    with torch.no_grad():
+        for mel in speech:
+            right = wide(mel[None].double())
+            for audio in (model(mel[None]), slow(mel[None])):
+                rows.append((snr_db(audio, right), worst_window_db(audio, right)))
+    ours, theirs = torch.tensor(rows).view(-1, 2, 2).mean(0)
+    assert (ours >= theirs - 3).all()
 
 
 def float32_error(model: nn.Module, mel: Tensor, audio: Tensor) -> float:
@@ -185,7 +193,7 @@ def float32_error(model: nn.Module, mel: Tensor, audio: Tensor) -> float:
 def test_streams_of_speech_are_what_offline_gives(published, speech, size):
     """Random chunks where there is no size; no difference beyond float32's own error."""
     model = published[0].prepare()
-    for mel in speech if size != 1 else speech[:1]:
+    for mel in speech[:3] if size != 1 else speech[:1]:
         mel = mel[None]
         with torch.no_grad():
             offline = model(mel)
@@ -203,8 +211,8 @@ def random_chunks(mel: Tensor, sizes: list[int]) -> list[Tensor]:
 
 def test_speech_in_batches_is_what_each_clip_gives(published, speech):
     model = published[0].prepare()
-    lengths = [mel.shape[1] - 20 * i for i, mel in enumerate(speech)]
-    batch = torch.stack([mel[:, :258] for mel in speech])
+    lengths = [170, 50, 1, 113, 99, 20, 160, 7]
+    batch = torch.stack([mel[:, :170] for mel in speech])
     with torch.no_grad():
         together = model(batch, lengths)
         for mel, length, audio in zip(batch, lengths, together, strict=True):
@@ -218,52 +226,69 @@ def test_speech_in_batches_is_what_each_clip_gives(published, speech):
 # Training
 
 
-def trained(backend, steps: int, nudge: bool = False, **vocoder) -> tuple[list[float], nn.Module]:
-    """Losses of the training loop's steps, and the generator; same seed, same batches."""
+def trained(
+    backend, steps: int, nudge: int | None = None, **vocoder
+) -> tuple[list[float], nn.Module]:
+    """Losses of the training loop's steps, and the generator; same seed, same batches.
+
+    `nudge` seeds a change of every weight by one unit in the last place, up or down.
+    """
     torch.manual_seed(0)
     config = presets()["smoke"]
-    config = dataclasses.replace(config, vocoder={**config.vocoder, **vocoder})
+    published = {"learning_rate": 2e-4, "discriminator_learning_rate": 2e-4}
+    config = dataclasses.replace(
+        config,
+        vocoder={**config.vocoder, **vocoder},
+        vocoder_recipe=dataclasses.replace(config.vocoder_recipe, **published),
+    )
     stage = VocoderStage(config, backend, CPU)
     stage.begin()
-    if nudge:  # every weight by one unit in the last place, up or down
+    if nudge is not None:
+        torch.manual_seed(nudge)
         with torch.no_grad():
             for p in stage.product.parameters():
                 p.copy_(torch.nextafter(p, p + (torch.rand_like(p) - 0.5).sign()))
     data = torch.Generator().manual_seed(1)
     losses = []
-    for step in range(steps):
+    for _ in range(steps):
         audio = 0.1 * torch.randn(2, config.segment_samples, generator=data)
         batch = {"audio": audio, "mel": log_mel(audio, config.mel)}
-        for name in stage.passes(step=10**6 if step else 0):
+        for name in stage.passes(step=10**6):
             stage.optimisers[name].zero_grad(set_to_none=True)
             loss, _ = stage.loss(name, batch)
             loss.backward()
             stage.optimisers[name].step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
     return losses, copy.deepcopy(stage.product)
 
 
+def moved(model: nn.Module, other: nn.Module) -> Tensor:
+    """How far apart all parameters are."""
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    return torch.cat([(a - b).detach().abs().flatten() for a, b in pairs])
+
+
 @pytest.mark.slow
-def test_training_runs_like_the_reference(monkeypatch):
+def test_training_runs_like_the_reference():
     """32 steps: losses within 3 x what one unit in the last place does, parameters within 2e-4."""
     losses, model = trained(reference, 32)
     ours, twin = trained(muomni_fast, 32)
-    envelope = np.zeros(len(losses))
-    for seed in range(3):
-        torch.manual_seed(seed)
-        nudged, _ = trained(reference, 32, nudge=True)
-        envelope = np.maximum(envelope, np.abs(np.subtract(nudged, losses)))
-    envelope = np.maximum.accumulate(envelope)
+    nudged = [trained(reference, 32, nudge=seed)[0] for seed in range(3)]
+    envelope = np.maximum.accumulate(np.abs(np.subtract(nudged, losses)).max(0))
     assert (np.abs(np.subtract(ours, losses)) <= 3 * envelope).all()
-    for a, b in zip(twin.parameters(), model.parameters(), strict=True):
-        assert float((a - b).abs().max()) <= 2e-4
+    assert float(moved(twin, model).max()) <= 2e-4
 
 
 def test_three_training_steps_through_interpreted_kernels(monkeypatch):
+    """Adam turns the sign of a gradient that is rounding's alone into a whole step: so no more
+    weights are far from the reference's than a nudge of one unit in the last place sends there."""
     shape = {"upsample_initial_channel": 16, "resblock_dilation_sizes": ((1,), (3,))}
     losses, model = trained(reference, 3, **shape)
+    nudged = [moved(trained(reference, 3, nudge=seed, **shape)[1], model) for seed in range(4)]
+    far = max(int((distance > 2e-4).sum()) for distance in nudged)
     monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")
     ours, twin = trained(muomni_fast, 3, **shape)
     assert np.allclose(ours, losses, rtol=1e-5)
-    for a, b in zip(twin.parameters(), model.parameters(), strict=True):
-        assert float((a - b).abs().max()) <= 2e-4
+    distance = moved(twin, model)
+    assert int((distance > 2e-4).sum()) <= 3 * far
+    assert float(distance.max()) <= 3 * max(float(d.max()) for d in nudged)
