@@ -1,0 +1,265 @@
+"""The vocoder's modules: inputs of every kind, replaced and hooked parts, `prepare`."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_vocoders import (
+    EXACT,
+    TINY,
+    TYPE_1,
+    assert_same_gradients,
+    both_modes,
+    every_config,
+    fast_of,
+    gradients,
+    pair,
+)
+from torch import Tensor, nn
+
+import muomni_fast
+from muomni_fast import functional, reference
+
+
+@both_modes
+def test_a_mel_that_does_not_fit_is_refused(prepared):
+    model = fast_of().eval()
+    if prepared:
+        model.prepare()
+    for shape in ((12, 4), (1, 13, 4), (1, 4, 12), (1, 12, 0), (1, 1, 12, 4)):
+        with pytest.raises(ValueError, match=r"mel: expected \(B, 12, T >= 1\), got \("):
+            model(torch.zeros(shape))
+    for dtype in (torch.int64, torch.bool, torch.float8_e4m3fn):
+        with pytest.raises(TypeError, match=f"mel: expected float16.* got {dtype}"):
+            model(torch.zeros(1, 12, 4).to(dtype))
+    weights = "prepared weights are" if prepared else "a weight is"
+    with pytest.raises(TypeError, match=f"mel is torch.float64, but {weights} torch.float32"):
+        model(torch.zeros(1, 12, 4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="mel is on meta, .*weights? is on cpu"):
+        model(torch.zeros(1, 12, 4, device="meta"))
+
+
+def test_blocks_refuse_what_does_not_fit():
+    for module in (muomni_fast.ResBlock(4, 3, (1,)), muomni_fast.MRF(4, (3,), ((1,),))):
+        for shape in ((4, 9), (1, 5, 9), (1, 4, 0)):
+            with pytest.raises(ValueError, match=r"x: expected \(B, 4, T >= 1\), got \("):
+                module(torch.zeros(shape))
+        for dtype in (torch.int32, torch.float8_e5m2):
+            with pytest.raises(TypeError, match=f"x: .*got {dtype}"):
+                module(torch.zeros(1, 4, 9).to(dtype))
+        with pytest.raises(TypeError, match=r"x is torch.float16, but a weight is torch.float32"):
+            module(torch.zeros(1, 4, 9, dtype=torch.float16))
+        with pytest.raises(ValueError, match="x is on cpu, a weight is on meta"):
+            module.to("meta")(torch.zeros(1, 4, 9))
+
+
+def test_weights_on_another_device_or_of_several_dtypes_are_refused():
+    model, mel = fast_of(), torch.zeros(1, 12, 4)
+    model.ups[1].to("meta")
+    with pytest.raises(ValueError, match="mel is on cpu, a weight is on meta"):
+        model(mel)
+    model = fast_of()
+    model.resblocks[2].convs2[1].half()
+    with pytest.raises(TypeError, match="mel is torch.float32, but a weight is torch.float16"):
+        model(mel)
+
+
+# Inputs of every kind
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_any_view_sounds_like_its_copy(data):
+    """Random slices, steps, orders of dimensions, expansions and offsets."""
+    model = fast_of(TINY)
+    base = torch.randn(*(data.draw(st.integers(3, 9)) for _ in range(3)))
+    view = base.permute(data.draw(st.permutations(range(3))))
+    view = view[data.draw(st.integers(0, 2)) :: data.draw(st.integers(1, 3))]
+    first = data.draw(st.integers(0, view.shape[1] - 3))
+    view = view[:, first : first + 3, :: data.draw(st.integers(1, 3))]
+    if data.draw(st.booleans()):
+        view = view[:, :, :1].expand(-1, -1, 4)
+    assert torch.equal(model(view), model(view.clone()))
+    with torch.no_grad():
+        assert torch.equal(model(view), model(view.clone()))
+        assert torch.equal(model.eval().prepare()(view), model(view.clone()))
+
+
+def test_storage_that_is_not_aligned():
+    model, block = fast_of(), muomni_fast.ResBlock(4, 3, (1, 3))
+    mel, x = (torch.randn(1 + c * 9)[1:].view(1, c, 9) for c in (12, 4))
+    for mode in (torch.no_grad, torch.enable_grad):
+        with mode():
+            assert torch.equal(model(mel), model(mel.clone()))
+            assert torch.equal(block(x), block(x.clone()))
+
+
+@both_modes
+@every_config
+def test_a_batch_of_none(config, prepared):
+    model, mel = fast_of(config).eval(), torch.randn(0, config["n_mels"], 6)
+    hop = model.hop_length
+    for lengths in (None, torch.zeros(0, dtype=torch.int64), []):
+        audio = gradients(model, mel, lengths)
+        assert audio.pop("input").shape == mel.shape
+        assert not any(grad.any() for grad in audio.values())
+        with torch.no_grad():
+            inference = model.prepare() if prepared else model
+            assert inference(mel, lengths).shape == (0, 6 * hop)
+        model.train().eval()
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_batch_of_none_on_either_backend(monkeypatch, backend):
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", backend)
+    x = torch.randn(0, 3, 7)
+    mrf = muomni_fast.MRF(3, (3, 5), ((1,), (2,)))
+    for module, shape in ((fast_of(TINY), (0, 14)), (mrf, x.shape)):
+        found = gradients(module, x)
+        assert found.pop("input").shape == x.shape
+        assert not any(grad.any() for grad in found.values())
+        with torch.no_grad():
+            assert module(x).shape == shape
+
+
+@every_config
+def test_shorter_than_its_context(config):
+    slow, fast = pair(config)
+    for frames in (1, 2, 3):
+        mel = torch.randn(2, config["n_mels"], frames)
+        with torch.no_grad():
+            torch.testing.assert_close(fast(mel), slow(mel), **EXACT)
+        assert_same_gradients(gradients(slow, mel), gradients(fast, mel), 1e-5)
+
+
+def test_strips_give_what_the_whole_gives(monkeypatch):
+    """Of rows and of items, with halos; a real one only at sizes no test has time for."""
+    from muomni_fast import torch_inference
+
+    slow, fast = pair(TYPE_1)
+    mel = torch.randn(5, 12, 60)
+    with torch.no_grad():
+        for strip in (100, 2000, 5000, 20000):
+            monkeypatch.setattr(torch_inference, "STRIP", strip)
+            for lengths in (None, [60, 1, 0, 33, 59]):
+                torch.testing.assert_close(fast(mel, lengths), slow(mel, lengths), **EXACT)
+
+
+class Doubled(muomni_fast.ResBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_blocks_that_an_operator_does_not_know_run_one_by_one():
+    x, known = torch.randn(2, 4, 9), muomni_fast.ResBlock(4, 3, (1,))
+    other = muomni_fast.ResBlock(4, 5, (2,), "2")
+    doubled = Doubled(4, 3, (1,))
+    mrf = muomni_fast.MRF(4, (3, 3), ((1,), (1,)))
+    for blocks in ([nn.Identity()], [known, nn.Identity()], [known, other], [known, doubled]):
+        expected = sum(block(x) for block in blocks) / len(blocks)
+        mrf.resblocks = nn.ModuleList(blocks)
+        assert torch.equal(mrf(x), expected) and torch.equal(functional.mrf(x, blocks), expected)
+
+
+def test_generators_with_other_modules_inside_run_one_by_one():
+    for replace in (
+        lambda model: model.resblocks.__setitem__(1, nn.Identity()),
+        lambda model: setattr(model, "conv_pre", nn.Sequential(nn.ReLU(), model.conv_pre)),
+        lambda model: model.conv_post.register_parameter("bias", None),
+    ):
+        slow, fast = pair(TYPE_1)
+        mel = torch.randn(2, 12, 6)
+        for model in (slow, fast):
+            replace(model)
+        torch.testing.assert_close(fast(mel), slow(mel), **EXACT)
+
+
+HOOKS = [
+    "register_forward_hook",
+    "register_forward_pre_hook",
+    "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("inner", ["conv_pre", "resblocks.4", "resblocks.1.convs2.0", "conv_post"])
+def test_hooks_on_inner_modules_fire(inner, hook):
+    model, mel, seen = fast_of(), torch.randn(1, 12, 5).requires_grad_(), []
+    audio = model(mel)
+    handle = getattr(model.get_submodule(inner), hook)(lambda *args: seen.append(args))
+    hooked = model(mel)
+    torch.testing.assert_close(hooked, audio, **EXACT)
+    hooked.sum().backward()
+    assert len(seen) == 1
+    handle.remove()
+    assert torch.equal(model(mel), audio)
+
+
+# Prepared inference
+
+
+@pytest.mark.parametrize("weight_norm", [False, True], ids=["plain", "normed"])
+@every_config
+def test_prepared_audio_is_the_same(config, weight_norm):
+    model, mel = (
+        fast_of(config, weight_norm=weight_norm).eval(),
+        torch.randn(3, config["n_mels"], 9),
+    )
+    with torch.no_grad():
+        audio, cut = model(mel), model(mel, [9, 0, 4])
+        assert model.prepare() is model
+        for prepared in (model, copy.deepcopy(model), model.eval(), model.fold_weight_norm()):
+            assert prepared._prepared is not None
+            assert torch.equal(prepared(mel), audio) and torch.equal(prepared(mel, [9, 0, 4]), cut)
+    torch.testing.assert_close(torch.cat([*model.stream(mel.split(2, 2))], 1), audio, **EXACT)
+    assert model.state_dict().keys() == reference.HiFiGANVocoder(**config).state_dict().keys()
+
+
+def test_no_gradient_passes_a_prepared_model(recwarn):
+    audio = fast_of().eval().prepare()(torch.randn(1, 12, 4).requires_grad_())
+    assert not audio.requires_grad and not recwarn
+
+
+@pytest.mark.parametrize("change", ["train", "parent trains", "load", "parent loads", "to"])
+def test_what_was_prepared_is_dropped_when_weights_may_change(change):
+    model, (other, _) = fast_of().eval(), pair(TYPE_1)
+    parent, mel = nn.ModuleDict({"vocoder": model}), torch.randn(2, 12, 5)
+    stale = model.prepare()(mel)
+    if change.endswith("train") or change.endswith("trains"):
+        (parent if "parent" in change else model).train()
+        with torch.no_grad():
+            model.conv_post.weight.mul_(2)
+    elif change == "load":
+        model.load_state_dict(other.state_dict())
+    elif change == "parent loads":
+        parent.load_state_dict({f"vocoder.{k}": v for k, v in other.state_dict().items()})
+    else:
+        parent.to(torch.float64)
+    assert model._prepared is None
+    other.to(model.conv_pre.weight.dtype).load_state_dict(model.state_dict())
+    mel = mel.to(model.conv_pre.weight.dtype)
+    torch.testing.assert_close(model(mel), other(mel), **EXACT)
+    assert not torch.equal(model(mel), stale)
+
+
+def test_weights_changed_in_place_do_not_reach_what_was_prepared():
+    """Neither all of them nor, worse, some."""
+    model, mel = fast_of().eval(), torch.randn(2, 12, 5)
+    audio = model.prepare()(mel)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert torch.equal(model(mel), audio)
+
+
+def test_preparing_for_training_or_from_nan_is_refused():
+    model = fast_of(weight_norm=True)
+    with pytest.raises(RuntimeError, match="expected eval mode"):
+        model.prepare()
+    model.resblocks[3].convs1[1].bias.data[2] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        model.eval().prepare()
+    assert model._prepared is None
