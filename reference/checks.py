@@ -36,7 +36,9 @@ def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
         TypeError: they are not integers.
         ValueError: there is not one for each item, or one is not between 0 and T.
     """
-    found = torch.as_tensor(lengths, dtype=None if len(lengths) else torch.int64)
+    found = lengths
+    if not isinstance(found, Tensor):
+        found = torch.tensor(lengths, dtype=None if len(lengths) else torch.int64)
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {found.dtype}")
     if found.shape != mel.shape[:1]:
