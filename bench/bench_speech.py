@@ -1,7 +1,6 @@
 """Encode, decode, generate and train: the reference against the fast modules at the named shapes.
 
-`pytest bench --benchmark-only`. The vocoder has no kernel yet: there the two are the same code and
-should tie.
+`pytest bench --benchmark-only`.
 """
 
 import math
@@ -27,11 +26,17 @@ QUANTIZERS = {
     "fast": lambda: muomni_fast.RVQ().to(DEVICE).eval(),
     "prepared": lambda: muomni_fast.RVQ().to(DEVICE).eval().prepare(),
 }
+GENERATORS = {
+    "reference": lambda: reference.HiFiGANVocoder().to(DEVICE).eval(),
+    "fast": lambda: muomni_fast.HiFiGANVocoder().to(DEVICE).eval(),
+    "prepared": lambda: muomni_fast.HiFiGANVocoder().to(DEVICE).eval().prepare(),
+}
 BUDGET = 3.0  # seconds of measuring per benchmark; what takes longer is measured once
 MAX_ROUNDS = 500
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=list(BACKENDS))
 every_quantizer = pytest.mark.parametrize("make", QUANTIZERS.values(), ids=list(QUANTIZERS))
+every_generator = pytest.mark.parametrize("make", GENERATORS.values(), ids=list(GENERATORS))
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 
 
@@ -76,11 +81,13 @@ def test_decode(measure, make: Callable[[], reference.RVQ], shape: tuple[int, in
         measure(lambda: rvq.decode(codes))
 
 
-@every_backend
+@every_generator
 @every_shape
 @pytest.mark.benchmark(group="generator forward")
-def test_generator(measure, backend: ModuleType, shape: tuple[int, int]) -> None:
-    generator = backend.HiFiGANVocoder().to(DEVICE).eval()
+def test_generator(
+    measure, make: Callable[[], reference.HiFiGANVocoder], shape: tuple[int, int]
+) -> None:
+    generator = make()
     mel = mel_frames(shape).transpose(1, 2).contiguous()
     with torch.inference_mode():
         measure(lambda: generator(mel))

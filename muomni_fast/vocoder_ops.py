@@ -16,11 +16,18 @@ from . import backend, network, torch_inference, torch_vocoder
 from .network import Blocks, Network
 from .ops import _one_by_one, _operator, _refusal
 
+# On a CPU, from so many on, laying weights out anew costs less than it then saves.
+MANY_FRAMES = 16
+MANY_ROWS = 512  # of a stage
 
-def _backend(op: str, *tensors: Tensor, training: bool = True) -> ModuleType:
-    """The module that runs the layers of `op` on these tensors."""
+
+def _backend(op: str, *tensors: Tensor, channels_last: bool = False) -> ModuleType:
+    """The module that runs the layers of `op` on these tensors.
+
+    Without kernels, `channels_last` is faster for many rows and has no gradient.
+    """
     if backend.choose(op, *tensors) == "torch":
-        return torch_vocoder if training else torch_inference
+        return torch_inference if channels_last else torch_vocoder
     from . import triton_vocoder
 
     return triton_vocoder
@@ -32,7 +39,7 @@ def _network(rates: Sequence[int], kernels: Sequence[int], blocks: str) -> Netwo
 
 def pack(op: str, tensors: Sequence[Tensor], shape: Network) -> list[Tensor]:
     """Weights and biases as the backend that runs here reads them, for `prepared=True`."""
-    return _unshared(_backend(op, *tensors, training=False).pack(tensors, shape), tensors)
+    return _unshared(_backend(op, *tensors, channels_last=True).pack(tensors, shape), tensors)
 
 
 def _unshared(found: Sequence[Tensor], others: Sequence[Tensor] = ()) -> list[Tensor]:
@@ -61,7 +68,8 @@ def generator(
     `tensors` are weights and biases in the order of `network.Layers`, or what `pack` gave if
     `prepared`; `blocks` is `network.Blocks.spec`.
     """
-    run = _backend("generator", mel, *tensors, training=False)
+    many = prepared or mel.shape[0] * mel.shape[2] >= MANY_FRAMES
+    run = _backend("generator", mel, *tensors, channels_last=many)
     shape = _network(rates, kernels, blocks)
     layers = (run.unpacked if prepared else run.layers)(tensors, shape)
     return network.forward(run, mel, layers, shape, lengths, keep=False)[0]
@@ -173,7 +181,8 @@ torch.library.register_autograd(
 @_operator("mrf")
 def mrf(x: Tensor, tensors: Sequence[Tensor], blocks: str) -> Tensor:
     """The mean of a stage's residual blocks, (B, C, T), without a gradient."""
-    run = _backend("mrf", x, *tensors, training=False)
+    many = x.shape[0] * x.shape[2] >= MANY_ROWS
+    run = _backend("mrf", x, *tensors, channels_last=many)
     return run.stage(x, tensors, Blocks.parse(blocks), keep=False)[0]
 
 
