@@ -4,7 +4,8 @@ An operator stands for modules only where it computes what they would: residual 
 reference has them, without forward hooks. Whatever else there is runs module by module.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,14 @@ from .reference.weight_norm import CONVOLUTIONS
 from .transforms import autocast, learning, refuse_transforms
 
 
-def resblock_forward(block: nn.Module, x: Tensor) -> Tensor:
+def resblock_forward(block: Any, x: Tensor) -> Tensor:
     """(B, channels, T) -> (B, channels, T); see `functional.mrf`."""
     if all(_plain(conv) for conv in _convolutions(block)):
         return run_blocks(x, [block])
     return hifigan.ResBlock.forward(block, x)
 
 
-def fusible(resblocks: Sequence[nn.Module]) -> bool:
+def fusible(resblocks: Any) -> bool:
     """Whether an operator computes what these modules would, one by one."""
     ours = hifigan.ResBlock.forward, resblock_forward
     known = all(type(block).forward in ours and not _hooked(block) for block in resblocks)
@@ -65,7 +66,7 @@ def _hooked(module: nn.Module) -> bool:
     return any(hooks) or any((module._backward_hooks, module._backward_pre_hooks))
 
 
-def _convolutions(block: nn.Module) -> Iterator[nn.Module]:
+def _convolutions(block: Any) -> Iterator[nn.Module]:
     if block.resblock == "2":
         yield from block.convs
     else:
@@ -73,11 +74,11 @@ def _convolutions(block: nn.Module) -> Iterator[nn.Module]:
             yield from pair
 
 
-def _of(convolution: nn.Module) -> tuple[Tensor, Tensor]:
+def _of(convolution: Any) -> tuple[Tensor, Tensor]:
     return convolution.weight, convolution.bias
 
 
-def tensors_of_blocks(resblocks: Sequence[nn.Module]) -> list[Tensor]:
+def tensors_of_blocks(resblocks: Iterable[Any]) -> list[Tensor]:
     """Weights and biases, in the operators' order."""
     return [t for block in resblocks for conv in _convolutions(block) for t in _of(conv)]
 
@@ -104,7 +105,7 @@ def _one_kind(op: str, name: str, x: Tensor, tensors: Sequence[Tensor]) -> list[
     return [x, *tensors]
 
 
-def run_blocks(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:
+def run_blocks(x: Tensor, resblocks: Sequence[Any]) -> Tensor:
     """The mean of residual blocks."""
     require_channels("x", x, resblocks[0].channels)
     blocks = Blocks(

@@ -11,9 +11,11 @@ import itertools
 import math
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +72,10 @@ class Blocks:
         """One block by itself."""
         return Blocks(self.kind, (self.taps[branch],), (self.dilations[branch],))
 
-    def divided(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-        """Weights and biases of all blocks, in turn -> of each block."""
+    def divided(self, items: Sequence[T]) -> list[Sequence[T]]:
+        """Something for each weight and bias of all blocks, in turn -> of each block."""
         ends = list(itertools.accumulate(self.sizes))
-        return [tensors[end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
+        return [items[end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
 
     @property
     def spec(self) -> str:
@@ -177,7 +179,7 @@ def backward(
     grad: Tensor,
     audio: Tensor,
     mel: Tensor,
-    kept: list[Tensor],
+    kept: Sequence[Tensor],
     tensors: Sequence[Tensor],
     network: Network,
     lengths: Tensor | None,

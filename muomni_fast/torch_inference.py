@@ -23,7 +23,7 @@ CHANNELS_LAST = torch.channels_last
 # Values of an activation at once, 4 MB of float32; 2^19 to 2^21 are about equal.
 STRIP = 1 << 20
 
-Pair = Sequence[Tensor]  # a convolution's weight, (N, C, 1, taps) channels-last, and bias
+Pair = tuple[Tensor, Tensor]  # a convolution's weight, (N, C, 1, taps) channels-last, and bias
 
 
 def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
@@ -34,7 +34,7 @@ def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
 def pack(tensors: Sequence[Tensor], network: Network) -> list[Tensor]:
     """What `prepare` keeps, and `unpacked` takes."""
     raw = Layers.of(tensors, len(network.rates), sum(network.blocks.sizes))
-    ups = [_pack_up(*up, rate) for up, rate in zip(raw.ups, network.rates, strict=True)]
+    ups = [_pack_up(up, rate) for up, rate in zip(raw.ups, network.rates, strict=True)]
     return Layers(_pack(raw.pre), ups, [_pack(mrf) for mrf in raw.mrfs], _pack(raw.post)).flat()
 
 
@@ -51,8 +51,9 @@ def _pack(tensors: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def _pack_up(weight: Tensor, bias: Tensor, rate: int) -> list[Tensor]:
+def _pack_up(layer: Pair, rate: int) -> list[Tensor]:
     """(C, C_out, kernel) -> (rate * C_out, C, 1, taps), phases first, channels-last."""
+    weight, bias = layer
     channels, width, kernel = weight.shape
     taps = -(-kernel // rate)
     padded = F.pad(weight, (0, taps * rate - kernel)).view(channels, width, taps, rate)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .network import Blocks, Layers, Network
 from .reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
 
-Pair = Sequence[Tensor]  # a convolution's weight and bias
+Pair = tuple[Tensor, Tensor]  # a convolution's weight and bias
 Needs = Sequence[bool]
 Grads = list[Tensor | None]
 
@@ -93,7 +93,8 @@ def up(
 ) -> Tensor:
     """(B, C, T) -> (B, C / 2, T * factor)."""
     active = _activated(x, LEAKY_SLOPE, past_end(lengths, rate, x))
-    return F.conv_transpose1d(active, *layer, stride=factor, padding=(kernel - factor) // 2)
+    weight, bias = layer
+    return F.conv_transpose1d(active, weight, bias, factor, (kernel - factor) // 2)
 
 
 def up_grad(
@@ -135,17 +136,15 @@ def mrf(
             padding = (blocks.taps[branch] - 1) // 2
             if p > 0 and keep:
                 kept.append(y)
-            step = F.conv1d(
-                _activated(y, LEAKY_SLOPE, past),
-                *group[first : first + 2],
-                padding=padding * dilation,
-                dilation=dilation,
-            )
+            weight, bias = group[first : first + 2]
+            active = _activated(y, LEAKY_SLOPE, past)
+            step = F.conv1d(active, weight, bias, padding=padding * dilation, dilation=dilation)
             if blocks.paired:
                 inner = silenced(F.leaky_relu_(step, LEAKY_SLOPE), past)
                 if keep:
                     kept.append(inner)
-                step = F.conv1d(inner, *group[first + 2 : first + 4], padding=padding)
+                weight, bias = group[first + 2 : first + 4]
+                step = F.conv1d(inner, weight, bias, padding=padding)
             y = step.add_(y)
         total = y if total is None else total.add_(y)
     assert total is not None
@@ -168,15 +167,15 @@ def mrf_grad(
     found: Grads = []
     d_x = None
     kept = list(kept)
-    groups, needed = blocks.divided(tensors), blocks.divided(needs)  # type: ignore[arg-type]
+    groups, needed = blocks.divided(tensors), blocks.divided(needs)
     for branch in reversed(range(len(groups))):
         group, need, d = groups[branch], needed[branch], grad
         for p in reversed(range(len(blocks.dilations[branch]))):
             first = 2 * p * blocks.per_dilation
-            step, pair = d, []
+            step, pair = d, list[Any]()
             if blocks.paired:
-                inner = kept.pop()
-                step, *pair = _conv_grad(d, inner, group[first + 2], (True, *need[first + 2 :][:2]))
+                inner, wanted = kept.pop(), need[first + 2 : first + 4]
+                step, *pair = _conv_grad(d, inner, group[first + 2], (True, *wanted))
                 step = _activation_grad(step, inner, LEAKY_SLOPE, past, of_result=True)
             y = kept.pop() if p > 0 else x
             active = _activated(y, LEAKY_SLOPE, past)

@@ -21,7 +21,7 @@ from .kernels.mrf_strip import mrf_strip
 from .network import Blocks, Layers, Network
 from .reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
 
-Pair = Sequence[Tensor]  # a convolution's weight and bias, packed
+Pair = tuple[Tensor, Tensor]  # a convolution's weight and bias, packed
 Needs = Sequence[bool]
 Grads = list[Tensor | None]
 
@@ -29,10 +29,10 @@ Grads = list[Tensor | None]
 def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
     """Weights and biases as torch has them -> packed for the functions here."""
     raw = Layers.of(tensors, len(network.rates), sum(network.blocks.sizes))
-    pairs = zip(raw.ups, network.rates, network.kernels, strict=True)
+    pairs = zip(raw.ups, network.rates, strict=True)
     return Layers(
         pre=(_taps_inside(raw.pre[0]).contiguous(), raw.pre[1]),
-        ups=[(_up_weight(*up, rate), up[1].repeat(rate)) for up, rate, _ in pairs],
+        ups=[(_up_weight(up[0], rate), up[1].repeat(rate)) for up, rate in pairs],
         mrfs=[pack_blocks(mrf, network.blocks) for mrf in raw.mrfs],
         post=(raw.post[0][0].t().contiguous(), raw.post[1]),
     )
@@ -68,7 +68,7 @@ def _phase_taps(rate: int, kernel: int) -> tuple[int, int, int]:
     return (kernel - 1 - padding) // rate - least + 1, least, padding
 
 
-def _up_weight(weight: Tensor, _: Tensor, rate: int) -> Tensor:
+def _up_weight(weight: Tensor, rate: int) -> Tensor:
     """(C, C_out, kernel) -> (rate * C_out, taps, C): phases first, zero where one has no tap."""
     channels, width, kernel = weight.shape
     taps, least, padding = _phase_taps(rate, kernel)
@@ -152,9 +152,11 @@ def up(
 ) -> Tensor:
     """(B, T, C) -> (B, T * factor, C / 2)."""
     _, least, padding = _phase_taps(factor, kernel)
+    weight, bias = layer
     columns = conv(
         x,
-        *layer,
+        weight,
+        bias,
         lengths,
         rate,
         padding=least,
@@ -175,7 +177,7 @@ def up_grad(
     needs: Needs,
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of weight and bias (as torch has them)."""
-    weight, found = layer[0], [None, None]
+    weight, found = layer[0], Grads((None, None))
     channels, width, kernel = weight.shape
     padding = (kernel - factor) // 2
     # Every row of the input reads `kernel` rows of what arrives, `factor` apart.
@@ -220,7 +222,7 @@ def mrf(
     depth, the same of one block after the other.
     """
     if blocks.ragged:
-        total, kept = torch.zeros_like(x), []
+        total, kept = torch.zeros_like(x), list[Tensor]()
         for g in range(len(blocks.taps)):
             pair = packed[2 * g : 2 * g + 2]
             y, inner = mrf(x, pair, blocks.single(g), lengths, rate, keep)
@@ -242,7 +244,7 @@ def mrf(
             config=config,
         )
         return whole, []
-    y, source, kept = x, x, []
+    y, source, kept = x, x, list[Tensor]()
     steps = _steps(blocks)
     for step, weight in enumerate(_step_weights(weights, blocks, x.shape[-1])):
         opens = blocks.paired and step % 2 == 0  # the first of a pair
@@ -283,18 +285,18 @@ def mrf_grad(
     groups = blocks.divided(tensors)
     d = grad / len(blocks.taps)
     if blocks.ragged:
-        total, found, start = torch.zeros_like(x), [], 0
+        total, all_found, start = torch.zeros_like(x), Grads(), 0
         for g, (group, need) in enumerate(zip(groups, blocks.divided(needs), strict=True)):
             single = blocks.single(g)
             inner = kept[start : start + len(_steps(single)) - 1]
             start += len(inner)
             d_x, own = mrf_grad(d, x, inner, group, single, lengths, rate, need)
-            total, found = total.add_(d_x), [*found, *own]
-        return total, found
+            total, all_found = total.add_(d_x), [*all_found, *own]
+        return total, all_found
     steps = _steps(blocks)
     inputs = [x, *kept]  # of each step
     running = d  # what arrives at the sum after a dilation's steps
-    found = [[None] * len(group) for group in groups]
+    found = [Grads([None] * len(group)) for group in groups]
     needed = blocks.divided(needs)
     for step in reversed(range(len(steps))):
         p, dilations = steps[step]
@@ -303,10 +305,11 @@ def mrf_grad(
         source = inputs[step]
         if any(any(need[2 * step : 2 * step + 2]) for need in needed):
             slopes = 1.0, 1.0 if closes else LEAKY_SLOPE
-            own = conv_weight_grad(
+            d_weights, d_biases = conv_weight_grad(
                 d, source, blocks.taps, dilations, paddings, lengths, rate, slopes=slopes
             )
-            for g, pair in enumerate(_separate(*own, blocks.taps)):
+            assert d_biases is not None
+            for g, pair in enumerate(_separate(d_weights, d_biases, blocks.taps)):
                 found[g][2 * step : 2 * step + 2] = pair
         d = mrf_step(
             d,
@@ -339,7 +342,8 @@ def _separate(weights: Tensor, biases: Tensor, taps: Sequence[int]) -> list[tupl
 
 def post(x: Tensor, layer: Pair, lengths: Tensor | None, rate: int) -> Tensor:
     """(B, T, C) -> (B, T)."""
-    return conv_post(x, *layer, lengths, rate, LAST_LEAKY_SLOPE)
+    weight, bias = layer
+    return conv_post(x, weight, bias, lengths, rate, LAST_LEAKY_SLOPE)
 
 
 def post_grad(

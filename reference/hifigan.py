@@ -302,9 +302,9 @@ class HiFiGANVocoder(nn.Module):
         reach = (self.conv_post.kernel_size[0] - 1) // 2
         first, last = first - reach, last + reach
         for stage in reversed(range(len(self.ups))):
-            blocks = self.resblocks[stage * self.n_kernels : (stage + 1) * self.n_kernels]
+            blocks: Any = self.resblocks[stage * self.n_kernels : (stage + 1) * self.n_kernels]
             reach = max(block.reach for block in blocks)
-            up = self.ups[stage]
+            up: Any = self.ups[stage]
             (size,), (rate,), (padding,) = up.kernel_size, up.stride, up.padding
             # Row t reads rows (t + padding - size, t + padding] / rate.
             first = -((size - 1 - padding - (first - reach)) // rate)
