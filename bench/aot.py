@@ -238,7 +238,7 @@ def compiling_for(capability: int) -> Iterator[dict[str, Any]]:
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **named)
-        shown = ("N", "C", "TAPS", "DILATIONS", "STRIDE", "SUM")
+        shown = ("N", "C", "taps", "TAPS", "DILATIONS", "STRIDE", "SUM")
         facts = [f"{name}={named[name]}" for name in shown if name in named]
         label = " ".join([self.fn.__name__, *facts])
         while label in kernels and kernels[label].hash != kernel.hash:
@@ -268,18 +268,23 @@ def machine_code(kernel: Any) -> tuple[str, str]:
     return outputs[0], outputs[1]
 
 
-def report(case: Case, capability: int) -> list[dict[str, Any]]:
-    """Compile one case and describe its kernels; `problems` lists the budgets one breaks."""
+def report(case: Case, capability: int, seen: set[str]) -> list[dict[str, Any]]:
+    """Compile one case and describe its kernels, less those `seen`, which it adds to.
+
+    `problems` lists the budgets a kernel breaks.
+    """
     start = time.perf_counter()
     with compiling_for(capability) as kernels:
         case.launch()
     seconds = time.perf_counter() - start
     several = len(kernels) > 1
+    new = {label: kernel for label, kernel in kernels.items() if kernel.hash not in seen}
+    seen.update(kernel.hash for kernel in new.values())
     return [
         describe(case, capability, kernel)
         | {"case": f"{case.name}: {label}" if several else case.name}
-        | {"seconds": round(seconds / len(kernels), 1)}
-        for label, kernel in kernels.items()
+        | {"seconds": round(seconds / len(new), 1)}
+        for label, kernel in new.items()
     ]
 
 
@@ -326,19 +331,22 @@ def main() -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], choices=SHARED_BYTES)
     parser.add_argument("--out", type=Path, help="folder for aot-triton-VERSION.json")
     args = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
     print(f"triton {triton.__version__}", *COLUMNS, sep="  ")
     for case in CASES:
         if (args.main and not case.main) or args.case not in case.name:
             continue
         for capability in args.arch:
-            for row in report(case, capability):
+            for row in report(case, capability, seen):
                 rows.append(row)
                 cells = [f"{name}={row[name]}" for name in COLUMNS]
                 print(f"{row['arch']}  {row['case']:36}", *cells, *row["problems"], flush=True)
     if args.out:
         path = args.out / f"aot-triton-{triton.__version__}.json"
-        path.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1))
+        lines = ",\n".join(json.dumps(list(row.values())) for row in rows)
+        head = json.dumps({"triton": triton.__version__, "columns": list(rows[0])})
+        path.write_text(f'{head[:-1]}, "kernels": [\n{lines}\n]}}\n')
     return int(any(row["problems"] for row in rows))
 
 
