@@ -108,21 +108,22 @@ def derivative(acc, p_sign, mask, SLOPE: tl.constexpr):
     return acc
 
 
-@triton.jit(do_not_specialize=["T", "rate"])  # or every length of a stream would compile
+# Lengths, or every one of a stream would compile; taps, or their loop would be unrolled, and spill.
+@triton.jit(do_not_specialize=["T", "rate", "taps"])
 def _conv_kernel(
     # (B, T * STRIDE, C), or (B, C, T) where CHANNELS_FIRST; (B, T, N) or None
     x_ptr,
     sign_ptr,
-    # (N, TAPS, C), (N) or None; (B, T, N); (B,) or None
+    # (N, taps, C), (N) or None; (B, T, N); (B,) or None
     w_ptr,
     b_ptr,
     out_ptr,
     lengths_ptr,
     T,
     rate,
+    taps,
     N: tl.constexpr,
     C: tl.constexpr,
-    TAPS: tl.constexpr,
     DILATION: tl.constexpr,
     OFFSET: tl.constexpr,  # row of tap 0
     STRIDE: tl.constexpr,
@@ -142,7 +143,7 @@ def _conv_kernel(
 
     o_t = tl.arange(0, BLOCK_T)
     o_n = column * BLOCK_N + tl.arange(0, BLOCK_N)
-    first, last = 0, TAPS
+    first, last = 0, taps
     if PHASES is not None:
         # Tap i of phase p is tap p + padding + (i + least) * phases of the whole kernel.
         PADDING: tl.constexpr = PHASES[2]
@@ -163,7 +164,7 @@ def _conv_kernel(
         o_n,
         first,
         last,
-        TAPS,
+        taps,
         DILATION,
         T,
         N,
@@ -234,9 +235,9 @@ def conv(
                 lengths_ptr=lengths,
                 T=rows,
                 rate=rate,
+                taps=taps,
                 N=n,
                 C=channels,
-                TAPS=taps,
                 DILATION=dilation,
                 OFFSET=-padding,
                 STRIDE=stride,

@@ -65,9 +65,11 @@ CONV = {
     ("sm_80", 4, 128): ConvConfig(64, 64, 32, 4, 3),
 }
 # Of weight gradients: columns are those of what arrives at the output, `block_t` is summed over.
+# Warp groups take float32 operands transposed, which asynchronous copies do four bytes at a time:
+# one stage, through registers.
 GRAD = {
     ("sm_90", 2): ConvConfig(64, 64, 64, 4, 3),
-    ("sm_90", 4): ConvConfig(32, 64, 64, 4, 2),
+    ("sm_90", 4): ConvConfig(32, 64, 64, 4, 1),
     ("sm_80", 2): ConvConfig(64, 64, 64, 4, 3),
     ("sm_80", 4): ConvConfig(32, 64, 32, 4, 2),
 }

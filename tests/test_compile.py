@@ -28,7 +28,7 @@ def test_a_configuration_that_spills_is_caught():
 import aot
 from muomni_fast.kernels import configs
 configs.ENCODE["sm_90", 64] = configs.EncodeConfig(128, 128, 128, 32, "ieee", 4, 1)
-print(aot.report(aot.CASES[0], 90)[0]["problems"])
+print(aot.report(aot.CASES[0], 90, set())[0]["problems"])
 """
     done = run("-c", plant)
     assert "spills" in done.stdout, done.stdout + done.stderr
