@@ -2,6 +2,7 @@
 here, before anything imports triton."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,15 @@ torch.use_deterministic_algorithms(True)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROOT = Path(__file__).resolve().parent.parent
 SPEECH = ROOT / "reference" / "speech"
+# Marks of tests that run kernels, on the GPU where there is one, and of those that watch them run.
+INTERPRETERS_NUMPY = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
+ON_KERNELS = [pytest.mark.usefixtures("kernel_device"), INTERPRETERS_NUMPY]
+if DEVICE.type == "cuda":
+    ON_KERNELS.append(pytest.mark.gpu)
+ON_INTERPRETER = [
+    pytest.mark.skipif(DEVICE.type == "cuda", reason="watches the interpreter"),
+    INTERPRETERS_NUMPY,
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,3 +60,15 @@ def weights() -> Path:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def kernel_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tensors are created where kernels run; interpreted products round as tensor cores do."""
+    from interpreter import round_like_tensor_cores
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    if DEVICE.type == "cpu":
+        round_like_tensor_cores(monkeypatch)
+    with torch.device(DEVICE):
+        yield

@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, nn
 
 import muomni_fast
-from muomni_fast import fused, reference
+from muomni_fast import fused, reference, triton_vocoder
+from muomni_fast.kernels import conv_configs
+from muomni_fast.kernels.conv_configs import StripConfig
 
 TYPE_1 = dict(
     n_mels=12,
@@ -80,3 +82,10 @@ def assert_same_gradients(slow: dict[str, Tensor], fast: dict[str, Tensor], erro
     for name, expected in slow.items():
         assert expected.norm() > 0, name
         assert (fast[name] - expected).norm() <= error * expected.norm(), name
+
+
+def strips(monkeypatch: pytest.MonkeyPatch, length: int, programs: int) -> None:
+    """Send stages that keep nothing down the strip path."""
+    tile = lambda x: conv_configs.conv_config(x.shape[2], x.shape[2], x)
+    config = lambda x, *_: StripConfig(tile(x), programs, length)
+    monkeypatch.setattr(triton_vocoder, "strip_config", config)

@@ -2,12 +2,11 @@
 round them."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICE
+from conftest import DEVICE, ON_KERNELS
 from interpreter import round_like_tensor_cores, truncated
 from oracle import HARD, midpoints, mismatches, stagewise_mismatches, unexcused_mismatches
 from torch import Tensor
@@ -21,17 +20,7 @@ from muomni_fast.kernels.configs import ENCODE
 from muomni_fast.kernels.rvq_decode import rvq_decode
 from muomni_fast.kernels.rvq_encode import half_norms, rvq_encode
 
-pytestmark = [pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")]
-if DEVICE.type == "cuda":
-    pytestmark.append(pytest.mark.gpu)
-
-
-@pytest.fixture(autouse=True)
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if DEVICE.type == "cpu":
-        round_like_tensor_cores(monkeypatch)
-    with torch.device(DEVICE):
-        yield
+pytestmark = ON_KERNELS
 
 
 def count() -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+from conftest import ON_INTERPRETER
 from interpreter import Launch, watched
 from oracle import midpoints
 from torch import Tensor
@@ -19,10 +20,7 @@ from muomni_fast.kernels.rvq_encode import (
     rvq_encode,
 )
 
-pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="watches the interpreter"),
-    pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning"),
-]
+pytestmark = ON_INTERPRETER
 CPU = torch.device("cpu")
 
 

@@ -1,38 +1,24 @@
-"""The vocoder's Triton kernels: on a GPU, or interpreted with products rounded as tensor cores
-round them."""
-
-from collections.abc import Iterator
+"""The vocoder's residual blocks and whole generators as Triton kernels: on a GPU, or interpreted
+with products rounded as tensor cores round them."""
 
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICE
-from interpreter import round_like_tensor_cores
+from conftest import DEVICE, ON_KERNELS
+from kernel_checks import all_close, assert_close, doubles, with_gradients
 from oracle import snr_db
+from small_vocoders import strips
 from torch import Tensor
-from torch.nn import functional as F
 
 from muomni_fast import fused, network, reference
 from muomni_fast import triton_vocoder as run
 from muomni_fast.kernels import conv_configs, mrf_grouped
-from muomni_fast.kernels.conv_configs import ConvConfig, StripConfig
-from muomni_fast.kernels.conv_post import conv_post
+from muomni_fast.kernels.conv_configs import ConvConfig
 from muomni_fast.network import Blocks, Network
 from muomni_fast.reference import hifigan
 
-pytestmark = [pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")]
-if DEVICE.type == "cuda":
-    pytestmark.append(pytest.mark.gpu)
+pytestmark = ON_KERNELS
 
-# Tiles whose edges a few rows reach: parts of a tap at once, or several taps.
-PARTS, TAPS = ConvConfig(16, 16, 16, 4, 1), ConvConfig(16, 16, 64, 4, 1)
-ROWS = [1, 2, 15, 16, 17]  # fewer than a kernel reaches, and around a tile
-WORST = {
-    # dtype: error of an output or gradient, of the largest magnitude in it
-    torch.float32: 1e-5,
-    torch.float16: 6e-3,
-    torch.bfloat16: 5e-2,  # the interpreter truncates
-}
 MRFS = {
     "1": ("1", (3, 5), ((1, 2), (1, 2))),
     "1-V1": ("1", (3, 7, 11), ((1, 3, 5),) * 3),
@@ -49,121 +35,9 @@ Blocky = tuple[str, tuple[int, ...], tuple[tuple[int, ...], ...]]
 
 
 @pytest.fixture(autouse=True)
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(conv_configs, "INTERPRETED", TAPS)
-    if DEVICE.type == "cpu":
-        round_like_tensor_cores(monkeypatch)
-    with torch.device(DEVICE):
-        yield
-
-
-def assert_close(found: Tensor, exact: Tensor) -> None:
-    assert found.shape == exact.shape and exact.numel()
-    error = (found.double() - exact).abs().max()
-    assert error <= WORST[found.dtype] * exact.abs().max(), f"off by {error:.2g}"
-
-
-def all_close(found: list[Tensor], exact: list[Tensor]) -> None:
-    for a, b in zip(found, exact, strict=True):
-        assert_close(a, b)
-
-
-def doubles(*tensors: Tensor) -> list[Tensor]:
-    """Float64 copies that collect gradients."""
-    return [t.double().requires_grad_() for t in tensors]
-
-
-def with_gradients(out: Tensor, grad: Tensor, *inputs: Tensor) -> list[Tensor]:
-    return [out.detach(), *torch.autograd.grad(out, inputs, grad.double())]
-
-
-def turned(x: Tensor) -> Tensor:
-    """(B, C, T) to or from (B, T, C)."""
-    return x.transpose(1, 2).contiguous()
-
-
-def strips(monkeypatch: pytest.MonkeyPatch, length: int, programs: int) -> None:
-    """Send stages that keep nothing down the strip path."""
-    tile = lambda x: conv_configs.conv_config(x.shape[2], x.shape[2], x)
-    config = lambda x, *_: StripConfig(tile(x), programs, length)
-    monkeypatch.setattr(run, "strip_config", config)
-
-
-# Single convolutions
-
-
-@pytest.fixture(params=[PARTS, TAPS], ids=["parts", "taps"])
-def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conv_configs, "INTERPRETED", request.param)
-
-
-@pytest.mark.parametrize(
-    ("n_mels", "channels", "rows"), [*((8, 16, rows) for rows in ROWS), (80, 24, 17), (6, 48, 17)]
-)
-def test_pre(tile, n_mels, channels, rows):
-    mel, grad = torch.randn(2, n_mels, rows), torch.randn(2, channels, rows)
-    layer = torch.randn(channels, n_mels, 7), torch.randn(channels)
-    m, w, b = doubles(mel, *layer)
-    exact = with_gradients(F.conv1d(m, w, b, padding=3), grad, m, w, b)
-    packed = layer[0].transpose(1, 2).contiguous(), layer[1]
-    out = run.pre(mel, packed, None)
-    d_mel, grads = run.pre_grad(turned(grad), mel, layer, None, True, [True, True])
-    all_close([turned(out), d_mel, *grads], exact)
-
-
-def up_of(weight: Tensor, bias: Tensor, rate: int) -> tuple[Tensor, Tensor]:
-    """A transposed convolution's weights, packed."""
-    other = [weight[:1, :1, :1], bias[:1]]  # layers that are not looked at
-    one = Network((rate,), (weight.shape[2],), Blocks("2", (1,), ((1,),)))
-    return run.layers([*other, weight, bias, *other, *other], one).ups[0]
-
-
-@pytest.mark.parametrize("rows", [1, 16, 17])
-@pytest.mark.parametrize(
-    ("rate", "kernel", "channels"),
-    [(8, 16, 16), (2, 4, 6), (4, 8, 24), (4, 4, 8), (3, 7, 24), (2, 8, 48), (5, 11, 8)],
-)
-def test_up(tile, rate, kernel, channels, rows):
-    padding = (kernel - rate) // 2
-    x, grad = torch.randn(2, channels, rows), torch.randn(2, channels // 2, rows * rate)
-    layer = torch.randn(channels, channels // 2, kernel), torch.randn(channels // 2)
-    d, w, b = doubles(x, *layer)
-    up = F.conv_transpose1d(F.leaky_relu(d, 0.1), w, b, rate, padding)
-    exact = with_gradients(up, grad, d, w, b)
-    out = run.up(turned(x), up_of(*layer, rate), rate, kernel, None, 1)
-    d_x, grads = run.up_grad(turned(grad), turned(x), layer, rate, None, 1, [True, True])
-    all_close([turned(out), turned(d_x), *grads], exact)
-
-
-@pytest.mark.parametrize(
-    ("channels", "rows"),
-    [(6, 1), (6, 2), (8, 63), (8, 64), (48, 65), (8, 127), (24, 128), (6, 129)],
-)
-def test_post(channels, rows):
-    x, grad = torch.randn(2, channels, rows), torch.randn(2, 1, rows)
-    layer = torch.randn(1, channels, 7) / channels, torch.randn(1)
-    d, w, b = doubles(x, *layer)
-    post = F.conv1d(F.leaky_relu(d, 0.01), w, b, padding=3).tanh()
-    exact = with_gradients(post, grad, d, w, b)
-    packed = layer[0][0].t().contiguous(), layer[1]
-    out = run.post(turned(x), packed, None, 1)
-    d_x, grads = run.post_grad(grad[:, 0], out, turned(x), layer, None, 1, [True, True])
-    all_close([out[:, None], turned(d_x), *grads], exact)
-
-
-def test_tanh_is_accurate_everywhere():
-    """`conv_post` of one channel and one tap of weight 1 is tanh alone."""
-    sizes = torch.cat([torch.logspace(-30, 1.3, 3000), torch.linspace(0.3, 20, 3000)])
-    x = torch.cat([sizes, -sizes])
-    one, nothing = torch.ones(1, 1), torch.zeros(1)
-    tanh = lambda x: conv_post(x[None, :, None], one, nothing, None, 1, 1.0)[0]
-    exact = x.double().tanh()
-    ulp = torch.nextafter(exact.float().abs(), torch.tensor(2.0)) - exact.float().abs()
-    assert ((tanh(x) - exact).abs() <= 4 * ulp).all()
-    special = torch.tensor([0.0, torch.inf, -torch.inf, 1e38, -1e38])
-    assert tanh(special).tolist() == [0, 1, -1, 1, -1]
-    assert tanh(torch.tensor([torch.nan])).isnan()
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles whose edges a few rows reach."""
+    monkeypatch.setattr(conv_configs, "INTERPRETED", ConvConfig(16, 16, 64, 4, 1))
 
 
 # Residual blocks

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import test_rvq_memory
 import torch
+from conftest import ON_INTERPRETER
 from interpreter import Launch, watched
+from small_vocoders import strips
 from torch import Tensor
 
 import muomni_fast
@@ -16,7 +18,7 @@ from muomni_fast import fused, network, reference
 from muomni_fast import triton_vocoder as run
 from muomni_fast.kernels import conv_configs
 from muomni_fast.kernels.conv import _conv_kernel
-from muomni_fast.kernels.conv_configs import ConvConfig, StripConfig, reaches, strip_halo
+from muomni_fast.kernels.conv_configs import ConvConfig, reaches, strip_halo
 from muomni_fast.kernels.conv_post import _conv_post_grad_kernel, _conv_post_kernel
 from muomni_fast.kernels.conv_weight_grad import _weight_grad_kernel
 from muomni_fast.kernels.mrf_grouped import _mrf_step_kernel
@@ -24,10 +26,7 @@ from muomni_fast.kernels.mrf_strip import _mrf_strip_kernel
 from muomni_fast.network import Blocks
 from muomni_fast.reference.presets import presets
 
-pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="watches the interpreter"),
-    pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning"),
-]
+pytestmark = ON_INTERPRETER
 TAPS, DILATIONS = (3, 5), ((1, 3), (1, 2))
 SHAPE = 16, 16, 64, "ieee", 1  # a tile
 probe = test_rvq_memory.probe
@@ -36,13 +35,6 @@ probe = test_rvq_memory.probe
 @pytest.fixture(autouse=True)
 def tile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conv_configs, "INTERPRETED", ConvConfig(16, 16, 64, 4, 1))
-
-
-def strips(monkeypatch: pytest.MonkeyPatch, length: int, programs: int) -> None:
-    """Send stages that keep nothing down the strip path."""
-    tile = lambda x: conv_configs.conv_config(x.shape[2], x.shape[2], x)
-    config = lambda x, *_: StripConfig(tile(x), programs, length)
-    monkeypatch.setattr(run, "strip_config", config)
 
 
 # Bounds, and who writes what
@@ -241,7 +233,7 @@ def test_offsets_of_a_convolution_do_not_wrap(probe, beyond, rows):
     found = probe(batch * rows // 16 - 1)
     _conv_kernel[(1,)](
         x_ptr=x, sign_ptr=None, w_ptr=torch.zeros(256), b_ptr=None, out_ptr=out, lengths_ptr=None,
-        T=rows, rate=1, N=16, C=16, TAPS=1, DILATION=1, OFFSET=0, STRIDE=1, PHASES=None, SLOPE=1.0,
+        T=rows, rate=1, taps=1, N=16, C=16, DILATION=1, OFFSET=0, STRIDE=1, PHASES=None, SLOPE=1.0,
         CHANNELS_FIRST=False, TILE=SHAPE,
     )  # fmt: skip
     assert farthest(found, out) == batch * rows * 16 - 1 > beyond
