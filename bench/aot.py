@@ -129,7 +129,7 @@ def generator_case(
     precision: str | None = None,
 ) -> Case:
     """All launches of a generator, 16 x 1 s; `train` with the gradients, `whole` with every stage
-    in one launch."""
+    in one launch that there is a tile for."""
     shape = reference.hifigan.PRESETS.get(preset, {})
     with torch.device("meta"):
         model = reference.HiFiGANVocoder(**shape).to(dtype)
@@ -137,9 +137,10 @@ def generator_case(
     net = fused.network_of(model)
     mel = meta(16, model.n_mels, 87, dtype=dtype)
 
-    def strip(x: Tensor, *blocks: Any) -> Any:
-        tile = conv_configs.conv_config(x.shape[-1], x.shape[-1], x)
-        return conv_configs.StripConfig(tile, 10, tile.block_t)
+    def strip(x: Tensor, *_: Any) -> conv_configs.StripConfig | None:
+        architecture = configs.architecture(x.device)
+        tile, _ = conv_configs.STRIP.get((architecture, 2, x.shape[-1]), (None, 0))
+        return tile and conv_configs.StripConfig(tile, 10, tile.block_t)
 
     def launch() -> None:
         changes = [(triton_vocoder, "strip_config", strip if whole else lambda *_: None)]

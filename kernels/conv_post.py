@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import power_of_two
+from .configs import MAX_REGISTERS, power_of_two
 from .conv import item_rows, leaky_relu
 
 BLOCK_T = 128
@@ -100,6 +100,7 @@ def conv_post(
                 BLOCK_T=BLOCK_T,
                 BLOCK_C=min(WIDEST, power_of_two(channels)),
                 num_warps=4,
+                maxnreg=MAX_REGISTERS,
                 enable_fp_fusion=True,
             )
     return out
@@ -211,6 +212,7 @@ def conv_post_grad(
             BLOCK_C=block_c,
             BLOCK_TAPS=triton.next_power_of_2(weight.shape[0]),
             num_warps=4,
+            maxnreg=MAX_REGISTERS,
             enable_fp_fusion=True,
         )
     return d_x, d_weight.sum(0), d_bias.sum(0)
