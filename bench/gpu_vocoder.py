@@ -196,7 +196,8 @@ def floor_milliseconds(model: reference.HiFiGANVocoder, mel: Tensor, dtype: torc
         flops += 2 * rows * up.weight.numel()
         rows *= up.stride[0]
         blocks = model.resblocks[stage * model.n_kernels : (stage + 1) * model.n_kernels]
-        flops += 2 * rows * sum(p.numel() for p in blocks.parameters() if p.ndim == 3)
+        weights = fused.tensors_of_blocks(blocks)[::2]
+        flops += 2 * rows * sum(weight.numel() for weight in weights)
     flops += 2 * rows * model.conv_post.weight.numel()
     return 1e3 * mel.shape[0] * flops / (790e12 if dtype != torch.float32 else 395e12)
 

@@ -96,8 +96,8 @@ def tensors_of(generator: hifigan.HiFiGANVocoder) -> list[Tensor]:
 def _one_kind(op: str, name: str, x: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Everything on one device and, once autocast has cast, of one dtype."""
     refuse_transforms(op, x, *tensors)
-    for tensor in tensors:
-        require_same_device(**{name: x, "a weight": tensor})
+    elsewhere = next((t for t in tensors if t.device != x.device), x)
+    require_same_device(**{name: x, "a weight": elsewhere})
     x, *tensors = autocast(x, *tensors)
     for tensor in tensors:
         if tensor.dtype != x.dtype:
