@@ -124,6 +124,20 @@ def test_a_batch_of_none_on_either_backend(monkeypatch, backend):
             assert module(x).shape == shape
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@both_modes
+def test_running_out_of_memory_changes_nothing(monkeypatch, backend, prepared):
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", backend)
+    model, mel = fast_of(TINY).eval(), torch.randn(1, 3, 9)
+    if prepared:
+        model.prepare()
+    with torch.no_grad():
+        before = model(mel)
+        with pytest.raises(RuntimeError, match="allocate"):
+            model(mel.expand(2**42, 3, 9))  # more than addresses reach
+        assert torch.equal(model(mel), before)
+
+
 @every_config
 def test_shorter_than_its_context(config):
     slow, fast = pair(config)
