@@ -80,6 +80,16 @@ def test_post(channels, rows):
     all_close([out[:, None], turned(d_x), *grads], exact)
 
 
+@pytest.mark.parametrize("shares", [1, 3])
+def test_gradients_of_rows_shared_out_unevenly(monkeypatch, shares):
+    """Among fewer programs than there are tiles of rows."""
+    monkeypatch.setattr(conv_configs, "INTERPRETED", ConvConfig(16, 16, 64, 4, 1))
+    monkeypatch.setattr("muomni_fast.kernels.conv_weight_grad.GRAD_PROGRAMS", shares)
+    monkeypatch.setattr("muomni_fast.kernels.conv_post.GRAD_SHARES", shares)
+    test_pre(None, 8, 16, rows=50)
+    test_post(8, rows=300)
+
+
 def test_tanh_is_accurate_everywhere():
     """`conv_post` of one channel and one tap of weight 1 is tanh alone."""
     sizes = torch.cat([torch.logspace(-30, 1.3, 3000), torch.linspace(0.3, 20, 3000)])
