@@ -82,6 +82,17 @@ def test_operators_on_interpreted_kernels_pass_opcheck(monkeypatch):
         check_every_block_operator(config, test_utils="test_faketensor")
 
 
+def test_gradients_have_the_dtype_of_what_they_belong_to(monkeypatch):
+    """Kernels sum them in float32; compiled code relies on what the fake says."""
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")
+    mel, tensors, *shape = arguments(fast_of(TINY).half(), torch.randn(1, 3, 2).half(), None)
+    tensors = [t.detach() for t in tensors]
+    audio, kept = vocoder_ops.generator_train(mel, tensors, *shape)
+    needs = [True] * (1 + len(tensors))
+    grads = vocoder_ops.generator_backward(audio, audio, mel, kept, tensors, *shape, needs)
+    assert {g.dtype for g in grads} == {torch.float16}
+
+
 # Transforms and precisions
 
 
