@@ -20,7 +20,7 @@ from small_vocoders import (
 from torch import Tensor, nn
 
 import muomni_fast
-from muomni_fast import functional, reference
+from muomni_fast import functional, reference, torch_inference
 
 
 @both_modes
@@ -150,8 +150,6 @@ def test_shorter_than_its_context(config):
 
 def test_strips_give_what_the_whole_gives(monkeypatch):
     """Of rows and of items, with halos; a real one only at sizes no test has time for."""
-    from muomni_fast import torch_inference
-
     slow, fast = pair(TYPE_1)
     mel = torch.randn(5, 12, 60)
     with torch.no_grad():
@@ -159,6 +157,17 @@ def test_strips_give_what_the_whole_gives(monkeypatch):
             monkeypatch.setattr(torch_inference, "STRIP", strip)
             for lengths in (None, [60, 1, 0, 33, 59]):
                 torch.testing.assert_close(fast(mel, lengths), slow(mel, lengths), **EXACT)
+
+
+@every_config
+@pytest.mark.parametrize("terms", [1, 32, 48])
+def test_sums_in_parts_give_what_the_whole_gives(monkeypatch, config, terms):
+    """One tap at a time, several, and what is left over; real ones are at wider layers."""
+    monkeypatch.setattr(torch_inference, "TERMS", terms)
+    slow, fast = pair(config)
+    mel = torch.randn(2, config["n_mels"], 20)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(mel, [20, 9]), slow(mel, [20, 9]), **EXACT)
 
 
 class Doubled(muomni_fast.ResBlock):
