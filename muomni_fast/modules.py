@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import functional, fused, ops, reference, vocoder_ops
@@ -29,7 +29,27 @@ class PreparedRVQ:
     tables: Tensor
 
 
-class RVQ(reference.RVQ):
+class Preparable(nn.Module):
+    """Drops what `prepare` computed from the weights where they may change."""
+
+    _prepared: Any = None
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; training drops what `prepare` computed."""
+        if mode:
+            self._prepared = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._prepared = None  # also when a parent module loads
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._prepared = None  # another device or dtype
+        return super()._apply(fn, recurse)
+
+
+class RVQ(Preparable, reference.RVQ):
     __doc__ = reference.RVQ.__doc__
 
     _encode = staticmethod(functional.rvq_encode)
@@ -86,18 +106,7 @@ class RVQ(reference.RVQ):
             return super().decode(codes)
         return functional.rvq_decode(codes, self._prepared.tables)
 
-    def train(self, mode: bool = True) -> Self:
-        """As torch's; training drops what `prepare` computed."""
-        if mode:
-            self._prepared = None
-        return super().train(mode)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._prepared = None  # also when a parent module loads
-        super()._load_from_state_dict(*args, **kwargs)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._prepared = None  # another device or dtype
         module = super()._apply(fn, recurse)
         counters(self.codebook_weights()[0].device)  # before a CUDA graph may capture
         return module
@@ -116,7 +125,7 @@ class MRF(reference.MRF):
     _mrf = staticmethod(functional.mrf)
 
 
-class HiFiGANVocoder(reference.HiFiGANVocoder):
+class HiFiGANVocoder(Preparable, reference.HiFiGANVocoder):
     __doc__ = reference.HiFiGANVocoder.__doc__
 
     resblock_class = ResBlock
@@ -176,20 +185,6 @@ class HiFiGANVocoder(reference.HiFiGANVocoder):
         if not fused.generator_fusible(self):
             return super().forward(mel, lengths)
         return fused.run_generator(mel, fused.tensors_of(self), network, lengths)
-
-    def train(self, mode: bool = True) -> Self:
-        """As torch's; training drops what `prepare` computed."""
-        if mode:
-            self._prepared = None
-        return super().train(mode)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._prepared = None  # also when a parent module loads
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._prepared = None  # another device or dtype
-        return super()._apply(fn, recurse)
 
 
 class NeuralVocoder(reference.NeuralVocoder):
