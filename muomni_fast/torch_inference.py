@@ -75,7 +75,7 @@ def _conv(
     if taps <= at_once:
         return F.conv2d(x, weight, bias, 1, (0, padding), (1, dilation))
     rows = x.shape[3] + 2 * padding - (taps - 1) * dilation
-    parts = []
+    parts: list[Tensor] = []
     for first in range(0, taps, at_once):
         part = weight[..., first : first + at_once]
         before = padding - first * dilation  # rows missing before x, and after it
