@@ -114,9 +114,11 @@ class StripConfig:
 # that are not here, whose strips would be short (scratch is limited) or too few to fill the device
 # take one launch per step.
 STRIP = {
+    ("sm_90", 2, 8): (ConvConfig(128, 16, 64, 4, 3), 2),
     ("sm_90", 2, 16): (ConvConfig(128, 16, 64, 4, 3), 2),
     ("sm_90", 2, 32): (ConvConfig(128, 32, 64, 4, 3), 2),
     ("sm_90", 2, 64): (ConvConfig(128, 64, 64, 8, 3), 1),
+    ("sm_80", 2, 8): (ConvConfig(128, 16, 64, 4, 3), 2),
     ("sm_80", 2, 16): (ConvConfig(128, 16, 64, 4, 3), 2),
     ("sm_80", 2, 32): (ConvConfig(128, 32, 64, 4, 3), 2),
     ("sm_80", 2, 64): (ConvConfig(128, 64, 64, 4, 3), 2),
