@@ -59,11 +59,9 @@ def gradients(model: nn.Module, x: Tensor, direction: Tensor) -> dict[str, Tenso
 
 
 def assert_near(found: Tensor, theirs: Tensor, right: Tensor, floor: float) -> None:
-    """At most 3 dB below what PyTorch reaches, overall and, on average over items, in the worst
-    window; above a floor."""
+    """At most 3 dB below what PyTorch reaches, overall and in the worst window; above a floor."""
     assert snr_db(found, right) >= max(floor, snr_db(theirs, right) - 3)
-    worst = lambda x: np.mean([worst_window_db(a, b) for a, b in zip(x, right, strict=True)])
-    assert worst(found) >= worst(theirs) - 3
+    assert worst_window_db(found, right) >= worst_window_db(theirs, right) - 3
 
 
 @every_preset
@@ -90,7 +88,7 @@ def test_gradients_of_a_generator(backend, preset):
     small = {"upsample_initial_channel": 32} if backend == "triton" else {}
     model = generator(preset, **small)
     differences = []
-    for mel in torch.randn(3, 1, model.n_mels, 2 if backend == "triton" else 5):
+    for mel in torch.randn(3, 1, model.n_mels, 2 if backend == "triton" else 9):
         direction = torch.randn(1, mel.shape[2] * model.hop_length)
         right = gradients(in_float64(model), mel.double(), direction.double())
         ours, theirs = (
@@ -201,7 +199,7 @@ def exact_audio(model: nn.Module, mel: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, None], ids=str)
 def test_streams_of_speech_are_what_offline_gives(published, speech, size):
     """Random chunks where there is no size; no difference beyond float32's own error."""
-    model, differences, errors = published[0].prepare(), [], []
+    model = published[0].prepare()
     for mel in speech[:3]:
         mel = mel[None]
         with torch.no_grad():
@@ -210,9 +208,8 @@ def test_streams_of_speech_are_what_offline_gives(published, speech, size):
         chunks = mel.split(sizes, 2) if size else random_chunks(mel, sizes)
         online = torch.cat(list(model.stream(chunks)), 1)
         assert online.shape == offline.shape
-        differences.append(float((online - offline).abs().max()))
-        errors.append(float((offline - exact_audio(model, mel)).abs().max()))
-    assert max(differences) <= max(errors)
+        own_error = (offline - exact_audio(model, mel)).abs().max()
+        assert float((online - offline).abs().max()) <= float(own_error)
 
 
 def random_chunks(mel: Tensor, sizes: list[int]) -> list[Tensor]:
