@@ -138,9 +138,8 @@ def generator_case(
     mel = meta(16, model.n_mels, 87, dtype=dtype)
 
     def strip(x: Tensor, *_: Any) -> conv_configs.StripConfig | None:
-        architecture = configs.architecture(x.device)
-        tile, _ = conv_configs.STRIP.get((architecture, 2, x.shape[-1]), (None, 0))
-        return tile and conv_configs.StripConfig(tile, 10, tile.block_t)
+        found = conv_configs.strip_tile(x)
+        return found and conv_configs.StripConfig(found[0], 10, found[0].block_t)
 
     def launch() -> None:
         changes = [(triton_vocoder, "strip_config", strip if whole else lambda *_: None)]

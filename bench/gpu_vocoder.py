@@ -26,7 +26,7 @@ from vocoder_problems import (
 
 import muomni_fast
 from muomni_fast import fused, reference, triton_vocoder
-from muomni_fast.kernels import configs, conv_configs
+from muomni_fast.kernels import conv_configs
 from muomni_fast.kernels.conv_configs import CONV, ConvConfig, StripConfig
 
 # name -> generator, items, seconds
@@ -71,9 +71,7 @@ def always_grouped(*_: Any) -> None:
 def always_strip(x: Tensor, taps: Any, dilations: Any, paired: bool) -> StripConfig:
     """Instead of `strip_config`: every stage in one launch, where scratch allows."""
     channels = x.shape[2]
-    tile = conv_configs.conv_config(channels, channels, x)
-    key = configs.architecture(x.device), x.element_size(), channels
-    tile, _ = conv_configs.STRIP.get(key, (tile, 1))
+    tile, _ = conv_configs.strip_tile(x) or (conv_configs.conv_config(channels, channels, x), 1)
     row = 2 * len(taps) * channels * x.element_size()
     halo = conv_configs.strip_halo(taps, dilations, paired)
     programs = conv_configs.multiprocessors(x.device)

@@ -145,12 +145,17 @@ def strip_halo(taps: tuple[int, ...], dilations: tuple[tuple[int, ...], ...], pa
     return max(sum((size - 1) // 2 * (d + paired) for d in branch) for size, branch in pairs)
 
 
+def strip_tile(x: Tensor) -> tuple[ConvConfig, int] | None:
+    """The row of `STRIP` for the stage of `x`, (B, T, C), if there is one."""
+    return STRIP.get((configs.architecture(x.device), x.element_size(), x.shape[2]))
+
+
 def strip_config(
     x: Tensor, taps: tuple[int, ...], dilations: tuple[tuple[int, ...], ...], paired: bool
 ) -> StripConfig | None:
     """How the stage of `x`, (B, T, C), runs in one launch; None if it should not."""
     batch, rows, channels = x.shape
-    found = STRIP.get((configs.architecture(x.device), x.element_size(), channels))
+    found = strip_tile(x)
     if found is None or interpreted(x):
         return None
     conv, most = found
