@@ -2,14 +2,14 @@
 
 Backends (`triton_vocoder`, `torch_inference`, `torch_vocoder`) have the same functions, `pre`,
 `up`, `mrf`, `post` and, but for the second, the gradient of each, on activations in a layout of
-their own. Here is what calls them in order.
+their own. Only the kernels take a batch's lengths. Here is what calls them in order.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Self, TypeVar
 
@@ -157,21 +157,27 @@ def forward(
         mel: (B, n_mels, T).
         layers: what the backend's `layers` gives.
         network: the shape.
-        lengths: (B,) frames of each item, or None.
+        lengths: (B,) frames of each item, for the kernels, or None.
         keep: return what lies between the layers: the output of `pre`; for each stage the output
             of `up`, what `mrf` keeps and its output.
 
     Returns:
         (B, T * hop), and the list.
     """
-    x, rate = run.pre(mel, layers.pre, lengths), 1
+    ends = _ends(lengths)
+    x, rate = run.pre(mel, layers.pre, *ends(1)), 1
     kept = [x]
     for stage, factor in enumerate(network.rates):
-        u = run.up(x, layers.ups[stage], factor, network.kernels[stage], lengths, rate)
+        u = run.up(x, layers.ups[stage], factor, network.kernels[stage], *ends(rate))
         rate *= factor
-        x, inner = run.mrf(u, layers.mrfs[stage], network.blocks, lengths, rate, keep)
+        x, inner = run.mrf(u, layers.mrfs[stage], network.blocks, keep, *ends(rate))
         kept += [u, *inner, x]
-    return run.post(x, layers.post, lengths, rate), kept if keep else []
+    return run.post(x, layers.post, *ends(rate)), kept if keep else []
+
+
+def _ends(lengths: Tensor | None) -> Callable[[int], tuple[Any, ...]]:
+    """What tells a layer where items end, in rows of so many to a frame."""
+    return lambda rate: () if lengths is None else (lengths, rate)
 
 
 def backward(
@@ -199,24 +205,24 @@ def backward(
     need = Layers.of(needs[1:], stages, size)
     found = Layers(*([None, None], [[None, None]] * stages, [[None] * size] * stages, [None] * 2))
     per_stage = (len(kept) - 1) // stages
-    rate = network.hop
-    d, found.post = run.post_grad(grad, audio, kept[-1], weights.post, lengths, rate, need.post)
+    ends, rate = _ends(lengths), network.hop
+    d, found.post = run.post_grad(grad, audio, kept[-1], weights.post, need.post, *ends(rate))
     for stage in reversed(range(stages)):
         if not any(needs[: 1 + 2 + (stage + 1) * (2 + size)]):
             break
         first = 1 + stage * per_stage
         x, u, inner = kept[first - 1], kept[first], kept[first + 1 : first + per_stage - 1]
         d, found.mrfs[stage] = run.mrf_grad(
-            d, u, inner, weights.mrfs[stage], network.blocks, lengths, rate, need.mrfs[stage]
+            d, u, inner, weights.mrfs[stage], network.blocks, need.mrfs[stage], *ends(rate)
         )
         factor = network.rates[stage]
         rate //= factor
         d, found.ups[stage] = run.up_grad(
-            d, x, weights.ups[stage], factor, lengths, rate, need.ups[stage]
+            d, x, weights.ups[stage], factor, need.ups[stage], *ends(rate)
         )
     else:
         if any(needs[:3]):
-            d_mel, found.pre = run.pre_grad(d, mel, weights.pre, lengths, needs[0], need.pre)
+            d_mel, found.pre = run.pre_grad(d, mel, weights.pre, needs[0], need.pre, *ends(1))
             return [d_mel, *found.flat()]
     return [None, *found.flat()]
 

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from .network import Blocks, Layers, Network
 from .reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
-from .torch_vocoder import past_end, silenced
 
 CHANNELS_LAST = torch.channels_last
 # Values of an activation at once, 4 MB of float32; 2^19 to 2^21 are about equal.
@@ -89,26 +88,15 @@ def _conv(
     return out
 
 
-def _activated(x: Tensor, slope: float, past: Tensor | None) -> Tensor:
-    """leaky_relu, in place."""
-    return silenced(F.leaky_relu_(x, slope), past)
-
-
-def pre(mel: Tensor, layer: Pair, lengths: Tensor | None) -> Tensor:
+def pre(mel: Tensor, layer: Pair) -> Tensor:
     """(B, n_mels, T) -> (B, C, 1, T)."""
-    mel = mel[:, :, None]
-    past = past_end(lengths, 1, mel)
-    if past is not None:
-        mel = mel.masked_fill(past, 0)
-    return _conv(mel.contiguous(memory_format=CHANNELS_LAST), *layer)
+    return _conv(mel[:, :, None].contiguous(memory_format=CHANNELS_LAST), *layer)
 
 
-def up(
-    x: Tensor, layer: Pair, factor: int, kernel: int, lengths: Tensor | None, rate: int
-) -> Tensor:
+def up(x: Tensor, layer: Pair, factor: int, kernel: int) -> Tensor:
     """(B, C, 1, T) -> (B, C / 2, 1, T * factor); uses up its input."""
     weight, bias = layer
-    active = _activated(x, LEAKY_SLOPE, past_end(lengths, rate, x))
+    active = F.leaky_relu_(x, LEAKY_SLOPE)
     batch, rows, width = x.shape[0], x.shape[3], weight.shape[0] // factor
     columns = _conv(active, weight, bias, padding=weight.shape[3] - 1)
     all_rows = columns.shape[3] * factor
@@ -119,20 +107,14 @@ def up(
 
 
 def mrf(
-    x: Tensor,
-    tensors: Sequence[Tensor],
-    blocks: Blocks,
-    lengths: Tensor | None = None,
-    rate: int = 1,
-    keep: bool = False,
+    x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """The mean of a stage's residual blocks, (B, C, 1, T), in strips of rows or items."""
     assert not keep
-    past = past_end(lengths, rate, x)
     groups = blocks.divided(tensors)
     batch, channels, _, rows = x.shape
     if x.numel() <= STRIP:
-        return _mean(x, groups, blocks, past), []
+        return _mean(x, groups, blocks), []
     items = max(1, STRIP // (channels * rows))
     halo = blocks.reach
     strips = -(-rows // max(STRIP // channels, 4 * halo, 1))
@@ -142,37 +124,32 @@ def mrf(
         first, last = max(0, row - halo), min(rows, row + length + halo)
         end = min(rows, row + length)
         some = slice(item, item + items)
-        part = None if past is None else past[some, ..., first:last]
-        y = _mean(x[some, ..., first:last], groups, blocks, part)
+        y = _mean(x[some, ..., first:last], groups, blocks)
         out[some, ..., row:end] = y[..., row - first : end - first]
     return out, []
 
 
-def _mean(
-    x: Tensor, groups: Sequence[Sequence[Tensor]], blocks: Blocks, past: Tensor | None
-) -> Tensor:
-    opened = silenced(F.leaky_relu(x, LEAKY_SLOPE), past)  # what every block begins with
+def _mean(x: Tensor, groups: Sequence[Sequence[Tensor]], blocks: Blocks) -> Tensor:
+    opened = F.leaky_relu(x, LEAKY_SLOPE)  # what every block begins with
     total = None
     for group, dilations in zip(groups, blocks.dilations, strict=True):
         convolutions = iter(zip(group[::2], group[1::2], strict=True))
         y, active = x, opened
         for p, dilation in enumerate(dilations):
             if p > 0:
-                active = silenced(F.leaky_relu(y, LEAKY_SLOPE), past)
+                active = F.leaky_relu(y, LEAKY_SLOPE)
             step = _conv(active, *next(convolutions), dilation)
             if blocks.paired:
-                step = _conv(_activated(step, LEAKY_SLOPE, past), *next(convolutions))
+                step = _conv(F.leaky_relu_(step, LEAKY_SLOPE), *next(convolutions))
             y = step.add_(y)
         total = y if total is None else total.add_(y)
     assert total is not None
     return total.div_(len(groups))
 
 
-def post(x: Tensor, layer: Pair, lengths: Tensor | None, rate: int) -> Tensor:
+def post(x: Tensor, layer: Pair) -> Tensor:
     """(B, C, 1, T) -> (B, T); uses up its input."""
-    past = past_end(lengths, rate, x)
-    audio = _conv(_activated(x, LAST_LEAKY_SLOPE, past), *layer).tanh_()
-    return silenced(audio, past)[:, 0, 0]
+    return _conv(F.leaky_relu_(x, LAST_LEAKY_SLOPE), *layer).tanh_()[:, 0, 0]
 
 
 def stage(
@@ -180,5 +157,5 @@ def stage(
 ) -> tuple[Tensor, list[Tensor]]:
     """`mrf` of (B, C, T) and weights as torch has them."""
     x = x[:, :, None].contiguous(memory_format=CHANNELS_LAST)
-    y, kept = mrf(x, _pack(tensors), blocks, keep=keep)
+    y, kept = mrf(x, _pack(tensors), blocks, keep)
     return y[:, :, 0].contiguous(), kept

@@ -20,34 +20,12 @@ Pair = tuple[Tensor, Tensor]  # a convolution's weight and bias
 Needs = Sequence[bool]
 Grads = list[Tensor | None]
 
+leaky_relu_backward = torch.ops.aten.leaky_relu_backward
+
 
 def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
     """Weights and biases as torch has them -> as the functions here take them."""
     return Layers.of(tensors, len(network.rates), sum(network.blocks.sizes))
-
-
-def past_end(lengths: Tensor | None, rate: int, like: Tensor) -> Tensor | None:
-    """(B, 1, ..., T) of the rows after an item's end, or None where all count."""
-    if lengths is None:
-        return None
-    rows = torch.arange(like.shape[-1], device=like.device)
-    past = rows >= (lengths * rate)[:, None]
-    return past.view(len(lengths), *[1] * (like.ndim - 2), like.shape[-1])
-
-
-def silenced(x: Tensor, past: Tensor | None) -> Tensor:
-    """Zero, in place, whatever it was, after an item's end."""
-    return x if past is None else x.masked_fill_(past, 0)
-
-
-def _activated(x: Tensor, slope: float, past: Tensor | None) -> Tensor:
-    return silenced(F.leaky_relu(x, slope), past)
-
-
-def _activation_grad(
-    grad: Tensor, x: Tensor, slope: float, past: Tensor | None, of_result: bool = False
-) -> Tensor:
-    return silenced(torch.ops.aten.leaky_relu_backward(grad, x, slope, of_result), past)
 
 
 def _conv_grad(
@@ -68,65 +46,44 @@ def _conv_grad(
     )
 
 
-def pre(mel: Tensor, layer: Pair, lengths: Tensor | None) -> Tensor:
+def pre(mel: Tensor, layer: Pair) -> Tensor:
     """(B, n_mels, T) -> (B, C, T)."""
-    past = past_end(lengths, 1, mel)
-    if past is not None:
-        mel = mel.masked_fill(past, 0)
     weight, bias = layer
     return F.conv1d(mel, weight, bias, padding=(weight.shape[2] - 1) // 2)
 
 
 def pre_grad(
-    grad: Tensor, mel: Tensor, layer: Pair, lengths: Tensor | None, need_mel: bool, needs: Needs
+    grad: Tensor, mel: Tensor, layer: Pair, need_mel: bool, needs: Needs
 ) -> tuple[Tensor | None, Grads]:
     """Gradients of mel, weight and bias."""
-    past = past_end(lengths, 1, mel)
-    if past is not None:
-        mel = mel.masked_fill(past, 0)
     d_mel, *found = _conv_grad(grad, mel, layer[0], (need_mel, *needs))
-    return silenced(d_mel, past) if need_mel else None, found
+    return d_mel, found
 
 
-def up(
-    x: Tensor, layer: Pair, factor: int, kernel: int, lengths: Tensor | None, rate: int
-) -> Tensor:
+def up(x: Tensor, layer: Pair, factor: int, kernel: int) -> Tensor:
     """(B, C, T) -> (B, C / 2, T * factor)."""
-    active = _activated(x, LEAKY_SLOPE, past_end(lengths, rate, x))
+    active = F.leaky_relu(x, LEAKY_SLOPE)
     weight, bias = layer
     return F.conv_transpose1d(active, weight, bias, factor, (kernel - factor) // 2)
 
 
 def up_grad(
-    grad: Tensor,
-    x: Tensor,
-    layer: Pair,
-    factor: int,
-    lengths: Tensor | None,
-    rate: int,
-    needs: Needs,
+    grad: Tensor, x: Tensor, layer: Pair, factor: int, needs: Needs
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of weight and bias."""
-    past = past_end(lengths, rate, x)
-    active = _activated(x, LEAKY_SLOPE, past)
+    active = F.leaky_relu(x, LEAKY_SLOPE)
     d, *found = _conv_grad(grad, active, layer[0], (True, *needs), 1, factor, True)
-    return _activation_grad(d, x, LEAKY_SLOPE, past), found
+    return leaky_relu_backward(d, x, LEAKY_SLOPE, False), found
 
 
 def mrf(
-    x: Tensor,
-    tensors: Sequence[Tensor],
-    blocks: Blocks,
-    lengths: Tensor | None = None,
-    rate: int = 1,
-    keep: bool = False,
+    x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """The mean of a stage's residual blocks, (B, C, T).
 
     Kept of each block: for each dilation the activated result of its first convolution (type "1"),
     and the sum after it, the last one excepted.
     """
-    past = past_end(lengths, rate, x)
     kept: list[Tensor] = []
     total = None
     for branch, group in enumerate(blocks.divided(tensors)):
@@ -137,10 +94,10 @@ def mrf(
             if p > 0 and keep:
                 kept.append(y)
             weight, bias = group[first : first + 2]
-            active = _activated(y, LEAKY_SLOPE, past)
+            active = F.leaky_relu(y, LEAKY_SLOPE)
             step = F.conv1d(active, weight, bias, padding=padding * dilation, dilation=dilation)
             if blocks.paired:
-                inner = silenced(F.leaky_relu_(step, LEAKY_SLOPE), past)
+                inner = F.leaky_relu_(step, LEAKY_SLOPE)
                 if keep:
                     kept.append(inner)
                 weight, bias = group[first + 2 : first + 4]
@@ -157,13 +114,10 @@ def mrf_grad(
     kept: Sequence[Tensor],
     tensors: Sequence[Tensor],
     blocks: Blocks,
-    lengths: Tensor | None,
-    rate: int,
     needs: Needs,
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of all weights and biases."""
-    past = past_end(lengths, rate, x)
-    grad = silenced(grad / len(blocks.taps), past)
+    grad = grad / len(blocks.taps)
     found: Grads = []
     d_x = None
     kept = list(kept)
@@ -176,9 +130,9 @@ def mrf_grad(
             if blocks.paired:
                 inner, wanted = kept.pop(), need[first + 2 : first + 4]
                 step, *pair = _conv_grad(d, inner, group[first + 2], (True, *wanted))
-                step = _activation_grad(step, inner, LEAKY_SLOPE, past, of_result=True)
+                step = leaky_relu_backward(step, inner, LEAKY_SLOPE, True)
             y = kept.pop() if p > 0 else x
-            active = _activated(y, LEAKY_SLOPE, past)
+            active = F.leaky_relu(y, LEAKY_SLOPE)
             step, *own = _conv_grad(
                 step,
                 active,
@@ -187,43 +141,34 @@ def mrf_grad(
                 blocks.dilations[branch][p],
             )
             found = [*own, *pair, *found]
-            d = _activation_grad(step, y, LEAKY_SLOPE, past).add_(d)
+            d = leaky_relu_backward(step, y, LEAKY_SLOPE, False).add_(d)
         d_x = d if d_x is None else d_x.add_(d)
     assert d_x is not None
     return d_x, found
 
 
-def post(x: Tensor, layer: Pair, lengths: Tensor | None, rate: int) -> Tensor:
+def post(x: Tensor, layer: Pair) -> Tensor:
     """(B, C, T) -> (B, T)."""
-    past = past_end(lengths, rate, x)
     weight, bias = layer
-    active = _activated(x, LAST_LEAKY_SLOPE, past)
-    audio = F.conv1d(active, weight, bias, padding=(weight.shape[2] - 1) // 2).tanh_()
-    return silenced(audio, past)[:, 0]
+    active = F.leaky_relu(x, LAST_LEAKY_SLOPE)
+    return F.conv1d(active, weight, bias, padding=(weight.shape[2] - 1) // 2).tanh_()[:, 0]
 
 
 def post_grad(
-    grad: Tensor,
-    audio: Tensor,
-    x: Tensor,
-    layer: Pair,
-    lengths: Tensor | None,
-    rate: int,
-    needs: Needs,
+    grad: Tensor, audio: Tensor, x: Tensor, layer: Pair, needs: Needs
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of weight and bias."""
-    past = past_end(lengths, rate, x)
-    grad = silenced(torch.ops.aten.tanh_backward(grad, audio)[:, None], past)
-    active = _activated(x, LAST_LEAKY_SLOPE, past)
+    grad = torch.ops.aten.tanh_backward(grad, audio)[:, None]
+    active = F.leaky_relu(x, LAST_LEAKY_SLOPE)
     d, *found = _conv_grad(grad, active, layer[0], (True, *needs))
-    return _activation_grad(d, x, LAST_LEAKY_SLOPE, past), found
+    return leaky_relu_backward(d, x, LAST_LEAKY_SLOPE, False), found
 
 
 def stage(
     x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """`mrf` of (B, C, T) and weights as torch has them."""
-    return mrf(x, tensors, blocks, keep=keep)
+    return mrf(x, tensors, blocks, keep)
 
 
 def stage_grad(
@@ -235,7 +180,7 @@ def stage_grad(
     needs: Needs,
 ) -> tuple[Tensor, Grads]:
     """`mrf_grad` of `stage`."""
-    return mrf_grad(grad, x, kept, tensors, blocks, None, 1, needs)
+    return mrf_grad(grad, x, kept, tensors, blocks, needs)
 
 
 def fake(like: Tensor, channels: int, rows: int) -> Tensor:

@@ -109,15 +109,21 @@ def _steps(blocks: Blocks) -> list[tuple[int, tuple[int, ...]]]:
     return found
 
 
-def pre(mel: Tensor, layer: Pair, lengths: Tensor | None) -> Tensor:
+def pre(mel: Tensor, layer: Pair, lengths: Tensor | None = None, rate: int = 1) -> Tensor:
     """(B, n_mels, T) -> (B, T, C)."""
     weight, bias = layer
     padding = (weight.shape[1] - 1) // 2
-    return conv(mel.contiguous(), weight, bias, lengths, padding=padding, channels_first=True)
+    return conv(mel.contiguous(), weight, bias, lengths, rate, padding=padding, channels_first=True)
 
 
 def pre_grad(
-    grad: Tensor, mel: Tensor, layer: Pair, lengths: Tensor | None, need_mel: bool, needs: Needs
+    grad: Tensor,
+    mel: Tensor,
+    layer: Pair,
+    need_mel: bool,
+    needs: Needs,
+    lengths: Tensor | None = None,
+    rate: int = 1,
 ) -> tuple[Tensor | None, Grads]:
     """Gradients of mel, weight and bias (as torch has them)."""
     weight, d_mel = layer[0], None
@@ -125,9 +131,10 @@ def pre_grad(
     padding = (taps - 1) // 2
     if need_mel:
         flipped = _for_input(weight).contiguous()
-        d_mel = conv(grad, flipped, None, lengths, padding=padding).transpose(1, 2).contiguous()
+        d_mel = conv(grad, flipped, None, lengths, rate, padding=padding)
+        d_mel = d_mel.transpose(1, 2).contiguous()
         if lengths is not None:
-            d_mel.masked_fill_(_past_end(lengths, mel.shape[2])[:, None], 0)
+            d_mel.masked_fill_(_past_end(lengths * rate, mel.shape[2])[:, None], 0)
     if not any(needs):
         return d_mel, [None, None]
     d_weight, d_bias = conv_weight_grad(
@@ -137,6 +144,7 @@ def pre_grad(
         (1,),
         (padding,),
         lengths,
+        rate,
         channels_first=True,
     )
     assert d_bias is not None
@@ -148,7 +156,12 @@ def _past_end(lengths: Tensor, rows: int) -> Tensor:
 
 
 def up(
-    x: Tensor, layer: Pair, factor: int, kernel: int, lengths: Tensor | None, rate: int
+    x: Tensor,
+    layer: Pair,
+    factor: int,
+    kernel: int,
+    lengths: Tensor | None = None,
+    rate: int = 1,
 ) -> Tensor:
     """(B, T, C) -> (B, T * factor, C / 2)."""
     _, least, padding = _phase_taps(factor, kernel)
@@ -172,9 +185,9 @@ def up_grad(
     x: Tensor,
     layer: Pair,
     factor: int,
-    lengths: Tensor | None,
-    rate: int,
     needs: Needs,
+    lengths: Tensor | None = None,
+    rate: int = 1,
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of weight and bias (as torch has them)."""
     weight, found = layer[0], Grads((None, None))
@@ -211,9 +224,9 @@ def mrf(
     x: Tensor,
     packed: Sequence[Tensor],
     blocks: Blocks,
+    keep: bool = False,
     lengths: Tensor | None = None,
     rate: int = 1,
-    keep: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """The mean of a stage's residual blocks, (B, T, C).
 
@@ -225,7 +238,7 @@ def mrf(
         total, kept = torch.zeros_like(x), list[Tensor]()
         for g in range(len(blocks.taps)):
             pair = packed[2 * g : 2 * g + 2]
-            y, inner = mrf(x, pair, blocks.single(g), lengths, rate, keep)
+            y, inner = mrf(x, pair, blocks.single(g), keep, lengths, rate)
             total, kept = total.add_(y), [*kept, *inner]
         return total.div_(len(blocks.taps)), kept
     weights, biases = packed
@@ -277,9 +290,9 @@ def mrf_grad(
     kept: Sequence[Tensor],
     tensors: Sequence[Tensor],
     blocks: Blocks,
-    lengths: Tensor | None,
-    rate: int,
     needs: Needs,
+    lengths: Tensor | None = None,
+    rate: int = 1,
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of all weights and biases (as torch has them)."""
     groups = blocks.divided(tensors)
@@ -290,7 +303,7 @@ def mrf_grad(
             single = blocks.single(g)
             inner = kept[start : start + len(_steps(single)) - 1]
             start += len(inner)
-            d_x, own = mrf_grad(d, x, inner, group, single, lengths, rate, need)
+            d_x, own = mrf_grad(d, x, inner, group, single, need, lengths, rate)
             total, all_found = total.add_(d_x), [*all_found, *own]
         return total, all_found
     steps = _steps(blocks)
@@ -340,7 +353,7 @@ def _separate(weights: Tensor, biases: Tensor, taps: Sequence[int]) -> list[tupl
     ]
 
 
-def post(x: Tensor, layer: Pair, lengths: Tensor | None, rate: int) -> Tensor:
+def post(x: Tensor, layer: Pair, lengths: Tensor | None = None, rate: int = 1) -> Tensor:
     """(B, T, C) -> (B, T)."""
     weight, bias = layer
     return conv_post(x, weight, bias, lengths, rate, LAST_LEAKY_SLOPE)
@@ -351,9 +364,9 @@ def post_grad(
     audio: Tensor,
     x: Tensor,
     layer: Pair,
-    lengths: Tensor | None,
-    rate: int,
     needs: Needs,
+    lengths: Tensor | None = None,
+    rate: int = 1,
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of weight and bias (as torch has them)."""
     weight = layer[0][0].t().contiguous()
@@ -365,7 +378,7 @@ def stage(
     x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """`mrf` of (B, C, T) and weights as torch has them."""
-    y, kept = mrf(_channels_last(x), pack_blocks(tensors, blocks), blocks, keep=keep)
+    y, kept = mrf(_channels_last(x), pack_blocks(tensors, blocks), blocks, keep)
     return y.transpose(1, 2).contiguous(), kept
 
 
@@ -378,9 +391,7 @@ def stage_grad(
     needs: Needs,
 ) -> tuple[Tensor, Grads]:
     """`mrf_grad` of `stage`."""
-    d_x, grads = mrf_grad(
-        _channels_last(grad), _channels_last(x), kept, tensors, blocks, None, 1, needs
-    )
+    d_x, grads = mrf_grad(_channels_last(grad), _channels_last(x), kept, tensors, blocks, needs)
     return d_x.transpose(1, 2), grads
 
 

@@ -3,9 +3,13 @@
 One operator for inference, one for training that also returns what its backward needs, and the
 backward, so that a generator costs one call. All take and return (B, C, T). As in `ops`, an
 operator chooses its backend when it runs, and a second derivative raises.
+
+Items of a batch with lengths run one by one where there are no kernels: torch's convolutions round
+differently in another batch, and what follows an item's end need not be computed.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -68,11 +72,30 @@ def generator(
     `tensors` are weights and biases in the order of `network.Layers`, or what `pack` gave if
     `prepared`; `blocks` is `network.Blocks.spec`.
     """
-    many = prepared or mel.shape[0] * mel.shape[2] >= MANY_FRAMES
-    run = _backend("generator", mel, *tensors, channels_last=many)
     shape = _network(rates, kernels, blocks)
-    layers = (run.unpacked if prepared else run.layers)(tensors, shape)
-    return network.forward(run, mel, layers, shape, lengths, keep=False)[0]
+    layers = functools.cache(lambda run: (run.unpacked if prepared else run.layers)(tensors, shape))
+
+    def audio_of(mel: Tensor, lengths: Tensor | None = None) -> Tensor:
+        many = prepared or mel.shape[0] * mel.shape[2] >= MANY_FRAMES
+        run = _backend("generator", mel, *tensors, channels_last=many)
+        return network.forward(run, mel, layers(run), shape, lengths, keep=False)[0]
+
+    if lengths is None or _backend("generator", mel, *tensors) is not torch_vocoder:
+        return audio_of(mel, lengths)
+    audio = mel.new_zeros(mel.shape[0], mel.shape[2] * shape.hop)
+    for own_mel, own_audio in _items(lengths, mel, audio):
+        own_audio.copy_(audio_of(own_mel))
+    return audio
+
+
+def _items(lengths: Tensor, mel: Tensor, *others: Tensor) -> Iterator[list[Tensor]]:
+    """Of each item that has frames its part of every tensor, (1, ..., frames * rate)."""
+    for item, frames in enumerate(lengths.tolist()):
+        if frames:
+            yield [
+                t[item : item + 1, ..., : t.shape[-1] // mel.shape[-1] * frames]
+                for t in (mel, *others)
+            ]
 
 
 @torch.library.register_fake("muomni::generator")
@@ -92,7 +115,15 @@ def generator_train(
     """`generator`, and what its backward needs, laid out as the backend that ran has it."""
     run, shape = _backend("generator", mel, *tensors), _network(rates, kernels, blocks)
     layers = run.layers(tensors, shape)
-    return network.forward(run, mel, layers, shape, lengths, keep=True)
+    if lengths is None or run is not torch_vocoder:
+        return network.forward(run, mel, layers, shape, lengths, keep=True)
+    audio = mel.new_zeros(mel.shape[0], mel.shape[2] * shape.hop)
+    kept = [t.zero_() for t in network.fake_kept(run, mel, tensors[0].shape[0], shape)]
+    for own_mel, *own in _items(lengths, mel, audio, *kept):
+        own_audio, own_kept = network.forward(run, own_mel, layers, shape, None, keep=True)
+        for into, part in zip(own, [own_audio, *own_kept], strict=True):
+            into.copy_(part)
+    return audio, kept
 
 
 @torch.library.register_fake("muomni::generator_train")
@@ -119,8 +150,22 @@ def generator_backward(
 ) -> list[Tensor]:
     """Gradients of mel and tensors; an empty tensor for each not needed."""
     run, shape = _backend("generator", mel, *tensors), _network(rates, kernels, blocks)
-    grads = network.backward(run, grad, audio, mel, kept, tensors, shape, lengths, needs)
-    return _filled(grads, [mel, *tensors], needs)
+    if lengths is None or run is not torch_vocoder:
+        grads = network.backward(run, grad, audio, mel, kept, tensors, shape, lengths, needs)
+        return _filled(grads, [mel, *tensors], needs)
+    d_mel, *totals = [
+        torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32))
+        for t in (mel, *tensors)
+    ]
+    for own_mel, own_d_mel, *own in _items(lengths, mel, d_mel, grad, audio, *kept):
+        own_grad, own_audio, *own_kept = own
+        d, *grads = network.backward(
+            run, own_grad, own_audio, own_mel, own_kept, tensors, shape, None, needs
+        )
+        for total, found in zip([own_d_mel, *totals], [d, *grads], strict=True):
+            if found is not None:
+                total += found
+    return _filled([d_mel, *totals], [mel, *tensors], needs)
 
 
 @torch.library.register_fake("muomni::generator_backward")

@@ -35,8 +35,8 @@ def test_pre(tile, n_mels, channels, rows):
     m, w, b = doubles(mel, *layer)
     exact = with_gradients(F.conv1d(m, w, b, padding=3), grad, m, w, b)
     packed = layer[0].transpose(1, 2).contiguous(), layer[1]
-    out = run.pre(mel, packed, None)
-    d_mel, grads = run.pre_grad(turned(grad), mel, layer, None, True, [True, True])
+    out = run.pre(mel, packed)
+    d_mel, grads = run.pre_grad(turned(grad), mel, layer, True, [True, True])
     all_close([turned(out), d_mel, *grads], exact)
 
 
@@ -59,8 +59,8 @@ def test_up(tile, rate, kernel, channels, rows):
     d, w, b = doubles(x, *layer)
     up = F.conv_transpose1d(F.leaky_relu(d, 0.1), w, b, rate, padding)
     exact = with_gradients(up, grad, d, w, b)
-    out = run.up(turned(x), up_of(*layer, rate), rate, kernel, None, 1)
-    d_x, grads = run.up_grad(turned(grad), turned(x), layer, rate, None, 1, [True, True])
+    out = run.up(turned(x), up_of(*layer, rate), rate, kernel)
+    d_x, grads = run.up_grad(turned(grad), turned(x), layer, rate, [True, True])
     all_close([turned(out), turned(d_x), *grads], exact)
 
 
@@ -75,8 +75,8 @@ def test_post(channels, rows):
     post = F.conv1d(F.leaky_relu(d, 0.01), w, b, padding=3).tanh()
     exact = with_gradients(post, grad, d, w, b)
     packed = layer[0][0].t().contiguous(), layer[1]
-    out = run.post(turned(x), packed, None, 1)
-    d_x, grads = run.post_grad(grad[:, 0], out, turned(x), layer, None, 1, [True, True])
+    out = run.post(turned(x), packed)
+    d_x, grads = run.post_grad(grad[:, 0], out, turned(x), layer, [True, True])
     all_close([out[:, None], turned(d_x), *grads], exact)
 
 

@@ -22,17 +22,29 @@ from muomni_fast import reference, torch_vocoder, vocoder_ops
 PRECISIONS = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
 
 
-@pytest.mark.parametrize("lengths", [None, [5, 1, 9]], ids=["all frames", "lengths"])
+@pytest.mark.parametrize("lengths", [None, [5, 1, 0, 9]], ids=["all frames", "lengths"])
 @pytest.mark.parametrize("weight_norm", [False, True], ids=["plain", "normed"])
 @pytest.mark.parametrize(("dtype", "error"), PRECISIONS, ids=["float32", "float64"])
 @every_config
 def test_gradients_equal_autograd_through_the_reference(config, dtype, error, weight_norm, lengths):
     slow, fast = pair(config, dtype, weight_norm=weight_norm)
-    mel = torch.randn(3, config["n_mels"], 9, dtype=dtype)
+    mel = torch.randn(4, config["n_mels"], 9, dtype=dtype)
     expected, found = gradients(slow, mel, lengths), gradients(fast, mel, lengths)
     assert_same_gradients(expected, found, error)
     for item, frames in enumerate(lengths or []):
         assert not found["input"][item, :, frames:].any()
+
+
+def test_half_precision_gradients_of_many_items_are_added_up_in_float32():
+    """Equal ones, a power of two of them: exact, where sums of halves are not."""
+    model = fast_of().to(torch.bfloat16)
+    mel = torch.randn(1, 12, 5).to(torch.bfloat16)
+    model(mel).sum().backward()
+    alone = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model(mel.repeat(64, 1, 1), [5] * 64).sum().backward()
+    for p, grad in zip(model.parameters(), alone, strict=True):
+        assert torch.equal(p.grad, 64 * grad)
 
 
 BLOCKS = {

@@ -76,7 +76,7 @@ def test_rows_after_an_items_end_are_not_read(monkeypatch, path):
     if path == "strips":
         strips(monkeypatch, 16, 2)
     with watched() as launches:
-        run.mrf(x, packed, Blocks("1", TAPS, DILATIONS), lengths, rate=4)
+        run.mrf(x, packed, Blocks("1", TAPS, DILATIONS), lengths=lengths, rate=4)
     ends = x.data_ptr() + 4 * 8 * (torch.arange(3) * 40 + lengths * 4)
     for reads in launches[0].reads:
         for addresses, _ in reads:

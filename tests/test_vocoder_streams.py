@@ -29,7 +29,7 @@ def test_each_item_sounds_as_if_it_were_alone(config, mode):
             assert not audio[item, end:].any()
             if count:
                 alone = fast(mel[item : item + 1, :, :count])
-                torch.testing.assert_close(audio[item, :end], alone[0], **EXACT)
+                assert torch.equal(audio[item, :end], alone[0])
         for value in (torch.nan, torch.inf):  # after the end it does not matter
             spoiled = mel.clone()
             for item, count in enumerate(frames):
