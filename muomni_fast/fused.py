@@ -21,6 +21,8 @@ from .transforms import autocast, learning, refuse_transforms
 
 def resblock_forward(block: Any, x: Tensor) -> Tensor:
     """(B, channels, T) -> (B, channels, T); see `functional.mrf`."""
+    if block._prepared is not None:
+        return run_prepared_blocks(x, block._prepared, [block])
     if all(_plain(conv) for conv in _convolutions(block)):
         return run_blocks(x, [block])
     return hifigan.ResBlock.forward(block, x)
@@ -52,6 +54,15 @@ def network_of(generator: hifigan.HiFiGANVocoder) -> Network:
         config["resblock"], config["resblock_kernel_sizes"], config["resblock_dilation_sizes"]
     )
     return Network(config["upsample_rates"], config["upsample_kernel_sizes"], blocks)
+
+
+def blocks_of(resblocks: Sequence[Any]) -> Blocks:
+    """The shape of residual blocks."""
+    return Blocks(
+        resblocks[0].resblock,
+        tuple(block.kernel_size for block in resblocks),
+        tuple(block.dilations for block in resblocks),
+    )
 
 
 def _plain(module: nn.Module) -> bool:
@@ -108,15 +119,29 @@ def _one_kind(op: str, name: str, x: Tensor, tensors: Sequence[Tensor]) -> list[
 def run_blocks(x: Tensor, resblocks: Sequence[Any]) -> Tensor:
     """The mean of residual blocks."""
     require_channels("x", x, resblocks[0].channels)
-    blocks = Blocks(
-        resblocks[0].resblock,
-        tuple(b.kernel_size for b in resblocks),
-        tuple(b.dilations for b in resblocks),
-    )
+    spec = blocks_of(resblocks).spec
     x, *tensors = _one_kind("mrf", "x", x, tensors_of_blocks(resblocks))
     if learning(x, *tensors):
-        return vocoder_ops.mrf_train(x, tensors, blocks.spec)[0]
-    return vocoder_ops.mrf(x, tensors, blocks.spec)
+        return vocoder_ops.mrf_train(x, tensors, spec)[0]
+    return vocoder_ops.mrf(x, tensors, spec, False)
+
+
+def pack_blocks(resblocks: Sequence[Any]) -> list[Tensor]:
+    """What `run_prepared_blocks` takes.
+
+    Raises:
+        RuntimeError, ValueError: as `prepare`.
+    """
+    _require_fusible(fusible(resblocks))
+    tensors = _finite(tensors_of_blocks(resblocks))
+    return vocoder_ops.pack_blocks(tensors, blocks_of(resblocks))
+
+
+def run_prepared_blocks(x: Tensor, packed: Sequence[Tensor], resblocks: Sequence[Any]) -> Tensor:
+    """The mean of residual blocks, from what `pack_blocks` gave; no gradient reaches anything."""
+    require_channels("x", x, resblocks[0].channels)
+    x = _like_prepared("mrf", "x", x, packed)
+    return vocoder_ops.mrf(x, packed, blocks_of(resblocks).spec, True)
 
 
 def run_generator(
@@ -130,14 +155,40 @@ def run_generator(
     return vocoder_ops.generator(mel, tensors, *shape, False)
 
 
-def run_prepared(
+def pack_generator(generator: hifigan.HiFiGANVocoder) -> list[Tensor]:
+    """What `run_prepared_generator` takes.
+
+    Raises:
+        RuntimeError, ValueError: as `prepare`.
+    """
+    _require_fusible(generator_fusible(generator))
+    return vocoder_ops.pack(_finite(tensors_of(generator)), network_of(generator))
+
+
+def run_prepared_generator(
     mel: Tensor, packed: Sequence[Tensor], network: Network, lengths: Tensor | None
 ) -> Tensor:
-    """Audio of a mel, from what `vocoder_ops.pack` gave; no gradient reaches anything."""
-    refuse_transforms("generator", mel)
-    mel = mel.detach()
-    if mel.dtype != packed[0].dtype:
-        raise TypeError(f"mel is {mel.dtype}, but prepared weights are {packed[0].dtype}")
-    require_same_device(mel=mel, weights=packed[0])
+    """Audio of a mel, from what `pack_generator` gave; no gradient reaches anything."""
+    mel = _like_prepared("generator", "mel", mel, packed)
     shape = lengths, network.rates, network.kernels, network.blocks.spec
     return vocoder_ops.generator(mel, packed, *shape, True)
+
+
+def _require_fusible(known: bool) -> None:
+    if not known:
+        raise RuntimeError("prepare: modules inside are hooked or not HiFi-GAN's own")
+
+
+def _finite(tensors: Sequence[Tensor]) -> list[Tensor]:
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise ValueError("prepare: a weight is not finite")
+    return [tensor.detach() for tensor in tensors]
+
+
+def _like_prepared(op: str, name: str, x: Tensor, packed: Sequence[Tensor]) -> Tensor:
+    """`x` without its gradient, if it is on the device and of the dtype of prepared weights."""
+    refuse_transforms(op, x)
+    if x.dtype != packed[0].dtype:
+        raise TypeError(f"{name} is {x.dtype}, but prepared weights are {packed[0].dtype}")
+    require_same_device(**{name: x, "weights": packed[0]})
+    return x.detach()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import functional, fused, ops, reference, vocoder_ops
+from . import functional, fused, ops, reference
 from .counters import counters
 from .reference.checks import require_lengths, require_mel
 
@@ -33,6 +33,10 @@ class Preparable(nn.Module):
     """Drops what `prepare` computed from the weights where they may change."""
 
     _prepared: Any = None
+
+    def _require_eval(self) -> None:
+        if self.training:
+            raise RuntimeError("prepare: expected eval mode, got training mode; call eval() first")
 
     def train(self, mode: bool = True) -> Self:
         """As torch's; training drops what `prepare` computed."""
@@ -71,8 +75,7 @@ class RVQ(Preparable, reference.RVQ):
             RuntimeError: the module is in training mode.
             ValueError: a weight is not finite.
         """
-        if self.training:
-            raise RuntimeError("prepare: expected eval mode, got training mode; call eval() first")
+        self._require_eval()
         codebooks = self.stacked_codebooks()
         tables = codebooks.double()
         if self.proj_out is not None:
@@ -112,17 +115,45 @@ class RVQ(Preparable, reference.RVQ):
         return module
 
 
-class ResBlock(reference.ResBlock):
+class PreparableBlocks(Preparable):
+    """Residual blocks that run as one operator."""
+
+    _prepared: list[Tensor] | None = None
+
+    def _blocks(self) -> list[nn.Module]:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def prepare(self) -> Self:
+        """As `HiFiGANVocoder.prepare`, for use in another generator."""
+        self._require_eval()
+        self._prepared = fused.pack_blocks(self._blocks())
+        return self
+
+
+class ResBlock(PreparableBlocks, reference.ResBlock):
     __doc__ = reference.ResBlock.__doc__
 
     forward = fused.resblock_forward
 
+    def _blocks(self) -> list[nn.Module]:
+        return [self]
 
-class MRF(reference.MRF):
+
+class MRF(PreparableBlocks, reference.MRF):
     __doc__ = reference.MRF.__doc__
 
     resblock_class = ResBlock
     _mrf = staticmethod(functional.mrf)
+
+    def _blocks(self) -> list[nn.Module]:
+        return list(self.resblocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, T) -> (B, channels, T); see `functional.mrf`."""
+        if self._prepared is None:
+            return super().forward(x)
+        return fused.run_prepared_blocks(x, self._prepared, self._blocks())
 
 
 class HiFiGANVocoder(Preparable, reference.HiFiGANVocoder):
@@ -145,14 +176,8 @@ class HiFiGANVocoder(Preparable, reference.HiFiGANVocoder):
             RuntimeError: the module is in training mode, or inner modules were replaced or hooked.
             ValueError: a weight is not finite.
         """
-        if self.training:
-            raise RuntimeError("prepare: expected eval mode, got training mode; call eval() first")
-        tensors = [tensor.detach() for tensor in fused.tensors_of(self)]
-        if not all(tensor.isfinite().all() for tensor in tensors):
-            raise ValueError("prepare: a weight is not finite")
-        if not fused.generator_fusible(self):
-            raise RuntimeError("prepare: modules inside are hooked or not HiFi-GAN's own")
-        self._prepared = vocoder_ops.pack("generator", tensors, fused.network_of(self))
+        self._require_eval()
+        self._prepared = fused.pack_generator(self)
         return self
 
     def forward(self, mel: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
@@ -181,7 +206,7 @@ class HiFiGANVocoder(Preparable, reference.HiFiGANVocoder):
             lengths = require_lengths(lengths, mel)
         network = fused.network_of(self)
         if self._prepared is not None:
-            return fused.run_prepared(mel, self._prepared, network, lengths)
+            return fused.run_prepared_generator(mel, self._prepared, network, lengths)
         if not fused.generator_fusible(self):
             return super().forward(mel, lengths)
         return fused.run_generator(mel, fused.tensors_of(self), network, lengths)

@@ -37,12 +37,18 @@ def pack(tensors: Sequence[Tensor], network: Network) -> list[Tensor]:
     """What `prepare` keeps, and `unpacked` takes."""
     raw = Layers.of(tensors, len(network.rates), sum(network.blocks.sizes))
     ups = [_pack_up(up, rate) for up, rate in zip(raw.ups, network.rates, strict=True)]
-    return Layers(_pack(raw.pre), ups, [_pack(mrf) for mrf in raw.mrfs], _pack(raw.post)).flat()
+    mrfs = [pack_blocks(mrf, network.blocks) for mrf in raw.mrfs]
+    return Layers(_pack(raw.pre), ups, mrfs, _pack(raw.post)).flat()
 
 
 def unpacked(packed: Sequence[Tensor], network: Network) -> Layers:
     """What `pack` gave -> as the functions here take them."""
     return Layers.of(packed, len(network.rates), sum(network.blocks.sizes))
+
+
+def pack_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
+    """The same of one stage's residual blocks."""
+    return _pack(tensors)
 
 
 def _pack(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -155,7 +161,7 @@ def post(x: Tensor, layer: Pair) -> Tensor:
 def stage(
     x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """`mrf` of (B, C, T) and weights as torch has them."""
+    """`mrf` of (B, C, T)."""
     x = x[:, :, None].contiguous(memory_format=CHANNELS_LAST)
-    y, kept = mrf(x, _pack(tensors), blocks, keep)
+    y, kept = mrf(x, tensors, blocks, keep)
     return y[:, :, 0].contiguous(), kept

@@ -28,6 +28,11 @@ def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
     return Layers.of(tensors, len(network.rates), sum(network.blocks.sizes))
 
 
+def pack_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
+    """The same of one stage's residual blocks."""
+    return list(tensors)
+
+
 def _conv_grad(
     grad: Tensor,
     x: Tensor,
@@ -164,23 +169,7 @@ def post_grad(
     return leaky_relu_backward(d, x, LAST_LEAKY_SLOPE, False), found
 
 
-def stage(
-    x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """`mrf` of (B, C, T) and weights as torch has them."""
-    return mrf(x, tensors, blocks, keep)
-
-
-def stage_grad(
-    grad: Tensor,
-    x: Tensor,
-    kept: Sequence[Tensor],
-    tensors: Sequence[Tensor],
-    blocks: Blocks,
-    needs: Needs,
-) -> tuple[Tensor, Grads]:
-    """`mrf_grad` of `stage`."""
-    return mrf_grad(grad, x, kept, tensors, blocks, needs)
+stage, stage_grad = mrf, mrf_grad  # activations are (B, C, T) here as outside
 
 
 def fake(like: Tensor, channels: int, rows: int) -> Tensor:

@@ -375,10 +375,10 @@ def post_grad(
 
 
 def stage(
-    x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
+    x: Tensor, packed: Sequence[Tensor], blocks: Blocks, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """`mrf` of (B, C, T) and weights as torch has them."""
-    y, kept = mrf(_channels_last(x), pack_blocks(tensors, blocks), blocks, keep)
+    """`mrf` of (B, C, T)."""
+    y, kept = mrf(_channels_last(x), packed, blocks, keep)
     return y.transpose(1, 2).contiguous(), kept
 
 

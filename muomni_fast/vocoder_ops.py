@@ -41,9 +41,16 @@ def _network(rates: Sequence[int], kernels: Sequence[int], blocks: str) -> Netwo
     return Network(tuple(rates), tuple(kernels), Blocks.parse(blocks))
 
 
-def pack(op: str, tensors: Sequence[Tensor], shape: Network) -> list[Tensor]:
+def pack(tensors: Sequence[Tensor], shape: Network) -> list[Tensor]:
     """Weights and biases as the backend that runs here reads them, for `prepared=True`."""
-    return _unshared(_backend(op, *tensors, channels_last=True).pack(tensors, shape), tensors)
+    run = _backend("generator", *tensors, channels_last=True)
+    return _unshared(run.pack(tensors, shape), tensors)
+
+
+def pack_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
+    """`pack` of one stage's residual blocks."""
+    run = _backend("mrf", *tensors, channels_last=True)
+    return _unshared(run.pack_blocks(tensors, blocks), tensors)
 
 
 def _unshared(found: Sequence[Tensor], others: Sequence[Tensor] = ()) -> list[Tensor]:
@@ -224,23 +231,27 @@ torch.library.register_autograd(
 
 
 @_operator("mrf")
-def mrf(x: Tensor, tensors: Sequence[Tensor], blocks: str) -> Tensor:
-    """The mean of a stage's residual blocks, (B, C, T), without a gradient."""
-    many = x.shape[0] * x.shape[2] >= MANY_ROWS
-    run = _backend("mrf", x, *tensors, channels_last=many)
-    return run.stage(x, tensors, Blocks.parse(blocks), keep=False)[0]
+def mrf(x: Tensor, tensors: Sequence[Tensor], blocks: str, prepared: bool) -> Tensor:
+    """The mean of a stage's residual blocks, (B, C, T), without a gradient.
+
+    `tensors` are weights and biases block by block, or what `pack_blocks` gave if `prepared`.
+    """
+    many = prepared or x.shape[0] * x.shape[2] >= MANY_ROWS
+    run, shape = _backend("mrf", x, *tensors, channels_last=many), Blocks.parse(blocks)
+    packed = tensors if prepared else run.pack_blocks(tensors, shape)
+    return run.stage(x, packed, shape, keep=False)[0]
 
 
 @torch.library.register_fake("muomni::mrf")
-def _(x: Tensor, tensors: Any, blocks: str) -> Tensor:
+def _(x: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @_operator("mrf_train")
 def mrf_train(x: Tensor, tensors: Sequence[Tensor], blocks: str) -> tuple[Tensor, list[Tensor]]:
     """`mrf`, and what its backward needs, laid out as the backend that ran has it."""
-    run = _backend("mrf", x, *tensors)
-    return run.stage(x, tensors, Blocks.parse(blocks), keep=True)
+    run, shape = _backend("mrf", x, *tensors), Blocks.parse(blocks)
+    return run.stage(x, run.pack_blocks(tensors, shape), shape, keep=True)
 
 
 @torch.library.register_fake("muomni::mrf_train")

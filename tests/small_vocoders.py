@@ -34,9 +34,17 @@ TINY = dict(
 )
 TINY_2 = TINY | dict(resblock="2", resblock_dilation_sizes=((2,), (1,)))
 CONFIGS = {"type 1": TYPE_1, "type 2": TYPE_2, "tiny": TINY, "keeps nothing inside": TINY_2}
+BLOCKS = {  # name -> module, arguments
+    "MRF": ("MRF", (6, (3, 5), ((1, 2), (3, 1)))),
+    "ragged MRF": ("MRF", (6, (3, 5, 1), ((1, 2), (3,), (1, 1, 1)))),
+    "MRF type 2": ("MRF", (6, (3, 5), ((1, 2), (3, 1)), "2")),
+    "ResBlock": ("ResBlock", (6, 5, (1, 3))),
+    "ResBlock type 2": ("ResBlock", (6, 5, (3,), "2")),
+}
 EXACT = dict(rtol=0, atol=1e-6)
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+every_block = pytest.mark.parametrize(("name", "shape"), BLOCKS.values(), ids=BLOCKS)
 small_configs = pytest.mark.parametrize("config", [TINY, TINY_2], ids=["ragged", "type 2"])
 both_modes = pytest.mark.parametrize("prepared", [False, True], ids=["as it is", "prepared"])
 

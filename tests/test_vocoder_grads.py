@@ -7,6 +7,7 @@ from small_vocoders import (
     TYPE_1,
     arguments,
     assert_same_gradients,
+    every_block,
     every_config,
     fast_of,
     gradients,
@@ -47,17 +48,8 @@ def test_half_precision_gradients_of_many_items_are_added_up_in_float32():
         assert torch.equal(p.grad, 64 * grad)
 
 
-BLOCKS = {
-    "MRF": ("MRF", (6, (3, 5), ((1, 2), (3, 1)))),
-    "ragged MRF": ("MRF", (6, (3, 5, 1), ((1, 2), (3,), (1, 1, 1)))),
-    "MRF type 2": ("MRF", (6, (3, 5), ((1, 2), (3, 1)), "2")),
-    "ResBlock": ("ResBlock", (6, 5, (1, 3))),
-    "ResBlock type 2": ("ResBlock", (6, 5, (3,), "2")),
-}
-
-
 @pytest.mark.parametrize("rows", [1, 23])
-@pytest.mark.parametrize(("name", "shape"), BLOCKS.values(), ids=BLOCKS)
+@every_block
 def test_gradients_of_blocks_equal_autograd_through_the_reference(name, shape, rows):
     for dtype, error in PRECISIONS:
         slow, fast = (getattr(lib, name)(*shape).to(dtype) for lib in (reference, muomni_fast))

@@ -67,7 +67,7 @@ def test_mrf_forward_and_gradients(case, rows):
     x, grad = torch.randn(2, 8, rows), torch.randn(2, 8, rows)
     (d,) = doubles(x)
     exact = with_gradients(module(d), grad, d, *weights_of(module))
-    out, kept = run.stage(x, tensors, blocks, keep=True)
+    out, kept = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=True)
     needs = [True] * len(tensors)
     d_x, grads = run.stage_grad(grad, x, kept, tensors, blocks, needs)
     all_close([out, d_x, *grads], exact)
@@ -78,7 +78,10 @@ def test_mrf_of_any_width(monkeypatch, channels):
     monkeypatch.setattr(conv_configs, "INTERPRETED", ConvConfig(32, 32, 32, 4, 1))
     module, tensors, blocks = mrf(MRFS["1"], channels)
     x = torch.randn(2, channels, 17)
-    assert_close(run.stage(x, tensors, blocks, keep=False)[0], module(x.double()).detach())
+    assert_close(
+        run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=False)[0],
+        module(x.double()).detach(),
+    )
 
 
 def sum_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +115,9 @@ def test_strips_equal_steps_to_the_bit(monkeypatch, case, channels, rows, length
         sum_exactly(monkeypatch)
     module, tensors, blocks = mrf(MRFS[case], channels)
     x = torch.randn(2, channels, rows)
-    steps, _ = run.stage(x, tensors, blocks, keep=False)
+    steps, _ = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=False)
     strips(monkeypatch, length, programs)
-    whole, _ = run.stage(x, tensors, blocks, keep=False)
+    whole, _ = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=False)
     assert_close(whole, module(x.double()).detach())
     assert torch.equal(whole, steps)
 
@@ -254,10 +257,10 @@ def test_small_integers_are_exact(monkeypatch, case):
     set_weights(module, tensors)
     (d,) = doubles(x)
     exact = with_gradients(module(d), grad, d, *weights_of(module))
-    out, kept = run.stage(x, tensors, blocks, keep=True)
+    out, kept = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=True)
     d_x, grads = run.stage_grad(grad, x, kept, tensors, blocks, [True] * len(tensors))
     strips(monkeypatch, 16, 2)
-    whole, _ = run.stage(x, tensors, blocks, keep=False)
+    whole, _ = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=False)
     for found, value in zip([out, d_x, *grads, whole], [*exact, exact[0]], strict=True):
         assert torch.equal(found.double(), value)
 
@@ -273,5 +276,5 @@ def test_noise_of_rounded_products(monkeypatch, precision, least):
     x = torch.randn(1, 32, 256)
     monkeypatch.setattr(conv_configs, "INTERPRETED", ConvConfig(256, 64, 64, 4, 1))
     monkeypatch.setattr(mrf_grouped, "dot_precision", lambda _: precision)
-    out = run.stage(x, tensors, blocks, keep=False)[0]
+    out = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=False)[0]
     assert snr_db(out, module(x.double()).detach()) >= least

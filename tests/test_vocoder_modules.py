@@ -1,6 +1,4 @@
-"""The vocoder's modules: inputs of every kind, replaced and hooked parts, `prepare`."""
-
-import copy
+"""The vocoder's modules: inputs of every kind, replaced and hooked parts."""
 
 import pytest
 import torch
@@ -20,8 +18,7 @@ from small_vocoders import (
 from torch import Tensor, nn
 
 import muomni_fast
-from muomni_fast import functional, reference, torch_inference
-from muomni_fast.vocoder_ops import MANY_FRAMES
+from muomni_fast import functional, torch_inference
 
 
 @both_modes
@@ -220,69 +217,3 @@ def test_hooks_on_inner_modules_fire(inner, hook):
     assert len(seen) == 1
     handle.remove()
     assert torch.equal(model(mel), audio)
-
-
-# Prepared inference
-
-
-@pytest.mark.parametrize("weight_norm", [False, True], ids=["plain", "normed"])
-@every_config
-def test_prepared_audio_is_the_same(config, weight_norm):
-    model = fast_of(config, weight_norm=weight_norm).eval()
-    # Fewer frames have another layout, and rounding, until they are prepared.
-    mel, lengths = torch.randn(3, config["n_mels"], 20), [20, 0, MANY_FRAMES]
-    with torch.no_grad():
-        audio, cut = model(mel), model(mel, lengths)
-        assert model.prepare() is model
-        for prepared in (model, copy.deepcopy(model), model.eval(), model.fold_weight_norm()):
-            assert prepared._prepared is not None
-            assert torch.equal(prepared(mel), audio) and torch.equal(prepared(mel, lengths), cut)
-    torch.testing.assert_close(torch.cat([*model.stream(mel.split(2, 2))], 1), audio, **EXACT)
-    assert model.state_dict().keys() == reference.HiFiGANVocoder(**config).state_dict().keys()
-
-
-def test_no_gradient_passes_a_prepared_model(recwarn):
-    audio = fast_of().eval().prepare()(torch.randn(1, 12, 4).requires_grad_())
-    assert not audio.requires_grad and not recwarn
-
-
-@pytest.mark.parametrize("change", ["train", "parent trains", "load", "parent loads", "to"])
-def test_what_was_prepared_is_dropped_when_weights_may_change(change):
-    model, (other, _) = fast_of().eval(), pair(TYPE_1)
-    parent, mel = nn.ModuleDict({"vocoder": model}), torch.randn(2, 12, 5)
-    stale = model.prepare()(mel)
-    if change.endswith("train") or change.endswith("trains"):
-        (parent if "parent" in change else model).train()
-        with torch.no_grad():
-            model.conv_post.weight.mul_(2)
-    elif change == "load":
-        model.load_state_dict(other.state_dict())
-    elif change == "parent loads":
-        parent.load_state_dict({f"vocoder.{k}": v for k, v in other.state_dict().items()})
-    else:
-        parent.to(torch.float64)
-    assert model._prepared is None
-    other.to(model.conv_pre.weight.dtype).load_state_dict(model.state_dict())
-    mel = mel.to(model.conv_pre.weight.dtype)
-    torch.testing.assert_close(model(mel), other(mel), **EXACT)
-    assert not torch.equal(model(mel), stale)
-
-
-def test_weights_changed_in_place_do_not_reach_what_was_prepared():
-    """Neither all of them nor, worse, some."""
-    model, mel = fast_of().eval(), torch.randn(2, 12, 5)
-    audio = model.prepare()(mel)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1)
-    assert torch.equal(model(mel), audio)
-
-
-def test_preparing_for_training_or_from_nan_is_refused():
-    model = fast_of(weight_norm=True)
-    with pytest.raises(RuntimeError, match="expected eval mode"):
-        model.prepare()
-    model.resblocks[3].convs1[1].bias.data[2] = torch.nan
-    with pytest.raises(ValueError, match="not finite"):
-        model.eval().prepare()
-    assert model._prepared is None

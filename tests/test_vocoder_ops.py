@@ -40,7 +40,7 @@ def check_every_generator_operator(config: dict, lengths: Tensor | None, **optio
     opcheck(vocoder_ops.generator_train, train, **options)
     _, tensors, *shape = detached(train)
     opcheck(vocoder_ops.generator, (mel, tensors, *shape, False), **options)
-    packed = vocoder_ops.pack("generator", tensors, fused.network_of(model))
+    packed = vocoder_ops.pack(tensors, fused.network_of(model))
     opcheck(vocoder_ops.generator, (mel, packed, *shape, True), **options)
     audio, kept = vocoder_ops.generator_train(mel, tensors, *shape)
     for needs in subsets(1 + len(tensors)):
@@ -52,8 +52,11 @@ def check_every_block_operator(config: dict, **options: str) -> None:
     model = fast_of(config)
     blocks = list(model.resblocks[: model.n_kernels])
     tensors = [t.detach() for t in fused.tensors_of_blocks(blocks)]
-    x, spec = torch.randn(2, blocks[0].channels, 9), fused.network_of(model).blocks.spec
-    opcheck(vocoder_ops.mrf, (x, tensors, spec), **options)
+    shape = fused.network_of(model).blocks
+    x, spec = torch.randn(2, blocks[0].channels, 9), shape.spec
+    opcheck(vocoder_ops.mrf, (x, tensors, spec, False), **options)
+    packed = vocoder_ops.pack_blocks(tensors, shape)
+    opcheck(vocoder_ops.mrf, (x, packed, spec, True), **options)
     leaves = [t.clone().requires_grad_() for t in tensors]
     opcheck(vocoder_ops.mrf_train, (x.clone().requires_grad_(), leaves, spec), **options)
     kept = vocoder_ops.mrf_train(x, tensors, spec)[1]

@@ -120,7 +120,7 @@ def test_gradients_of_a_stage_with_the_same_activations(backend, name):
     x, direction = torch.randn(2, 1, channels, rows).unbind()
     needs = [True] * len(tensors)
     run = triton_vocoder if backend == "triton" else torch_vocoder
-    y, kept = run.stage(x, tensors, blocks, keep=True)
+    y, kept = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=True)
     with torch.no_grad():
         right = in_float64(mrf)(x.double())
         assert_near(y, mrf(x), right, FORWARD_FLOOR)

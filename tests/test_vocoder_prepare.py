@@ -1,0 +1,136 @@
+"""What the vocoder's modules prepare for inference, and when they drop it."""
+
+import copy
+
+import pytest
+import torch
+from small_vocoders import EXACT, TYPE_1, every_block, every_config, fast_of, pair
+from torch import nn
+
+import muomni_fast
+from muomni_fast import reference
+from muomni_fast.vocoder_ops import MANY_FRAMES, MANY_ROWS
+
+
+@pytest.mark.parametrize("weight_norm", [False, True], ids=["plain", "normed"])
+@every_config
+def test_prepared_audio_is_the_same(config, weight_norm):
+    model = fast_of(config, weight_norm=weight_norm).eval()
+    # Fewer frames have another layout, and rounding, until they are prepared.
+    mel, lengths = torch.randn(3, config["n_mels"], 20), [20, 0, MANY_FRAMES]
+    with torch.no_grad():
+        audio, cut = model(mel), model(mel, lengths)
+        assert model.prepare() is model
+        for prepared in (model, copy.deepcopy(model), model.eval(), model.fold_weight_norm()):
+            assert prepared._prepared is not None
+            assert torch.equal(prepared(mel), audio) and torch.equal(prepared(mel, lengths), cut)
+    torch.testing.assert_close(torch.cat([*model.stream(mel.split(2, 2))], 1), audio, **EXACT)
+    assert model.state_dict().keys() == reference.HiFiGANVocoder(**config).state_dict().keys()
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@every_block
+def test_prepared_blocks_give_the_same(monkeypatch, backend, name, shape):
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", backend)
+    module = getattr(muomni_fast, name)(*shape).eval()
+    x = torch.randn(2, 6, 23 if backend == "triton" else MANY_ROWS)
+    with torch.no_grad():
+        expected = module(x)
+        assert module.prepare() is module
+        for prepared in (module, copy.deepcopy(module), module.eval()):
+            assert prepared._prepared is not None
+            assert torch.equal(prepared(x), expected)
+
+
+@every_block
+def test_blocks_drop_what_they_prepared(name, shape):
+    module = getattr(muomni_fast, name)(*shape).eval()
+    x = torch.randn(2, 6, 23)
+    stale = module.prepare()(x)
+    changed = {key: 2 * value for key, value in module.state_dict().items()}
+    other = getattr(reference, name)(*shape)
+    for change in (
+        lambda: module.load_state_dict(changed),
+        lambda: module.train().load_state_dict(changed),
+        lambda: nn.ModuleList([module]).load_state_dict({f"0.{k}": v for k, v in changed.items()}),
+    ):
+        module.eval().prepare()
+        change()
+        assert module._prepared is None and not torch.equal(module(x), stale)
+        other.load_state_dict(module.state_dict())
+        torch.testing.assert_close(module(x), other(x), **EXACT)
+    module.eval().prepare().double()
+    torch.testing.assert_close(module(x.double()), other.double()(x.double()), **EXACT)
+
+
+@every_block
+def test_prepared_blocks_refuse_what_does_not_fit(name, shape):
+    module = getattr(muomni_fast, name)(*shape).eval().prepare()
+    for wrong in ((6, 9), (1, 5, 9), (1, 6, 0)):
+        with pytest.raises(ValueError, match=r"x: expected \(B, 6, T >= 1\), got \("):
+            module(torch.zeros(wrong))
+    with pytest.raises(TypeError, match=r"x is torch.float16, but prepared weights are torch.f"):
+        module(torch.zeros(1, 6, 9, dtype=torch.float16))
+    with pytest.raises(ValueError, match="x is on meta, weights is on cpu"):
+        module(torch.zeros(1, 6, 9, device="meta"))
+
+
+def test_no_gradient_passes_a_prepared_model(recwarn):
+    audio = fast_of().eval().prepare()(torch.randn(1, 12, 4).requires_grad_())
+    y = muomni_fast.MRF(6, (3,), ((1,),)).eval().prepare()(torch.randn(1, 6, 4).requires_grad_())
+    assert not audio.requires_grad and not y.requires_grad and not recwarn
+
+
+@pytest.mark.parametrize("change", ["train", "parent trains", "load", "parent loads", "to"])
+def test_what_was_prepared_is_dropped_when_weights_may_change(change):
+    model, (other, _) = fast_of().eval(), pair(TYPE_1)
+    parent, mel = nn.ModuleDict({"vocoder": model}), torch.randn(2, 12, 5)
+    stale = model.prepare()(mel)
+    if change.endswith("train") or change.endswith("trains"):
+        (parent if "parent" in change else model).train()
+        with torch.no_grad():
+            model.conv_post.weight.mul_(2)
+    elif change == "load":
+        model.load_state_dict(other.state_dict())
+    elif change == "parent loads":
+        parent.load_state_dict({f"vocoder.{k}": v for k, v in other.state_dict().items()})
+    else:
+        parent.to(torch.float64)
+    assert model._prepared is None
+    other.to(model.conv_pre.weight.dtype).load_state_dict(model.state_dict())
+    mel = mel.to(model.conv_pre.weight.dtype)
+    torch.testing.assert_close(model(mel), other(mel), **EXACT)
+    assert not torch.equal(model(mel), stale)
+
+
+def test_weights_changed_in_place_do_not_reach_what_was_prepared():
+    """Neither all of them nor, worse, some."""
+    model, mel = fast_of().eval(), torch.randn(2, 12, 5)
+    audio = model.prepare()(mel)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert torch.equal(model(mel), audio)
+
+
+def test_preparing_for_training_or_from_nan_is_refused():
+    model = fast_of(weight_norm=True)
+    with pytest.raises(RuntimeError, match="expected eval mode"):
+        model.prepare()
+    model.resblocks[3].convs1[1].bias.data[2] = torch.nan
+    for module in (model.eval(), model.resblocks[3]):
+        with pytest.raises(ValueError, match="not finite"):
+            module.prepare()
+        assert module._prepared is None
+
+
+@pytest.mark.parametrize("change", ["replaced", "hooked"])
+def test_preparing_what_an_operator_does_not_know_is_refused(change):
+    for model in (fast_of().eval(), muomni_fast.MRF(6, (3, 5), ((1,), (2,))).eval()):
+        if change == "replaced":
+            model.resblocks[1] = nn.Identity()
+        else:
+            model.resblocks[1].register_forward_hook(print)
+        with pytest.raises(RuntimeError, match="hooked or not HiFi-GAN's own"):
+            model.prepare()
+        assert model._prepared is None
