@@ -2,7 +2,7 @@
 `torch_inference` have.
 
 Activations are channels-last, (B, T, C); those of all blocks of a stage lie in one tensor,
-(G, B, T, C). Weights are packed as the kernels read them; `prepare` does that once.
+(G, B, T, C). Weights are laid out by `triton_layouts`; `prepare` does that once.
 """
 
 import itertools
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .kernels.conv import conv
 from .kernels.conv_configs import strip_config
@@ -18,95 +17,25 @@ from .kernels.conv_post import conv_post, conv_post_grad
 from .kernels.conv_weight_grad import conv_weight_grad
 from .kernels.mrf_grouped import mrf_step
 from .kernels.mrf_strip import mrf_strip
-from .network import Blocks, Layers, Network
+from .network import Blocks
 from .reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
+from .triton_layouts import (
+    for_input,
+    grad_weights,
+    phase_taps,
+    separated,
+    step_weights,
+    steps_of,
+    taps_inside,
+)
+from .triton_layouts import layers as layers  # these four a backend has as well
+from .triton_layouts import pack as pack
+from .triton_layouts import pack_blocks as pack_blocks
+from .triton_layouts import unpacked as unpacked
 
 Pair = tuple[Tensor, Tensor]  # a convolution's weight and bias, packed
 Needs = Sequence[bool]
 Grads = list[Tensor | None]
-
-
-def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
-    """Weights and biases as torch has them -> packed for the functions here."""
-    raw = Layers.of(tensors, len(network.rates), sum(network.blocks.sizes))
-    pairs = zip(raw.ups, network.rates, strict=True)
-    return Layers(
-        pre=(_taps_inside(raw.pre[0]).contiguous(), raw.pre[1]),
-        ups=[(_up_weight(up[0], rate), up[1].repeat(rate)) for up, rate in pairs],
-        mrfs=[pack_blocks(mrf, network.blocks) for mrf in raw.mrfs],
-        post=(raw.post[0][0].t().contiguous(), raw.post[1]),
-    )
-
-
-def pack(tensors: Sequence[Tensor], network: Network) -> list[Tensor]:
-    """What `prepare` keeps, and `unpacked` takes."""
-    return layers(tensors, network).flat()
-
-
-def unpacked(tensors: Sequence[Tensor], network: Network) -> Layers:
-    """What `pack` gave -> packed for the functions here."""
-    stages = len(network.rates)
-    return Layers.of(tensors, stages, (len(tensors) - 4) // stages - 2)
-
-
-def _taps_inside(weight: Tensor) -> Tensor:
-    """(N, C, taps) -> (N, taps, C)."""
-    return weight.permute(0, 2, 1)
-
-
-def _for_input(weight: Tensor) -> Tensor:
-    """(N, C, taps) -> (C, taps, N), taps reversed: the convolution that gives the input's
-    gradient."""
-    return weight.flip(2).permute(1, 2, 0)
-
-
-def _phase_taps(rate: int, kernel: int) -> tuple[int, int, int]:
-    """Taps of a transposed convolution as one to `rate` phases, the row before which its tap 0
-    reads, and its padding."""
-    padding = (kernel - rate) // 2
-    least = -((rate - 1 + padding) // rate)
-    return (kernel - 1 - padding) // rate - least + 1, least, padding
-
-
-def _up_weight(weight: Tensor, rate: int) -> Tensor:
-    """(C, C_out, kernel) -> (rate * C_out, taps, C): phases first, zero where one has no tap."""
-    channels, width, kernel = weight.shape
-    taps, least, padding = _phase_taps(rate, kernel)
-    before = -(padding + least * rate)
-    padded = F.pad(weight, (before, taps * rate - kernel - before))
-    phases = padded.view(channels, width, taps, rate).permute(3, 1, 2, 0)
-    return phases.reshape(rate * width, taps, channels)
-
-
-def pack_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
-    """Weights of every step, of every block, in one dimension, and biases (steps, G, C); such a
-    pair for each block where blocks differ in depth."""
-    groups = blocks.divided(tensors)
-    if blocks.ragged:
-        pairs = (pack_blocks(group, blocks.single(g)) for g, group in enumerate(groups))
-        return [*itertools.chain(*pairs)]
-    steps = range(0, len(groups[0]), 2)
-    weights = [_taps_inside(group[step]).flatten() for step in steps for group in groups]
-    biases = torch.stack([group[step + 1] for step in steps for group in groups])
-    return [torch.cat(weights), biases.view(len(steps), len(groups), -1)]
-
-
-def _step_weights(packed: Tensor, blocks: Blocks, channels: int) -> list[Tensor]:
-    return list(packed.split(sum(blocks.taps) * channels * channels))
-
-
-def _grad_weights(groups: Sequence[Sequence[Tensor]], step: int) -> Tensor:
-    return torch.cat([_for_input(group[2 * step]).flatten() for group in groups])
-
-
-def _steps(blocks: Blocks) -> list[tuple[int, tuple[int, ...]]]:
-    """Dilation's number and dilations of each block, of each step."""
-    found = []
-    for p in range(blocks.depth):
-        found.append((p, tuple(branch[p] for branch in blocks.dilations)))
-        if blocks.paired:
-            found.append((p, (1,) * len(blocks.taps)))
-    return found
 
 
 def pre(mel: Tensor, layer: Pair, lengths: Tensor | None = None, rate: int = 1) -> Tensor:
@@ -130,7 +59,7 @@ def pre_grad(
     n, channels, taps = weight.shape
     padding = (taps - 1) // 2
     if need_mel:
-        flipped = _for_input(weight).contiguous()
+        flipped = for_input(weight).contiguous()
         d_mel = conv(grad, flipped, None, lengths, rate, padding=padding)
         d_mel = d_mel.transpose(1, 2).contiguous()
         if lengths is not None:
@@ -164,7 +93,7 @@ def up(
     rate: int = 1,
 ) -> Tensor:
     """(B, T, C) -> (B, T * factor, C / 2)."""
-    _, least, padding = _phase_taps(factor, kernel)
+    _, least, padding = phase_taps(factor, kernel)
     weight, bias = layer
     columns = conv(
         x,
@@ -194,7 +123,7 @@ def up_grad(
     channels, width, kernel = weight.shape
     padding = (kernel - factor) // 2
     # Every row of the input reads `kernel` rows of what arrives, `factor` apart.
-    inward = _taps_inside(weight).contiguous()
+    inward = taps_inside(weight).contiguous()
     d = conv(
         grad, inward, None, lengths, rate, padding=padding, stride=factor, slope=LEAKY_SLOPE, sign=x
     )
@@ -258,8 +187,8 @@ def mrf(
         )
         return whole, []
     y, source, kept = x, x, list[Tensor]()
-    steps = _steps(blocks)
-    for step, weight in enumerate(_step_weights(weights, blocks, x.shape[-1])):
+    steps = steps_of(blocks)
+    for step, weight in enumerate(step_weights(weights, blocks, x.shape[-1])):
         opens = blocks.paired and step % 2 == 0  # the first of a pair
         last = step + 1 == len(steps)
         source = mrf_step(
@@ -301,12 +230,12 @@ def mrf_grad(
         total, all_found, start = torch.zeros_like(x), Grads(), 0
         for g, (group, need) in enumerate(zip(groups, blocks.divided(needs), strict=True)):
             single = blocks.single(g)
-            inner = kept[start : start + len(_steps(single)) - 1]
+            inner = kept[start : start + len(steps_of(single)) - 1]
             start += len(inner)
             d_x, own = mrf_grad(d, x, inner, group, single, need, lengths, rate)
             total, all_found = total.add_(d_x), [*all_found, *own]
         return total, all_found
-    steps = _steps(blocks)
+    steps = steps_of(blocks)
     inputs = [x, *kept]  # of each step
     running = d  # what arrives at the sum after a dilation's steps
     found = [Grads([None] * len(group)) for group in groups]
@@ -322,11 +251,11 @@ def mrf_grad(
                 d, source, blocks.taps, dilations, paddings, lengths, rate, slopes=slopes
             )
             assert d_biases is not None
-            for g, pair in enumerate(_separate(d_weights, d_biases, blocks.taps)):
+            for g, pair in enumerate(separated(d_weights, d_biases, blocks.taps)):
                 found[g][2 * step : 2 * step + 2] = pair
         d = mrf_step(
             d,
-            _grad_weights(groups, step),
+            grad_weights(groups, step),
             None,
             blocks.taps,
             dilations,
@@ -340,17 +269,6 @@ def mrf_grad(
         if not closes:
             running = d
     return d, list(itertools.chain(*found))
-
-
-def _separate(weights: Tensor, biases: Tensor, taps: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """What `conv_weight_grad` gives -> weight (C, C, taps) and bias of each block."""
-    size = biases.shape[1] ** 2
-    parts = weights.split([k * size for k in taps])
-    side = biases.shape[1]
-    return [
-        (part.view(side, k, side).permute(0, 2, 1), bias)
-        for part, k, bias in zip(parts, taps, biases.unbind(), strict=True)
-    ]
 
 
 def post(x: Tensor, layer: Pair, lengths: Tensor | None = None, rate: int = 1) -> Tensor:
@@ -410,4 +328,4 @@ def fake_kept(like: Tensor, channels: int, rows: int, blocks: Blocks) -> list[Te
         singles = (blocks.single(g) for g in range(len(blocks.taps)))
         return sum((fake_kept(like, channels, rows, single) for single in singles), [])
     shape = len(blocks.taps), like.shape[0], rows, channels
-    return [like.new_empty(shape) for _ in _steps(blocks)[1:]]
+    return [like.new_empty(shape) for _ in steps_of(blocks)[1:]]
