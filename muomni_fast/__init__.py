@@ -7,19 +7,20 @@ Importing this needs torch and numpy only; triton is used where it is installed.
 from . import functional
 from .backend import BackendUnavailableError, doctor, explain
 from .counters import CodeRangeError, raise_if_errors
-from .modules import MRF, RVQ, HiFiGANVocoder, NeuralVocoder, ResBlock
+from .modules import MRF, RVQ, HiFiGANVocoder, NeuralVocoder, ResBlock, SpeechCodec
 from .reference import (
     GriffinLimVocoder,
     MelConfig,
     MultiPeriodDiscriminator,
     MultiScaleDiscriminator,
     RVQOutput,
-    SpeechCodec,
     log_mel,
     pool_frames,
     unpool_frames,
 )
 from .reference.errors import AudioFormatError, CheckpointError, DataError, TrainingError
+
+__version__ = "0.1.0"
 
 __all__ = [
     "MRF",

@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from . import __version__
 from .backend import doctor
 
 
@@ -11,8 +12,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line's entry; returns its exit status."""
     parser = argparse.ArgumentParser(prog="muomni-fast", description=__doc__)
     parser.add_argument("command", choices=["doctor"], help="print the installation as JSON")
+    parser.add_argument("--version", action="version", version=__version__)
     parser.parse_args(argv)
-    print(json.dumps(doctor(), indent=2))
+    try:
+        print(json.dumps(doctor(), indent=2))
+    except ValueError as error:
+        parser.error(str(error))
     return 0
 
 

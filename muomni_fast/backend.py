@@ -43,7 +43,7 @@ def requested() -> str:
     Raises:
         ValueError: it is set to something else than "auto", "triton" or "torch".
     """
-    choice = os.environ.get(VARIABLE, "auto")
+    choice = os.environ.get(VARIABLE) or "auto"
     if choice not in CHOICES:
         raise ValueError(f"{VARIABLE}: expected one of {', '.join(CHOICES)}, got {choice!r}")
     return choice
@@ -94,7 +94,9 @@ def choose(op: str, *tensors: Tensor) -> str:
     if reason is None:
         return "triton"
     if choice == "triton":
-        raise BackendUnavailableError(f"{VARIABLE}=triton, but {reason}")
+        hint = "" if "TRITON_INTERPRET" in os.environ else "; TRITON_INTERPRET=1 interprets kernels"
+        on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+        raise BackendUnavailableError(f"{VARIABLE}=triton, but {reason}{hint if on_cpu else ''}")
     if not torch.compiler.is_compiling() and (op, reason) not in _logged:
         _logged.add((op, reason))
         on_gpu = any(t.device.type == "cuda" for t in tensors)
@@ -108,8 +110,16 @@ _logged: set[tuple[str, str]] = set()
 
 
 def explain(op: str, *args: Tensor) -> str:
-    """Say in a sentence what will run `op` on these tensors (in the order of its arguments), and
-    why."""
+    """Say in a sentence what will run an operation, and why.
+
+    Args:
+        op: "rvq_encode", "rvq_decode", "rvq_quantize", "code_sums", "mrf" or "generator".
+        args: tensors in the order of its arguments; without any, float32 on torch's default device.
+
+    Raises:
+        ValueError: there is no such operation, or MUOMNI_FAST_BACKEND is none of its values.
+    """
+    args = args or (torch.empty(0),)
     choice, reason = requested(), obstacle(op, *args)
     if choice == "torch":
         return f"{op}: torch path, because {VARIABLE}=torch"

@@ -221,11 +221,13 @@ def mrf(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:
 
     Raises:
         TypeError: `x` is not floating point, or is float8, or weights have another dtype.
-        ValueError: a shape or device does not fit.
+        ValueError: a shape or device does not fit, or there are no blocks.
         NotImplementedError: forward-mode differentiation, or `torch.func` gradients.
         BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
         RuntimeError: a second derivative.
     """
+    if not resblocks:
+        raise ValueError("resblocks: expected at least one")
     if not fusible(resblocks):
         return hifigan.mrf(x, resblocks)
     return run_blocks(x, resblocks)

@@ -7,7 +7,6 @@ reference has them, without forward hooks. Whatever else there is runs module by
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from . import vocoder_ops
@@ -15,35 +14,38 @@ from .network import Blocks, Network
 from .reference import hifigan
 from .reference.checks import require_channels
 from .reference.rvq_checks import require_same_device
-from .reference.weight_norm import CONVOLUTIONS
 from .transforms import autocast, learning, refuse_transforms
+from .vocoder_ops import Packed
 
 
 def resblock_forward(block: Any, x: Tensor) -> Tensor:
     """(B, channels, T) -> (B, channels, T); see `functional.mrf`."""
     if block._prepared is not None:
         return run_prepared_blocks(x, block._prepared, [block])
-    if all(_plain(conv) for conv in _convolutions(block)):
+    if _plain_inside(block):
         return run_blocks(x, [block])
     return hifigan.ResBlock.forward(block, x)
 
 
 def fusible(resblocks: Any) -> bool:
     """Whether an operator computes what these modules would, one by one."""
-    ours = hifigan.ResBlock.forward, resblock_forward
-    known = all(type(block).forward in ours and not _hooked(block) for block in resblocks)
+    known = all(_runs(block, hifigan.ResBlock.forward, resblock_forward) for block in resblocks)
     if not known or len({(block.channels, block.resblock) for block in resblocks}) != 1:
         return False
-    return all(_plain(conv) for block in resblocks for conv in _convolutions(block))
+    return all(_plain_inside(block) for block in resblocks)
 
 
 def generator_fusible(generator: hifigan.HiFiGANVocoder) -> bool:
     """Whether an operator computes what the modules inside would."""
-    convolutions = generator.conv_pre, *generator.ups, generator.conv_post
-    count = generator.n_kernels
-    return all(_plain(conv) for conv in convolutions) and all(
-        fusible(generator.resblocks[first : first + count])
-        for first in range(0, len(generator.resblocks), count)
+    config, count = generator.config, generator.n_kernels
+    shapes = zip(config["upsample_rates"], config["upsample_kernel_sizes"], strict=True)
+    return (
+        all(_plain(conv, None) for conv in (generator.conv_pre, generator.conv_post))
+        and all(_plain_up(up, *shape) for up, shape in zip(generator.ups, shapes, strict=True))
+        and all(
+            fusible(generator.resblocks[first : first + count])
+            for first in range(0, len(generator.resblocks), count)
+        )
     )
 
 
@@ -65,14 +67,47 @@ def blocks_of(resblocks: Sequence[Any]) -> Blocks:
     )
 
 
-def _plain(module: nn.Module) -> bool:
-    return isinstance(module, CONVOLUTIONS) and module.bias is not None and not _hooked(module)
+def _plain_inside(block: Any) -> bool:
+    """Whether a residual block's convolutions are those that its attributes tell of."""
+    dilated = block.convs if block.resblock == "2" else block.convs1
+    others = () if block.resblock == "2" else block.convs2
+    return (
+        len(dilated) == len(block.dilations)
+        and all(
+            _plain(conv, block.kernel_size, dilation)
+            for conv, dilation in zip(dilated, block.dilations, strict=True)
+        )
+        and all(_plain(conv, block.kernel_size) for conv in others)
+    )
+
+
+def _plain(conv: Any, kernel: int | None, dilation: int = 1) -> bool:
+    """Whether this is torch's convolution, as long as its input; `kernel` None is any odd one."""
+    if not _runs(conv, nn.Conv1d.forward) or conv.bias is None:
+        return False
+    kernel = kernel or conv.kernel_size[0]
+    padding = (kernel - 1) // 2 * dilation
+    shape = conv.kernel_size, conv.padding, conv.dilation, conv.stride, conv.groups
+    expected = (kernel,), (padding,), (dilation,), (1,), 1
+    return kernel % 2 == 1 and shape == expected and conv.padding_mode == "zeros"
+
+
+def _plain_up(conv: Any, rate: int, kernel: int) -> bool:
+    """Whether this is torch's transposed convolution, `rate` times as long as its input."""
+    if not _runs(conv, nn.ConvTranspose1d.forward) or conv.bias is None:
+        return False
+    shape = conv.kernel_size, conv.stride, conv.padding, conv.output_padding, conv.dilation
+    return shape == ((kernel,), (rate,), ((kernel - rate) // 2,), (0,), (1,)) and conv.groups == 1
+
+
+def _runs(module: nn.Module, *forwards: Any) -> bool:
+    """Whether calling the module runs one of these functions and nothing else."""
+    own = type(module).forward in forwards and "forward" not in module.__dict__
+    return own and not _hooked(module)
 
 
 def _hooked(module: nn.Module) -> bool:
     """Whether something wants to see the module's calls."""
-    if torch.compiler.is_compiling():
-        return False
     hooks = module._forward_hooks, module._forward_pre_hooks
     return any(hooks) or any((module._backward_hooks, module._backward_pre_hooks))
 
@@ -123,10 +158,10 @@ def run_blocks(x: Tensor, resblocks: Sequence[Any]) -> Tensor:
     x, *tensors = _one_kind("mrf", "x", x, tensors_of_blocks(resblocks))
     if learning(x, *tensors):
         return vocoder_ops.mrf_train(x, tensors, spec)[0]
-    return vocoder_ops.mrf(x, tensors, spec, False)
+    return vocoder_ops.mrf(x, tensors, spec, None)
 
 
-def pack_blocks(resblocks: Sequence[Any]) -> list[Tensor]:
+def pack_blocks(resblocks: Sequence[Any]) -> Packed:
     """What `run_prepared_blocks` takes.
 
     Raises:
@@ -137,11 +172,11 @@ def pack_blocks(resblocks: Sequence[Any]) -> list[Tensor]:
     return vocoder_ops.pack_blocks(tensors, blocks_of(resblocks))
 
 
-def run_prepared_blocks(x: Tensor, packed: Sequence[Tensor], resblocks: Sequence[Any]) -> Tensor:
+def run_prepared_blocks(x: Tensor, packed: Packed, resblocks: Sequence[Any]) -> Tensor:
     """The mean of residual blocks, from what `pack_blocks` gave; no gradient reaches anything."""
     require_channels("x", x, resblocks[0].channels)
-    x = _like_prepared("mrf", "x", x, packed)
-    return vocoder_ops.mrf(x, packed, blocks_of(resblocks).spec, True)
+    x, *tensors = _one_prepared_kind("mrf", "x", x, packed)
+    return vocoder_ops.mrf(x, tensors, blocks_of(resblocks).spec, packed.backend)
 
 
 def run_generator(
@@ -152,10 +187,10 @@ def run_generator(
     shape = lengths, network.rates, network.kernels, network.blocks.spec
     if learning(mel, *tensors):
         return vocoder_ops.generator_train(mel, tensors, *shape)[0]
-    return vocoder_ops.generator(mel, tensors, *shape, False)
+    return vocoder_ops.generator(mel, tensors, *shape, None)
 
 
-def pack_generator(generator: hifigan.HiFiGANVocoder) -> list[Tensor]:
+def pack_generator(generator: hifigan.HiFiGANVocoder) -> Packed:
     """What `run_prepared_generator` takes.
 
     Raises:
@@ -166,12 +201,12 @@ def pack_generator(generator: hifigan.HiFiGANVocoder) -> list[Tensor]:
 
 
 def run_prepared_generator(
-    mel: Tensor, packed: Sequence[Tensor], network: Network, lengths: Tensor | None
+    mel: Tensor, packed: Packed, network: Network, lengths: Tensor | None
 ) -> Tensor:
     """Audio of a mel, from what `pack_generator` gave; no gradient reaches anything."""
-    mel = _like_prepared("generator", "mel", mel, packed)
+    mel, *tensors = _one_prepared_kind("generator", "mel", mel, packed)
     shape = lengths, network.rates, network.kernels, network.blocks.spec
-    return vocoder_ops.generator(mel, packed, *shape, True)
+    return vocoder_ops.generator(mel, tensors, *shape, packed.backend)
 
 
 def _require_fusible(known: bool) -> None:
@@ -185,10 +220,11 @@ def _finite(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.detach() for tensor in tensors]
 
 
-def _like_prepared(op: str, name: str, x: Tensor, packed: Sequence[Tensor]) -> Tensor:
-    """`x` without its gradient, if it is on the device and of the dtype of prepared weights."""
+def _one_prepared_kind(op: str, name: str, x: Tensor, packed: Packed) -> list[Tensor]:
+    """`_one_kind` of `x`, without its gradient, and prepared weights."""
     refuse_transforms(op, x)
-    if x.dtype != packed[0].dtype:
-        raise TypeError(f"{name} is {x.dtype}, but prepared weights are {packed[0].dtype}")
-    require_same_device(**{name: x, "weights": packed[0]})
-    return x.detach()
+    require_same_device(**{name: x, "weights": packed.tensors[0]})
+    x, *tensors = autocast(x.detach(), *packed.tensors)
+    if x.dtype != tensors[0].dtype:
+        raise TypeError(f"{name} is {x.dtype}, but prepared weights are {tensors[0].dtype}")
+    return [x, *tensors]

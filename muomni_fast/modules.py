@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from . import functional, fused, ops, reference
 from .counters import counters
 from .reference.checks import require_lengths, require_mel
+from .vocoder_ops import Packed
 
 
 @dataclasses.dataclass
@@ -118,7 +119,7 @@ class RVQ(Preparable, reference.RVQ):
 class PreparableBlocks(Preparable):
     """Residual blocks that run as one operator."""
 
-    _prepared: list[Tensor] | None = None
+    _prepared: Packed | None = None
 
     def _blocks(self) -> list[nn.Module]:
         raise NotImplementedError
@@ -161,20 +162,22 @@ class HiFiGANVocoder(Preparable, reference.HiFiGANVocoder):
 
     resblock_class = ResBlock
     _mrf = staticmethod(functional.mrf)
-    _prepared: list[Tensor] | None = None
+    _prepared: Packed | None = None
 
     @torch.no_grad()
     def prepare(self) -> Self:
         """Compute once what generating derives from the weights: their values if normed, in the
         order in which the backend that runs here reads them.
 
-        Nothing watches the weights: `train()`, `load_state_dict()` and `to()` drop what was
-        prepared, other changes need another call. No gradient passes a prepared model, and hooks
-        on inner modules do not run. For half precision, `.to(torch.bfloat16)` first.
+        Nothing watches the weights: `train()`, `load_state_dict()` and `to()` of this module, or
+        one around it, drop what was prepared; other changes need another call. No gradient passes a
+        prepared model, and hooks on inner modules do not run. For half precision,
+        `.to(torch.bfloat16)` first.
 
         Raises:
             RuntimeError: the module is in training mode, or inner modules were replaced or hooked.
             ValueError: a weight is not finite.
+            BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernels cannot run.
         """
         self._require_eval()
         self._prepared = fused.pack_generator(self)
@@ -199,7 +202,7 @@ class HiFiGANVocoder(Preparable, reference.HiFiGANVocoder):
             ValueError: the shape is not (B, n_mels, T >= 1); `lengths` do not fit; devices differ.
             NotImplementedError: forward-mode differentiation, or `torch.func` gradients.
             BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernels cannot run.
-            RuntimeError: a second derivative.
+            RuntimeError: a second derivative, or weights were prepared for another backend.
         """
         require_mel(mel, self.n_mels)
         if lengths is not None:
@@ -216,3 +219,10 @@ class NeuralVocoder(reference.NeuralVocoder):
     __doc__ = reference.NeuralVocoder.__doc__
 
     generator_class = HiFiGANVocoder
+
+
+class SpeechCodec(reference.SpeechCodec):
+    __doc__ = reference.SpeechCodec.__doc__
+
+    quantizer_class = RVQ
+    vocoder_class = NeuralVocoder

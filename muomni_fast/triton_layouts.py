@@ -17,10 +17,10 @@ def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
     raw = Layers.of(tensors, len(network.rates), sum(network.blocks.sizes))
     pairs = zip(raw.ups, network.rates, strict=True)
     return Layers(
-        pre=(taps_inside(raw.pre[0]).contiguous(), raw.pre[1]),
+        pre=(taps_inside(raw.pre[0]).contiguous(), raw.pre[1].contiguous()),
         ups=[(_up_weight(up[0], rate), up[1].repeat(rate)) for up, rate in pairs],
         mrfs=[pack_blocks(mrf, network.blocks) for mrf in raw.mrfs],
-        post=(raw.post[0][0].t().contiguous(), raw.post[1]),
+        post=(raw.post[0][0].t().contiguous(), raw.post[1].contiguous()),
     )
 
 
@@ -61,7 +61,7 @@ def _up_weight(weight: Tensor, rate: int) -> Tensor:
     before = -(padding + least * rate)
     padded = F.pad(weight, (before, taps * rate - kernel - before))
     phases = padded.view(channels, width, taps, rate).permute(3, 1, 2, 0)
-    return phases.reshape(rate * width, taps, channels)
+    return phases.reshape(rate * width, taps, channels).contiguous()
 
 
 def pack_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:

@@ -8,6 +8,7 @@ Items of a batch with lengths run one by one where there are no kernels: torch's
 differently in another batch, and what follows an item's end need not be computed.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -25,12 +26,33 @@ MANY_FRAMES = 16
 MANY_ROWS = 512  # of a stage
 
 
-def _backend(op: str, *tensors: Tensor, channels_last: bool = False) -> ModuleType:
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """Weights and biases as a backend reads them.
+
+    Attributes:
+        tensors: in the backend's layout.
+        backend: "torch" or "triton".
+    """
+
+    tensors: list[Tensor]
+    backend: str
+
+
+def _backend(
+    op: str, *tensors: Tensor, channels_last: bool = False, prepared_for: str | None = None
+) -> ModuleType:
     """The module that runs the layers of `op` on these tensors.
 
     Without kernels, `channels_last` is faster for many rows and has no gradient.
+
+    Raises:
+        RuntimeError: weights were prepared for another backend than runs here.
     """
-    if backend.choose(op, *tensors) == "torch":
+    chosen = backend.choose(op, *tensors)
+    if prepared_for not in (None, chosen):
+        raise RuntimeError(f"{op}: prepared for {prepared_for}, but {chosen} runs here")
+    if chosen == "torch":
         return torch_inference if channels_last else torch_vocoder
     from . import triton_vocoder
 
@@ -41,16 +63,18 @@ def _network(rates: Sequence[int], kernels: Sequence[int], blocks: str) -> Netwo
     return Network(tuple(rates), tuple(kernels), Blocks.parse(blocks))
 
 
-def pack(tensors: Sequence[Tensor], shape: Network) -> list[Tensor]:
-    """Weights and biases as the backend that runs here reads them, for `prepared=True`."""
+def pack(tensors: Sequence[Tensor], shape: Network) -> Packed:
+    """Weights and biases as the backend that runs here reads them, for `prepared_for`."""
     run = _backend("generator", *tensors, channels_last=True)
-    return _unshared(run.pack(tensors, shape), tensors)
+    found = _unshared(run.pack(tensors, shape), tensors)
+    return Packed(found, backend.choose("generator", *tensors))
 
 
-def pack_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
+def pack_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> Packed:
     """`pack` of one stage's residual blocks."""
     run = _backend("mrf", *tensors, channels_last=True)
-    return _unshared(run.pack_blocks(tensors, blocks), tensors)
+    found = _unshared(run.pack_blocks(tensors, blocks), tensors)
+    return Packed(found, backend.choose("mrf", *tensors))
 
 
 def _unshared(found: Sequence[Tensor], others: Sequence[Tensor] = ()) -> list[Tensor]:
@@ -72,19 +96,21 @@ def generator(
     rates: Sequence[int],
     kernels: Sequence[int],
     blocks: str,
-    prepared: bool,
+    prepared_for: str | None,
 ) -> Tensor:
     """(B, n_mels, T) -> (B, T * hop), without a gradient.
 
-    `tensors` are weights and biases in the order of `network.Layers`, or what `pack` gave if
-    `prepared`; `blocks` is `network.Blocks.spec`.
+    `tensors` are weights and biases in the order of `network.Layers`, or what `pack` gave for the
+    backend `prepared_for`; `blocks` is `network.Blocks.spec`.
     """
     shape = _network(rates, kernels, blocks)
-    layers = functools.cache(lambda run: (run.unpacked if prepared else run.layers)(tensors, shape))
+    layers = functools.cache(
+        lambda run: (run.unpacked if prepared_for else run.layers)(tensors, shape)
+    )
 
     def audio_of(mel: Tensor, lengths: Tensor | None = None) -> Tensor:
-        many = prepared or mel.shape[0] * mel.shape[2] >= MANY_FRAMES
-        run = _backend("generator", mel, *tensors, channels_last=many)
+        many = prepared_for is not None or mel.shape[0] * mel.shape[2] >= MANY_FRAMES
+        run = _backend("generator", mel, *tensors, channels_last=many, prepared_for=prepared_for)
         return network.forward(run, mel, layers(run), shape, lengths, keep=False)[0]
 
     if lengths is None or _backend("generator", mel, *tensors) is not torch_vocoder:
@@ -98,7 +124,7 @@ def generator(
 def _items(lengths: Tensor, mel: Tensor, *others: Tensor) -> Iterator[list[Tensor]]:
     """Of each item that has frames its part of every tensor, (1, ..., frames * rate)."""
     for item, frames in enumerate(lengths.tolist()):
-        if frames:
+        if frames > 0:  # compiled code does not check
             yield [
                 t[item : item + 1, ..., : t.shape[-1] // mel.shape[-1] * frames]
                 for t in (mel, *others)
@@ -231,14 +257,16 @@ torch.library.register_autograd(
 
 
 @_operator("mrf")
-def mrf(x: Tensor, tensors: Sequence[Tensor], blocks: str, prepared: bool) -> Tensor:
+def mrf(x: Tensor, tensors: Sequence[Tensor], blocks: str, prepared_for: str | None) -> Tensor:
     """The mean of a stage's residual blocks, (B, C, T), without a gradient.
 
-    `tensors` are weights and biases block by block, or what `pack_blocks` gave if `prepared`.
+    `tensors` are weights and biases block by block, or what `pack_blocks` gave for the backend
+    `prepared_for`.
     """
-    many = prepared or x.shape[0] * x.shape[2] >= MANY_ROWS
-    run, shape = _backend("mrf", x, *tensors, channels_last=many), Blocks.parse(blocks)
-    packed = tensors if prepared else run.pack_blocks(tensors, shape)
+    many = prepared_for is not None or x.shape[0] * x.shape[2] >= MANY_ROWS
+    run = _backend("mrf", x, *tensors, channels_last=many, prepared_for=prepared_for)
+    shape = Blocks.parse(blocks)
+    packed = tensors if prepared_for else run.pack_blocks(tensors, shape)
     return run.stage(x, packed, shape, keep=False)[0]
 
 

@@ -15,7 +15,8 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,14 @@ from torch import Tensor, nn
 from .errors import CheckpointError
 from .mel import MelConfig
 
+M = TypeVar("M", bound=nn.Module)
+
 FORMAT = "muomni_fast"
 VERSION = 1
+NOT_OURS = (
+    "expected the .json of a checkpoint that training here wrote "
+    "(published HiFi-GAN files load by HiFiGANVocoder.from_hifigan)"
+)
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -82,11 +89,9 @@ def save_model(path: str | Path, kind: str, model: nn.Module, mel: MelConfig, **
     Raises:
         CheckpointError: a file cannot be written; the previous checkpoint is intact.
     """
-    from safetensors.torch import save
-
-    path = Path(path)
+    safetensors, path = _safetensors(), Path(path)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    weights = save(state)
+    weights = safetensors.torch.save(state)
     digest = hashlib.sha256(weights).hexdigest()
     weights_path = path.with_name(f"{path.stem}-{digest[:12]}.safetensors")
     document = {
@@ -106,18 +111,26 @@ def save_model(path: str | Path, kind: str, model: nn.Module, mel: MelConfig, **
             old.unlink()
 
 
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        message = 'checkpoints need safetensors: pip install "muomni-fast[train]"'
+        raise ModuleNotFoundError(message, name=error.name) from error
+    return safetensors
+
+
 def load_model(path: str | Path, kind: str | None = None) -> ModelCheckpoint:
     """Read a model checkpoint written by `save_model`.
 
     Raises:
         CheckpointError: a file is missing, malformed or damaged, or holds another kind of model.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    path = Path(path)
+    safetensors, path = _safetensors(), Path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+        if "format" not in document:
+            raise CheckpointError(f"{path}: {NOT_OURS}")
         if document["format"] != FORMAT or document["version"] != VERSION:
             raise CheckpointError(
                 f"{path}: expected {FORMAT} version {VERSION}, "
@@ -133,13 +146,29 @@ def load_model(path: str | Path, kind: str | None = None) -> ModelCheckpoint:
             raise CheckpointError(
                 f"{weights_path}: sha256 is {digest}, but {path.name} says {document['sha256']}"
             )
-        state = load(weights)
+        state = safetensors.torch.load(weights)
         config, extra = dict(document["config"]), dict(document["extra"])
         return ModelCheckpoint(document["kind"], config, mel, state, extra)
     except OSError as error:
         raise CheckpointError(f"{error.filename or path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a {FORMAT} checkpoint: {error!r}") from error
+    except UnicodeDecodeError as error:  # which holds the whole file
+        raise CheckpointError(f"{path}: {NOT_OURS}; it is not text") from error
+    except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: {NOT_OURS}: {error!r}") from error
+
+
+def restore(model_class: type[M], saved: ModelCheckpoint, source: str | Path) -> M:
+    """The model that a checkpoint holds, in eval mode.
+
+    Raises:
+        CheckpointError: its config or its weights do not fit `model_class`; names `source`.
+    """
+    try:
+        model = model_class(**saved.config)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: not a config of {saved.kind}: {error}") from error
+    load_state(model, saved.state, source)
+    return model.eval()
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
@@ -206,7 +235,9 @@ def _load_plain(source: str | Path | io.BytesIO, path: str | Path) -> Any:
         return torch.load(source, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
-    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
+    except pickle.UnpicklingError as error:  # whose text is advice to load it unsafely
+        raise CheckpointError(f"{path}: damaged, or holds more than plain data") from error
+    except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path}: damaged, or not plain data: {type(error).__name__}: {error}"
         ) from error

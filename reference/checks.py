@@ -7,8 +7,16 @@ import torch
 from torch import Tensor, nn
 
 
+def require_tensor(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+        raise TypeError(f"{name}: expected a torch.Tensor, got {kind}")
+
+
 def require_float(name: str, value: Tensor) -> None:
     """Raise TypeError unless `value` has a float dtype of at least 16 bits."""
+    require_tensor(name, value)
     if not value.is_floating_point() or value.element_size() < 2:
         raise TypeError(
             f"{name}: expected float16, bfloat16, float32 or float64, got {value.dtype}"
@@ -37,14 +45,17 @@ def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
         ValueError: there is not one for each item, or one is not between 0 and T.
     """
     found = lengths
+    if isinstance(lengths, int):
+        raise TypeError(f"lengths: expected one for each item, got {lengths}")
     if not isinstance(found, Tensor):
-        found = torch.tensor(lengths, dtype=None if len(lengths) else torch.int64)
+        dtype = None if len(lengths) else torch.int64
+        found = torch.tensor(lengths, dtype=dtype, device="cpu")  # not the default device
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {found.dtype}")
     if found.shape != mel.shape[:1]:
         raise ValueError(f"lengths: expected ({mel.shape[0]},), got {tuple(found.shape)}")
     if found.device.type == "cpu" and found.numel() and not torch.compiler.is_compiling():
-        low, high = map(int, found.aminmax())
+        low, high = map(int, found.long().aminmax())
         if low < 0 or high > mel.shape[2]:
             raise ValueError(f"lengths: expected 0 to {mel.shape[2]} frames, got {low} to {high}")
     return found.to(mel.device, torch.int64, non_blocking=True)

@@ -261,6 +261,9 @@ class HiFiGANVocoder(nn.Module):
         require_mel(mel, self.n_mels)
         if lengths is not None:
             return self._each_alone(mel, require_lengths(lengths, mel))
+        return self._generate(mel)
+
+    def _generate(self, mel: Tensor) -> Tensor:
         x = self.conv_pre(mel)
         for stage, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, LEAKY_SLOPE))
@@ -271,7 +274,7 @@ class HiFiGANVocoder(nn.Module):
     def _each_alone(self, mel: Tensor, lengths: Tensor) -> Tensor:
         items = []
         for item, frames in zip(mel, lengths.tolist(), strict=True):
-            audio = self(item[None, :, :frames]) if frames else mel.new_zeros(1, 0)
+            audio = self._generate(item[None, :, :frames]) if frames else mel.new_zeros(1, 0)
             items.append(F.pad(audio, (0, mel.shape[2] * self.hop_length - audio.shape[1])))
         return torch.cat(items) if items else mel.new_zeros(0, mel.shape[2] * self.hop_length)
 
@@ -292,6 +295,8 @@ class HiFiGANVocoder(nn.Module):
             TypeError, ValueError: as in `forward`; a chunk's batch, device or dtype is not the
                 first one's.
         """
+        if isinstance(mel_chunks, Tensor):
+            raise TypeError("mel_chunks: expected chunks, as mel.split(8, dim=2), got a tensor")
         check = lambda chunk: require_mel(chunk, self.n_mels)
         return stream(self, mel_chunks, self.context, self.hop_length, check)
 
@@ -340,6 +345,7 @@ class HiFiGANVocoder(nn.Module):
         Raises:
             CheckpointError: the checkpoint cannot be read safely or does not fit the config.
             ValueError: the config lacks a key, or its hop is not the product of the upsample rates.
+            OSError: the config cannot be read.
         """
         same = [
             "upsample_rates",

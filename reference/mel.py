@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import full_precision
+from .checks import full_precision, require_tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,12 @@ class MelConfig:
 
     @classmethod
     def from_hifigan(cls, config_json: str | Path) -> "MelConfig":
-        """Read the mel settings of a HiFi-GAN `config.json`."""
+        """Read the mel settings of a HiFi-GAN `config.json`.
+
+        Raises:
+            ValueError: it is not such a file, or a setting is missing or out of range.
+            OSError: it cannot be read.
+        """
         names = {
             "sample_rate": "sampling_rate",
             "n_fft": "n_fft",
@@ -102,6 +107,8 @@ def read_hifigan_config(config_json: str | Path, names: Iterable[str]) -> dict[s
     """
     try:
         config = dict(json.loads(Path(config_json).read_text(encoding="utf-8")))
+    except UnicodeDecodeError as error:  # which holds the whole file
+        raise ValueError(f"{config_json}: not a HiFi-GAN config, it is not text") from error
     except (ValueError, TypeError) as error:
         raise ValueError(f"{config_json}: not a HiFi-GAN config: {error}") from error
     missing = [name for name in names if name not in config]
@@ -231,9 +238,10 @@ def log_mel(audio: Tensor, config: MelConfig) -> Tensor:
         log_floor)).
 
     Raises:
-        TypeError: `audio` is not float32 or float64.
+        TypeError: `audio` is not a tensor, or not float32 or float64.
         ValueError: `audio` is empty.
     """
+    require_tensor("audio", audio)
     if audio.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"audio: expected float32 or float64, got {audio.dtype}")
     if audio.ndim < 1 or audio.shape[-1] == 0:

@@ -1,11 +1,13 @@
 """The join of codec and vocoder: audio -> codes -> audio, with every setting checked once."""
 
-from typing import Protocol
+from pathlib import Path
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from .checks import require_hop, require_n_mels
+from .checkpoint import load_model, restore
+from .checks import require_hop, require_n_mels, require_tensor
 from .griffin_lim import GriffinLimVocoder
 from .hifigan import HiFiGANVocoder
 from .mel import MelConfig, log_mel, pool_frames, require_same_mel, unpool_frames
@@ -50,6 +52,10 @@ class SpeechCodec(nn.Module):
             values.
     """
 
+    # What a subclass with faster kernels replaces.
+    quantizer_class: ClassVar[type[RVQ]] = RVQ
+    vocoder_class: ClassVar[type[NeuralVocoder]] = NeuralVocoder
+
     def __init__(
         self, rvq: RVQ, vocoder: nn.Module, config: MelConfig, frames_per_code: int = 1
     ) -> None:
@@ -67,13 +73,49 @@ class SpeechCodec(nn.Module):
         self.config = config
         self.frames_per_code = frames_per_code
 
+    @classmethod
+    def from_checkpoints(cls, rvq: str | Path, vocoder: str | Path | None = None) -> Self:
+        """Load what training saved: `checkpoints/rvq.json` and `vocoder.json` in its run folder.
+
+        Args:
+            rvq: the quantizer's `.json`, which also holds the mel settings and `frames_per_code`.
+            vocoder: the vocoder's; None chooses Griffin-Lim and logs it.
+
+        Raises:
+            CheckpointError: a checkpoint is missing, damaged or of another kind.
+            ValueError: they were trained with different mel settings; names each.
+        """
+        saved = load_model(rvq, "rvq")
+        quantizer = restore(cls.quantizer_class, saved, rvq)
+        neural = cls.vocoder_class(vocoder, saved.mel)
+        return cls(quantizer, neural, saved.mel, saved.extra.get("frames_per_code", 1)).eval()
+
     @torch.no_grad()
     def encode(self, audio: Tensor) -> Tensor:
-        """(B, L) audio at `config.sample_rate` -> (B, S, n_codebooks) int64, S codes per clip."""
+        """(B, L) audio at `config.sample_rate` -> (B, S, n_codebooks) int64, S codes per clip.
+
+        Raises:
+            TypeError: `audio` is not a float32 or float64 tensor.
+            ValueError: the shape is not (B, L >= 1).
+        """
+        require_tensor("audio", audio)
+        if audio.ndim != 2:
+            raise ValueError(f"audio: expected (B, L), got {tuple(audio.shape)}")
         return encode_mel(self.rvq, log_mel(audio, self.config), self.frames_per_code)
 
     @torch.no_grad()
     def decode(self, codes: Tensor, n_samples: int | None = None) -> Tensor:
-        """Audio of codes, at most `n_samples`: (B, S, k) -> (B, S * frames_per_code * hop)."""
+        """Audio of codes, at most `n_samples`: (B, S, k) -> (B, S * frames_per_code * hop).
+
+        Raises:
+            TypeError: `codes` is not an integer tensor.
+            ValueError: the shape is not (B, S >= 1, 1 to n_codebooks), or `n_samples` is negative.
+            IndexError: a code is out of range (on a GPU see `raise_if_errors`).
+        """
+        require_tensor("codes", codes)
+        if codes.ndim != 3:
+            raise ValueError(f"codes: expected (B, S, k), got {tuple(codes.shape)}")
+        if n_samples is not None and n_samples < 0:
+            raise ValueError(f"n_samples: expected at least 0, got {n_samples}")
         audio = self.vocoder(decode_mel(self.rvq, codes, self.frames_per_code))
         return audio if n_samples is None else audio[:, :n_samples]

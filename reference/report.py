@@ -111,7 +111,10 @@ def _clip_lines(
     products: dict[str, Any],
     clips: Sequence[tuple[Clip, Tensor, Tensor]],
 ) -> list[str]:
-    lines = [f"{'held-out clip':<44}{'samples':>9}{'level dB':>10}{'to original':>13}"]
+    lines = [
+        f"{'held-out clip':<44}{'samples':>9}{'level dB':>10}{'to original':>13}"
+        f"  (!) over {LEVEL_LIMIT:g} dB"
+    ]
     for number, (clip, audio, mel) in enumerate(clips, start=1):
         stem = f"{number}-{clip.path.stem}"
         heard = resynthesise(audio, mel, config, products)

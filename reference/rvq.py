@@ -43,6 +43,9 @@ class RVQOutput:
     codebook_loss: Tensor
 
 
+torch.export.register_dataclass(RVQOutput)
+
+
 def rvq_encode(
     mel: Tensor,
     codebooks: Tensor,
@@ -203,12 +206,12 @@ class RVQ(nn.Module):
     """Residual vector quantizer of mel frames (SoundStream, algorithm 1).
 
     Args:
-        n_codebooks: stages, 1 to 64.
-        codebook_size: codewords per stage, 2 to 4096.
+        n_codebooks: stages, at least 1.
+        codebook_size: codewords per stage, at least 2.
         codebook_dim: their dimension.
         n_mels: dimension of a frame.
         bias: whether the projections have one.
-        projections: without them `n_mels` must equal `codebook_dim`; equal sizes alone keep them.
+        projections: False leaves them out, for which `n_mels` must equal `codebook_dim`.
 
     Raises:
         ValueError: a size is out of range, or projections are needed but off.

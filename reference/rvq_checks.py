@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .checks import require_float
+from .checks import require_float, require_tensor
 
 
 def require_precision(precision: str) -> None:
@@ -50,6 +50,7 @@ def require_decodable(
 ) -> None:
     """Raise unless these fit `rvq_decode`; values are not looked at."""
     require_projection_back(codebooks, proj_out_weight, proj_out_bias)
+    require_tensor("codes", codes)
     require_same_device(codes=codes, codebooks=codebooks)
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise TypeError(f"codes: expected an integer tensor, got {codes.dtype}")
@@ -87,6 +88,7 @@ def _require_bias(name: str, weight: Tensor | None, bias: Tensor | None, size: i
 
 
 def require_codebooks(codebooks: Tensor) -> None:
+    require_tensor("codebooks", codebooks)
     if codebooks.ndim != 3 or codebooks.shape[0] < 1 or codebooks.shape[1] < 2:
         raise ValueError(f"codebooks: expected (Q, K >= 2, D), got {tuple(codebooks.shape)}")
 

@@ -66,7 +66,7 @@ def stream(
             continue
         check(chunk)
         if held is None:
-            held = chunk
+            held = chunk.clone()  # its memory may be used for the next one
         else:
             _require_same_kind(chunk, held)
             held = torch.cat([held, chunk], 2)

@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
 import torch
 
 from muomni_fast.reference import distributed
-from muomni_fast.reference.checkpoint import load_model, load_state
+from muomni_fast.reference.checkpoint import load_model, restore
 from muomni_fast.reference.clips import Clip, find_clips, fingerprint, split_clips
 from muomni_fast.reference.data import SpeechDataset, read_held_out
 from muomni_fast.reference.errors import (
@@ -229,9 +229,7 @@ def load_product(
     checkpoint = load_model(folder.model(stage_name), stage_name)
     require_same_mel(config.mel, checkpoint.mel, f"run != {folder.model(stage_name)}")
     model_class = backend.RVQ if stage_name == "rvq" else backend.HiFiGANVocoder
-    model = model_class(**checkpoint.config)
-    load_state(model, checkpoint.state, folder.model(stage_name))
-    return model.eval()
+    return restore(model_class, checkpoint, folder.model(stage_name))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

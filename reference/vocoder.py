@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_model, load_state
+from .checkpoint import load_model, restore
 from .checks import require_hop, require_n_mels
-from .errors import CheckpointError
 from .griffin_lim import GriffinLimVocoder, one_clip
 from .hifigan import HiFiGANVocoder
 from .mel import MelConfig, require_same_mel
@@ -21,7 +20,8 @@ log = logging.getLogger(__name__)
 class NeuralVocoder(nn.Module):
     """Mel to audio: HiFi-GAN when a checkpoint is given, Griffin-Lim when none is.
 
-    Never random weights: a checkpoint that is given and does not load is an error.
+    Never random weights: a checkpoint that is given and does not load is an error. `.vocoder` is
+    the `HiFiGANVocoder` or `GriffinLimVocoder` inside, with all it has.
 
     Args:
         checkpoint: `.json` of a vocoder saved by training; None chooses Griffin-Lim and logs it.
@@ -48,14 +48,10 @@ class NeuralVocoder(nn.Module):
         if config is not None:
             require_same_mel(config, saved.mel, f"asked for != {checkpoint}")
         self.config = saved.mel
-        try:
-            generator = self.generator_class(**saved.config)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{checkpoint}: not a generator's config: {error}") from error
-        load_state(generator, saved.state, checkpoint)
+        generator = restore(self.generator_class, saved, checkpoint)
         require_hop(generator.hop_length, self.config.hop_length)
         require_n_mels(generator.n_mels, self.config.n_mels, "the vocoder")
-        self.vocoder = generator.fold_weight_norm().eval()
+        self.vocoder = generator.fold_weight_norm()
 
     @torch.no_grad()
     def forward(self, mel: Tensor) -> Tensor:

@@ -67,8 +67,9 @@ def split_state(state: dict[str, Tensor], normed_names: set[str]) -> dict[str, T
     for name in normed_names & state.keys():
         v = split.pop(name)
         dims = tuple(range(1, v.ndim))
-        split[name + "_g"] = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
-        split[name + "_v"] = v
+        norm = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
+        split[name + "_g"] = norm
+        split[name + "_v"] = v.where(norm > 0, torch.ones_like(v))  # zeros have no direction
     return split
 
 

@@ -228,6 +228,18 @@ def test_from_hifigan_refuses_a_hop_that_is_not_the_product(tmp_path, weights):
         reference.HiFiGANVocoder.from_hifigan(folder / "config.json", folder / "generator_v9")
 
 
+def test_filters_of_zeros_can_be_normed(lib):
+    plain = lib.HiFiGANVocoder(**SMALL)
+    with torch.no_grad():
+        plain.conv_pre.weight[0] = 0
+    model = lib.HiFiGANVocoder(**SMALL, weight_norm=True)
+    model.load_state_dict(plain.state_dict())
+    assert torch.equal(model.conv_pre.weight[0], plain.conv_pre.weight[0])
+    back = lib.HiFiGANVocoder(**SMALL)
+    back.load_state_dict(model.state_dict())
+    torch.testing.assert_close(back.conv_pre.weight, plain.conv_pre.weight)
+
+
 # Discriminators and losses
 
 

@@ -160,6 +160,36 @@ def test_generator_forward_and_gradients(case):
     all_close([audio, *grads], exact)
 
 
+UNUSUAL = {
+    "rate of one": (6, (1, 3), (3, 5), 16, "1", (3,), ((1,),)),
+    "one channel": (6, (4,), (8,), 2, "1", (3,), ((1,),)),
+    "one channel, rate of one": (6, (1, 1), (1, 3), 4, "2", (1, 3), ((1,), (2,))),
+}
+
+
+@pytest.mark.parametrize("arguments", UNUSUAL.values(), ids=UNUSUAL)
+def test_generators_of_unusual_shapes(arguments):
+    model = reference.HiFiGANVocoder(*arguments)
+    tensors, shape = [t.detach() for t in fused.tensors_of(model)], fused.network_of(model)
+    mel, grad = torch.randn(2, 6, 5), torch.randn(2, 5 * shape.hop)
+    (m,) = doubles(mel)
+    exact = with_gradients(model.double()(m), grad, m, *fused.tensors_of(model))
+    audio, grads = differentiate(grad, mel, tensors, shape)
+    all_close([audio, *grads], exact)
+
+
+def test_weights_and_biases_with_any_strides():
+    _, tensors, shape = generator(MRFS["1"])
+    mel, grad = torch.randn(1, 6, 5), torch.randn(1, 30)
+    strided = [t[..., None].expand(*t.shape, 2).contiguous()[..., 0] for t in tensors]
+    expanded = [t if t.ndim > 1 else t[:1].expand(t.shape) for t in tensors]
+    for odd in (strided, expanded):
+        audio, grads = differentiate(grad, mel, odd, shape)
+        plain, expected = differentiate(grad, mel, [t.contiguous() for t in odd], shape)
+        assert torch.equal(audio, plain)
+        assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
+
+
 @pytest.fixture(params=["steps", "strips"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "strips":

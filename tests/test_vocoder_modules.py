@@ -18,7 +18,7 @@ from small_vocoders import (
 from torch import Tensor, nn
 
 import muomni_fast
-from muomni_fast import functional, torch_inference
+from muomni_fast import functional, reference, torch_inference
 
 
 @both_modes
@@ -197,6 +197,46 @@ def test_generators_with_other_modules_inside_run_one_by_one():
         torch.testing.assert_close(fast(mel), slow(mel), **EXACT)
 
 
+class Twice(nn.Conv1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def overridden(module: nn.Module) -> None:
+    forward = module.forward
+    module.forward = lambda x: 2 * forward(x)
+
+
+REPLACEMENTS = {
+    "dilation": lambda m: m.resblocks[0].convs1.__setitem__(
+        0, nn.Conv1d(8, 8, 3, padding=5, dilation=5)
+    ),
+    "padding mode": lambda m: setattr(
+        m, "conv_pre", nn.Conv1d(12, 16, 7, padding=3, padding_mode="reflect")
+    ),
+    "dilated pre": lambda m: setattr(m, "conv_pre", nn.Conv1d(12, 16, 7, padding=6, dilation=2)),
+    "groups": lambda m: setattr(m, "conv_pre", nn.Conv1d(12, 16, 7, padding=3, groups=2)),
+    "kernel": lambda m: m.resblocks[0].convs1.__setitem__(0, nn.Conv1d(8, 8, 5, padding=2)),
+    "even kernel": lambda m: setattr(m, "conv_post", nn.Conv1d(4, 1, 4, padding="same")),
+    "upsampling": lambda m: m.ups.__setitem__(1, nn.ConvTranspose1d(8, 4, 6, 2, 2)),
+    "subclass": lambda m: setattr(m, "conv_pre", Twice(12, 16, 7, padding=3)),
+    "forward": lambda m: overridden(m.resblocks[1].convs2[0]),
+    "forward of a block": lambda m: overridden(m.resblocks[1]),
+}
+
+
+@pytest.mark.parametrize("replace", REPLACEMENTS.values(), ids=REPLACEMENTS)
+def test_convolutions_that_compute_something_else_run_one_by_one(replace):
+    slow, fast = pair(TYPE_1)
+    for model in (slow, fast):
+        torch.manual_seed(0)
+        replace(model)
+    mel = torch.randn(2, 12, 20)
+    torch.testing.assert_close(fast(mel), slow(mel), **EXACT)
+    with pytest.raises(RuntimeError, match="hooked or not HiFi-GAN's own"):
+        fast.eval().prepare()
+
+
 HOOKS = [
     "register_forward_hook",
     "register_forward_pre_hook",
@@ -217,3 +257,37 @@ def test_hooks_on_inner_modules_fire(inner, hook):
     assert len(seen) == 1
     handle.remove()
     assert torch.equal(model(mel), audio)
+
+
+@pytest.mark.parametrize("inner", ["conv_pre", "resblocks.4", "resblocks.1.convs2.0", ""])
+def test_hooks_fire_in_compiled_code(inner):
+    model, mel = fast_of(), torch.randn(1, 12, 5)
+    model.get_submodule(inner).register_forward_hook(lambda module, args, y: 2 * y)
+    with torch.no_grad():
+        hooked = model(mel)
+        for lengths in ([], [torch.tensor([3])]):
+            hooked = model(mel, *lengths)
+            compiled = torch.compile(model, backend="eager", fullgraph=not (inner and lengths))
+            torch.testing.assert_close(compiled(mel, *lengths), hooked, **EXACT)
+        if inner:
+            exported = torch.export.export(model, (mel,)).module()
+            torch.testing.assert_close(exported(mel), model(mel), **EXACT)
+
+
+@pytest.mark.parametrize("lib", [reference, muomni_fast], ids=["reference", "fast"])
+def test_hooks_on_a_generator_fire_once(lib):
+    model = pair(TYPE_1)[lib is muomni_fast]
+    model.conv_pre.register_forward_hook(lambda *_: None)
+    mel, seen = torch.randn(3, 12, 5), []
+    model.register_forward_hook(lambda *args: seen.append(args))
+    model(mel, [5, 2, 0])
+    assert len(seen) == 1
+
+
+def test_compiled_lengths_out_of_range_are_like_the_nearest_that_fit():
+    """Where reading them would break the graph, or make a GPU wait."""
+    model, mel = fast_of(TINY), torch.randn(3, 3, 6)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        audio = compiled(mel, torch.tensor([-1, 6, 9]))
+        assert torch.equal(audio, model(mel, [0, 6, 6]))

@@ -39,9 +39,9 @@ def check_every_generator_operator(config: dict, lengths: Tensor | None, **optio
     train = arguments(model, mel.clone().requires_grad_(), lengths)
     opcheck(vocoder_ops.generator_train, train, **options)
     _, tensors, *shape = detached(train)
-    opcheck(vocoder_ops.generator, (mel, tensors, *shape, False), **options)
+    opcheck(vocoder_ops.generator, (mel, tensors, *shape, None), **options)
     packed = vocoder_ops.pack(tensors, fused.network_of(model))
-    opcheck(vocoder_ops.generator, (mel, packed, *shape, True), **options)
+    opcheck(vocoder_ops.generator, (mel, packed.tensors, *shape, packed.backend), **options)
     audio, kept = vocoder_ops.generator_train(mel, tensors, *shape)
     for needs in subsets(1 + len(tensors)):
         given = torch.randn_like(audio), audio, mel, kept, tensors, *shape, needs
@@ -54,9 +54,9 @@ def check_every_block_operator(config: dict, **options: str) -> None:
     tensors = [t.detach() for t in fused.tensors_of_blocks(blocks)]
     shape = fused.network_of(model).blocks
     x, spec = torch.randn(2, blocks[0].channels, 9), shape.spec
-    opcheck(vocoder_ops.mrf, (x, tensors, spec, False), **options)
+    opcheck(vocoder_ops.mrf, (x, tensors, spec, None), **options)
     packed = vocoder_ops.pack_blocks(tensors, shape)
-    opcheck(vocoder_ops.mrf, (x, packed, spec, True), **options)
+    opcheck(vocoder_ops.mrf, (x, packed.tensors, spec, packed.backend), **options)
     leaves = [t.clone().requires_grad_() for t in tensors]
     opcheck(vocoder_ops.mrf_train, (x.clone().requires_grad_(), leaves, spec), **options)
     kept = vocoder_ops.mrf_train(x, tensors, spec)[1]

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from small_vocoders import EXACT, TYPE_1, every_block, every_config, fast_of, pair
+from small_vocoders import EXACT, TINY, TYPE_1, every_block, every_config, fast_of, pair
 from torch import nn
 
 import muomni_fast
@@ -101,6 +101,33 @@ def test_what_was_prepared_is_dropped_when_weights_may_change(change):
     mel = mel.to(model.conv_pre.weight.dtype)
     torch.testing.assert_close(model(mel), other(mel), **EXACT)
     assert not torch.equal(model(mel), stale)
+
+
+@pytest.mark.parametrize("lengths", [None, [20, 7]], ids=["all frames", "lengths"])
+def test_autocast_reaches_what_was_prepared(lengths):
+    model, mel = fast_of().eval(), torch.randn(2, 12, 20)
+    mrf, x = muomni_fast.MRF(6, (3,), ((1,),)).eval(), torch.randn(1, 6, MANY_ROWS)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected, y = model(mel, lengths), mrf(x)
+        model.prepare(), mrf.prepare()
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        for audio in (model(mel, lengths), model(mel.bfloat16(), lengths), compiled(mel, lengths)):
+            assert audio.dtype == torch.bfloat16 and torch.equal(audio, expected)
+        assert mrf(x).dtype == torch.bfloat16 and torch.equal(mrf(x), y)
+
+
+def test_what_another_backend_prepared_is_refused(monkeypatch):
+    """As where a prepared model is loaded, or its program runs, without the GPU it was made for."""
+    model, mel = fast_of(TINY).eval(), torch.randn(1, 3, 4)
+    mrf, x = muomni_fast.MRF(6, (3,), ((1,),)).eval(), torch.randn(1, 6, 9)
+    for here, there in (("triton", "torch"), ("torch", "triton")):
+        monkeypatch.setenv("MUOMNI_FAST_BACKEND", here)
+        model.prepare(), mrf.prepare()
+        program = torch.export.export(model, (mel,)).module()
+        monkeypatch.setenv("MUOMNI_FAST_BACKEND", there)
+        for run, argument in ((model, mel), (program, mel), (mrf, x)):
+            with pytest.raises(RuntimeError, match=f"prepared for {here}, but {there} runs here"):
+                run(argument)
 
 
 def test_weights_changed_in_place_do_not_reach_what_was_prepared():

@@ -42,7 +42,7 @@ def test_each_item_sounds_as_if_it_were_alone(config, mode):
         assert audio[:3].isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16])
 def test_lengths_of_few_bits_do_not_wrap(dtype):
     slow, fast = pair(TYPE_1)
     mel, lengths = torch.randn(1, 12, 110), torch.tensor([100], dtype=dtype)
@@ -57,6 +57,8 @@ def test_lengths_that_do_not_fit_are_refused(prepared):
     for lengths in ([1.0, 2.0], torch.ones(2), torch.ones(2, dtype=torch.bool)):
         with pytest.raises(TypeError, match="lengths: expected integers, got torch"):
             model(mel, lengths)
+    with pytest.raises(TypeError, match="lengths: expected one for each item, got 5"):
+        model(mel, 5)
     for lengths, message in (
         ([5], r"lengths: expected \(2,\), got \(1,\)"),
         (torch.tensor(5), r"lengths: expected \(2,\), got \(\)"),
@@ -93,6 +95,25 @@ def test_streamed_audio_is_that_of_the_whole(lib, config):
         assert not any(piece.requires_grad for piece in pieces)
         torch.testing.assert_close(torch.cat(pieces, 1), audio, **EXACT)
     assert not [*model.stream([])] and not [*model.stream([mel[:, :, :0]])]
+
+
+@pytest.mark.parametrize("lib", [reference, muomni_fast], ids=["reference", "fast"])
+def test_a_buffer_of_chunks_may_be_used_again(lib):
+    model, mel = pair(TYPE_1)[lib is muomni_fast], torch.randn(1, 12, 40)
+
+    def chunks():
+        buffer = torch.empty(1, 12, 4)
+        for chunk in mel.split(4, 2):
+            yield buffer.copy_(chunk)
+
+    with torch.no_grad():
+        audio = model(mel)
+    torch.testing.assert_close(torch.cat([*model.stream(chunks())], 1), audio, **EXACT)
+
+
+def test_a_mel_is_not_chunks():
+    with pytest.raises(TypeError, match="mel_chunks: expected chunks.* got a tensor"):
+        [*fast_of().stream(torch.zeros(1, 12, 3))]
 
 
 def test_a_frame_is_heard_as_soon_as_what_it_depends_on_has_arrived():
