@@ -215,3 +215,59 @@ def test_a_checkpoint_that_does_not_load_is_an_error(tmp_path, saved):
     checkpoint.save_model(tmp_path / "vocoder.json", "vocoder", generator, wrong_hop)
     with pytest.raises(ValueError, match="256.*128"):
         NeuralVocoder(tmp_path / "vocoder.json")
+
+
+def test_other_files_are_refused_in_a_line(tmp_path, saved):
+    """Not with their content in the message."""
+    pickled = tmp_path / "generator.pt"
+    torch.save({"generator": {"weight": torch.randn(1000)}}, pickled)
+    (tmp_path / "config.json").write_text('{"num_mels": 80}')
+    for path in (pickled, weights_of(saved), tmp_path / "config.json"):
+        with pytest.raises(CheckpointError, match="expected the .json of a checkpoint") as error:
+            NeuralVocoder(path)
+        assert path.name in str(error.value) and len(str(error.value)) < 300
+    with pytest.raises(CheckpointError, match="more than plain data") as error:
+        checkpoint.load_foreign_checkpoint(tmp_path / "config.json", "generator")
+    assert "weights_only" not in str(error.value)
+
+
+# SpeechCodec
+
+
+@pytest.mark.parametrize("lib", [muomni_fast, reference], ids=["fast", "reference"])
+def test_codec_from_checkpoints(lib, tmp_path, caplog):
+    rvq, generator = reference.RVQ(), reference.HiFiGANVocoder(upsample_initial_channel=16)
+    paths = tmp_path / "rvq.json", tmp_path / "vocoder.json"
+    checkpoint.save_model(paths[0], "rvq", rvq, MelConfig(), frames_per_code=5)
+    checkpoint.save_model(paths[1], "vocoder", generator, MelConfig())
+    codec = lib.SpeechCodec.from_checkpoints(*paths)
+    assert type(codec.rvq) is lib.RVQ and type(codec.vocoder.vocoder) is lib.HiFiGANVocoder
+    assert not codec.training and codec.frames_per_code == 5
+    expected = reference.SpeechCodec(rvq, generator, MelConfig(), 5)
+    audio = torch.randn(2, 4000)
+    codes = codec.encode(audio)
+    assert torch.equal(codes, expected.encode(audio))
+    torch.testing.assert_close(codec.decode(codes), expected.decode(codes), rtol=0, atol=1e-6)
+    assert lib.SpeechCodec.from_checkpoints(paths[0]).decode(codes).shape == (2, 5120)
+    assert "Griffin-Lim" in caplog.text
+    with pytest.raises(CheckpointError, match="expected a rvq, got a vocoder"):
+        lib.SpeechCodec.from_checkpoints(paths[1], paths[0])
+    checkpoint.save_model(paths[1], "vocoder", generator, MelConfig(fmax=7000.0))
+    with pytest.raises(ValueError, match="fmax: 8000.0 != 7000.0"):
+        lib.SpeechCodec.from_checkpoints(*paths)
+
+
+def test_codec_refuses_what_does_not_fit():
+    codec = muomni_fast.SpeechCodec(
+        muomni_fast.RVQ(), HiFiGANVocoder(upsample_initial_channel=16), MelConfig()
+    )
+    for shape in ((4000,), (1, 1, 4000)):
+        with pytest.raises(ValueError, match=r"audio: expected \(B, L\), got \("):
+            codec.encode(torch.zeros(shape))
+    with pytest.raises(TypeError, match="audio: expected a torch.Tensor, got numpy.ndarray"):
+        codec.encode(torch.zeros(1, 4000).numpy())
+    codes = codec.encode(torch.zeros(1, 4000))
+    with pytest.raises(ValueError, match=r"codes: expected \(B, S, k\), got \(16, 2\)"):
+        codec.decode(codes[0])
+    with pytest.raises(ValueError, match="n_samples: expected at least 0, got -5"):
+        codec.decode(codes, n_samples=-5)

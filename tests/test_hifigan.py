@@ -213,6 +213,9 @@ def test_hifigan_configs_that_lack_something_are_named(tmp_path):
     path.write_text("[1]")
     with pytest.raises(ValueError, match=r"config\.json: not a HiFi-GAN config"):
         MelConfig.from_hifigan(path)
+    path.write_bytes(b"\x80\x02" * 1000)
+    with pytest.raises(ValueError, match=r"config\.json: not a HiFi-GAN config, it is not text$"):
+        MelConfig.from_hifigan(path)
 
 
 def test_from_hifigan_refuses_a_hop_that_is_not_the_product(tmp_path, weights):

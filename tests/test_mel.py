@@ -142,6 +142,8 @@ def test_log_mel_refuses():
         log_mel(torch.zeros(100, dtype=torch.int16), MelConfig())
     with pytest.raises(ValueError, match=r"\(0,\)"):
         log_mel(torch.zeros(0), MelConfig())
+    with pytest.raises(TypeError, match="audio: expected a torch.Tensor, got numpy.ndarray"):
+        log_mel(np.zeros(100, np.float32), MelConfig())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -125,9 +126,53 @@ def test_explain_and_forced_backends(monkeypatch):
     ):
         with pytest.raises(BackendUnavailableError, match="tensors are not on a CUDA device"):
             call()
+    with pytest.raises(BackendUnavailableError, match="; TRITON_INTERPRET=1 interprets kernels"):
+        rvq.encode(mel)
     monkeypatch.setenv("MUOMNI_FAST_BACKEND", "cuda")
     with pytest.raises(ValueError, match="auto, triton, torch, got 'cuda'"):
         rvq.encode(mel)
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", "")
+    assert torch.equal(rvq.encode(mel), codes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tensors are on the CPU by default")
+def test_explain_without_tensors_is_for_the_default_device():
+    for op in OPS:
+        assert "not on a CUDA device" in muomni_fast.explain(op)
+
+
+def command_line(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "muomni_fast", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | variables,
+    )
+
+
+def test_command_line():
+    assert command_line("--version").stdout == f"{muomni_fast.__version__}\n"
+    assert muomni_fast.__version__ == muomni_fast.doctor()["muomni_fast"]
+    wrong = command_line("doctor", MUOMNI_FAST_BACKEND="cuda")
+    assert wrong.returncode == 2 and wrong.stderr.endswith("triton, torch, got 'cuda'\n")
+    assert "Traceback" not in wrong.stderr
+
+
+def test_what_is_not_a_tensor_is_refused_by_name():
+    rvq, frames = muomni_fast.RVQ(), np.zeros((3, 128), np.float32)
+    vocoder = muomni_fast.HiFiGANVocoder(upsample_initial_channel=16)
+    for name, call in (
+        ("mel", lambda: rvq.encode(frames)),
+        ("mel", lambda: rvq(frames)),
+        ("codes", lambda: rvq.decode([[1, 2]])),
+        ("codebooks", lambda: functional.rvq_encode(torch.zeros(3, 64), [torch.zeros(8, 64)])),
+        ("mel", lambda: vocoder(frames[None])),
+        ("x", lambda: muomni_fast.ResBlock(8, 3, (1,))(frames)),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: expected a torch.Tensor, got "):
+            call()
+    with pytest.raises(ValueError, match="resblocks: expected at least one"):
+        functional.mrf(torch.zeros(1, 8, 3), [])
 
 
 def test_what_keeps_a_kernel_from_running(monkeypatch):

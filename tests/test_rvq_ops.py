@@ -263,6 +263,13 @@ def test_exports_with_dynamic_lengths(prepared):
     torch.testing.assert_close(program.module()(mel), model(mel))
 
 
+def test_a_whole_quantizer_exports():
+    rvq, mel = muomni_fast.RVQ(2, 16, 8, n_mels=12).eval(), torch.randn(2, 5, 12)
+    found = torch.export.export(rvq, (mel,)).module()(mel)
+    assert isinstance(found, muomni_fast.RVQOutput) and torch.equal(found.codes, rvq(mel).codes)
+    torch.testing.assert_close(found.mel, rvq(mel).mel)
+
+
 def test_vmap():
     rvq, mel = muomni_fast.RVQ(2, 16, 8, n_mels=12), torch.randn(4, 5, 12)
     codes = torch.vmap(rvq.encode)(mel)
