@@ -272,11 +272,15 @@ class HiFiGANVocoder(nn.Module):
         return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_LEAKY_SLOPE)))[:, 0]
 
     def _each_alone(self, mel: Tensor, lengths: Tensor) -> Tensor:
-        items = []
-        for item, frames in zip(mel, lengths.tolist(), strict=True):
-            audio = self._generate(item[None, :, :frames]) if frames else mel.new_zeros(1, 0)
-            items.append(F.pad(audio, (0, mel.shape[2] * self.hop_length - audio.shape[1])))
-        return torch.cat(items) if items else mel.new_zeros(0, mel.shape[2] * self.hop_length)
+        size, items = mel.shape[2] * self.hop_length, []
+        for item, frames in zip(mel[:, None], lengths.tolist(), strict=True):
+            end = frames * self.hop_length
+            # Of no frames one is generated all the same: for its dtype, and zero gradients.
+            audio = self._generate(
+                item[..., :frames] if frames else mel.new_zeros(1, self.n_mels, 1)
+            )
+            items.append(F.pad(audio[:, :end], (0, size - end)))
+        return torch.cat(items) if items else mel.new_zeros(0, size)
 
     def stream(self, mel_chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Generate audio while the mel arrives, without gradients.

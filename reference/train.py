@@ -17,11 +17,12 @@ from typing import Any
 
 try:
     import muomni_fast.reference as reference_backend
+    from muomni_fast.reference.trainer import Trainer
 except ModuleNotFoundError as error:
-    if error.name != "muomni_fast":
+    if error.name not in ("muomni_fast", "tqdm"):
         raise
     raise SystemExit(
-        "muomni_fast is not installed; run `make train`, or: "
+        f"{error.name} is not installed; run `make train`, or: "
         'pip install -c constraints.txt -e ".[train]"'
     ) from error
 
@@ -40,7 +41,6 @@ from muomni_fast.reference.mel import require_same_mel
 from muomni_fast.reference.presets import TrainConfig, presets
 from muomni_fast.reference.run_folder import RunFolder
 from muomni_fast.reference.stages import STAGES
-from muomni_fast.reference.trainer import Trainer
 
 log = logging.getLogger("muomni_fast.train")
 
@@ -141,8 +141,16 @@ def open_run(
 
 
 def source_of(run: dict[str, Any]) -> Path:
-    """Where a run's data is."""
-    return SHIPPED_SPEECH if run["data"] == "shipped speech" else Path(run["data"])
+    """Where a run's data is.
+
+    Raises:
+        DataError: it is the repository's speech, which an installed package does not have.
+    """
+    if run["data"] != "shipped speech":
+        return Path(run["data"])
+    if not SHIPPED_SPEECH.exists():
+        raise DataError("the speech to train on is in the repository only; give other --data")
+    return SHIPPED_SPEECH
 
 
 def device_of(name: str | None) -> torch.device:

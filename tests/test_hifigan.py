@@ -203,6 +203,14 @@ def test_blocks_refuse(lib):
             module(torch.zeros(1, 4, 6, dtype=torch.int64))
 
 
+def test_batches_of_no_frames_have_gradients_of_zero(lib):
+    model, mel = lib.HiFiGANVocoder(**SMALL), torch.full((2, 128, 4), torch.nan)
+    model(mel, [0, 0]).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.randn(2, 128, 4), [0, 3]).dtype == torch.bfloat16
+
+
 def test_hifigan_configs_that_lack_something_are_named(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"num_mels": 80}')

@@ -211,6 +211,14 @@ def test_train_without_an_install_says_what_to_run():
     assert "Traceback" not in done.stderr
 
 
+def test_train_without_the_repositorys_speech_asks_for_data(monkeypatch, tmp_path, capsys):
+    from muomni_fast.reference import train
+
+    monkeypatch.setattr(train, "SHIPPED_SPEECH", tmp_path / "speech")
+    assert train.main(["--preset", "smoke", "--out", str(tmp_path / "run")]) == 1
+    assert "the repository only; give other --data" in capsys.readouterr().err
+
+
 def test_readme_examples_run(tmp_path):
     """Every Python block of the README, in order, in one process."""
     text = (ROOT / "README.md").read_text()
