@@ -37,15 +37,14 @@ def fusible(resblocks: Any) -> bool:
 
 def generator_fusible(generator: hifigan.HiFiGANVocoder) -> bool:
     """Whether an operator computes what the modules inside would."""
-    config, count = generator.config, generator.n_kernels
-    shapes = zip(config["upsample_rates"], config["upsample_kernel_sizes"], strict=True)
+    shape, count = network_of(generator), generator.n_kernels
+    ups = zip(generator.ups, shape.rates, shape.kernels, strict=True)
+    starts = range(0, len(generator.resblocks), count)
+    stages = [list(generator.resblocks)[start : start + count] for start in starts]
     return (
         all(_plain(conv, None) for conv in (generator.conv_pre, generator.conv_post))
-        and all(_plain_up(up, *shape) for up, shape in zip(generator.ups, shapes, strict=True))
-        and all(
-            fusible(generator.resblocks[first : first + count])
-            for first in range(0, len(generator.resblocks), count)
-        )
+        and all(_plain_up(*up) for up in ups)
+        and all(fusible(stage) and blocks_of(stage) == shape.blocks for stage in stages)
     )
 
 

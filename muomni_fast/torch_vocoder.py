@@ -54,7 +54,14 @@ def _conv_grad(
 def pre(mel: Tensor, layer: Pair) -> Tensor:
     """(B, n_mels, T) -> (B, C, T)."""
     weight, bias = layer
-    return F.conv1d(mel, weight, bias, padding=(weight.shape[2] - 1) // 2)
+    return F.conv1d(_in_order(mel), weight, bias, padding=(weight.shape[2] - 1) // 2)
+
+
+def _in_order(mel: Tensor) -> Tensor:
+    """With the strides of a new tensor: torch chooses a convolution, and its rounding, by those of
+    dimensions of one element too, which `contiguous` leaves alone."""
+    like = mel.new_empty(mel.shape)
+    return mel if mel.stride() == like.stride() else like.copy_(mel)
 
 
 def pre_grad(

@@ -217,10 +217,14 @@ REPLACEMENTS = {
     "dilated pre": lambda m: setattr(m, "conv_pre", nn.Conv1d(12, 16, 7, padding=6, dilation=2)),
     "groups": lambda m: setattr(m, "conv_pre", nn.Conv1d(12, 16, 7, padding=3, groups=2)),
     "kernel": lambda m: m.resblocks[0].convs1.__setitem__(0, nn.Conv1d(8, 8, 5, padding=2)),
-    "even kernel": lambda m: setattr(m, "conv_post", nn.Conv1d(4, 1, 4, padding="same")),
+    "named padding": lambda m: setattr(m, "conv_post", nn.Conv1d(4, 1, 7, padding="same")),
     "upsampling": lambda m: m.ups.__setitem__(1, nn.ConvTranspose1d(8, 4, 6, 2, 2)),
     "subclass": lambda m: setattr(m, "conv_pre", Twice(12, 16, 7, padding=3)),
     "forward": lambda m: overridden(m.resblocks[1].convs2[0]),
+    "dilations of a block": lambda m: m.resblocks.__setitem__(
+        0, type(m.resblocks[0])(8, 3, (1, 3))
+    ),
+    "taps of a block": lambda m: m.resblocks.__setitem__(1, type(m.resblocks[1])(8, 7, (1, 2))),
     "forward of a block": lambda m: overridden(m.resblocks[1]),
 }
 
