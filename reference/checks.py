@@ -38,7 +38,7 @@ def require_channels(name: str, value: Tensor, channels: int) -> None:
 def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
     """Frames of each item as a tensor on the mel's device.
 
-    Values are checked where reading them does not make a GPU wait.
+    Values are checked where they can be read and reading them does not make a GPU wait.
 
     Raises:
         TypeError: they are not integers.
@@ -54,7 +54,8 @@ def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
         raise TypeError(f"lengths: expected integers, got {found.dtype}")
     if found.shape != mel.shape[:1]:
         raise ValueError(f"lengths: expected ({mel.shape[0]},), got {tuple(found.shape)}")
-    if found.device.type == "cpu" and found.numel() and not torch.compiler.is_compiling():
+    unread = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if found.device.type == "cpu" and found.numel() and not unread:
         low, high = map(int, found.long().aminmax())
         if low < 0 or high > mel.shape[2]:
             raise ValueError(f"lengths: expected 0 to {mel.shape[2]} frames, got {low} to {high}")

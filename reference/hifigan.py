@@ -62,7 +62,7 @@ def _conv(channels: int, kernel_size: int, dilation: int) -> nn.Conv1d:
 
 
 class ResBlock(nn.Module):
-    """Residual block of one kernel size (section 2.2).
+    """Residual block of one kernel size (HiFi-GAN section 2.2).
 
     Type "1": for each dilation d, x += conv_1(lrelu(conv_d(lrelu(x)))). Type "2": x +=
     conv_d(lrelu(x)).
@@ -128,7 +128,7 @@ def mrf(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:
 
 
 class MRF(nn.Module):
-    """Multi-receptive field fusion (section 2.2): x -> mean over kernel sizes of ResBlock(x).
+    """Multi-receptive field fusion (HiFi-GAN section 2.2): x -> mean over kernel sizes of ResBlock(x).
 
     Args:
         channels: of input and output.

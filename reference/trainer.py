@@ -70,8 +70,8 @@ class Trainer:
         self.rank, self.world_size = distributed.join(device)
         if config.accumulate < 1 or stage.batch_size % (self.world_size * config.accumulate):
             raise ValueError(
-                f"batch_size: expected a multiple of {self.world_size} processes x "
-                f"{config.accumulate} micro-batches, got {stage.batch_size}"
+                f"batch size: expected a multiple of processes x --accumulate, "
+                f"{self.world_size} x {config.accumulate}, got {stage.batch_size}"
             )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.step = 0  # steps completed

@@ -272,7 +272,7 @@ def test_run_folders_are_never_overwritten(tmp_path):
     ("arguments", "message"),
     [
         (["--accumulate", "0"], "--accumulate: expected at least 1, got 0"),
-        (["--accumulate", "3"], "multiple of 1 processes x 3 micro-batches, got 4"),
+        (["--accumulate", "3"], "multiple of processes x --accumulate, 1 x 3, got 4"),
         (["--frames-per-code", "0"], "--frames-per-code: expected at least 1"),
         (["--seed", "-1"], "--seed: expected at least 0, got -1"),
         (["--steps", "0"], "--steps: expected at least 1, got 0"),

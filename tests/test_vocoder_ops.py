@@ -165,6 +165,9 @@ def test_vmap():
         torch.testing.assert_close(torch.vmap(run, in_dims=1)(batch.transpose(0, 1)), expected)
         with torch.no_grad():
             torch.testing.assert_close(torch.vmap(run)(batch), expected, **EXACT)
+    lengths = torch.tensor([[5, 2], [0, 1], [3, 4]])
+    expected = torch.stack([model(item, own) for item, own in zip(mel, lengths, strict=True)])
+    torch.testing.assert_close(torch.vmap(model)(mel, lengths), expected, **EXACT)
 
 
 def assert_no_worse(found: Tensor, slow: Tensor, exact: Tensor) -> None:
