@@ -128,7 +128,7 @@ def mrf(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:
 
 
 class MRF(nn.Module):
-    """Multi-receptive field fusion (HiFi-GAN section 2.2): x -> mean over kernel sizes of ResBlock(x).
+    """Multi-receptive field fusion (HiFi-GAN section 2.2): the mean of ResBlocks of several sizes.
 
     Args:
         channels: of input and output.
