@@ -94,9 +94,10 @@ def choose(op: str, *tensors: Tensor) -> str:
     if reason is None:
         return "triton"
     if choice == "triton":
-        hint = "" if "TRITON_INTERPRET" in os.environ else "; TRITON_INTERPRET=1 interprets kernels"
         on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
-        raise BackendUnavailableError(f"{VARIABLE}=triton, but {reason}{hint if on_cpu else ''}")
+        if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
+            reason += "; TRITON_INTERPRET=1 interprets kernels"
+        raise BackendUnavailableError(f"{VARIABLE}=triton, but {reason}")
     if not torch.compiler.is_compiling() and (op, reason) not in _logged:
         _logged.add((op, reason))
         on_gpu = any(t.device.type == "cuda" for t in tensors)

@@ -35,16 +35,16 @@ def fusible(resblocks: Any) -> bool:
     return all(_plain_inside(block) for block in resblocks)
 
 
-def generator_fusible(generator: hifigan.HiFiGANVocoder) -> bool:
-    """Whether an operator computes what the modules inside would."""
-    shape, count = network_of(generator), generator.n_kernels
-    ups = zip(generator.ups, shape.rates, shape.kernels, strict=True)
+def generator_fusible(generator: hifigan.HiFiGANVocoder, network: Network) -> bool:
+    """Whether an operator of this shape computes what the modules inside would."""
+    count = generator.n_kernels
+    ups = zip(generator.ups, network.rates, network.kernels, strict=True)
     starts = range(0, len(generator.resblocks), count)
     stages = [list(generator.resblocks)[start : start + count] for start in starts]
     return (
         all(_plain(conv, None) for conv in (generator.conv_pre, generator.conv_post))
         and all(_plain_up(*up) for up in ups)
-        and all(fusible(stage) and blocks_of(stage) == shape.blocks for stage in stages)
+        and all(fusible(stage) and blocks_of(stage) == network.blocks for stage in stages)
     )
 
 
@@ -68,15 +68,11 @@ def blocks_of(resblocks: Sequence[Any]) -> Blocks:
 
 def _plain_inside(block: Any) -> bool:
     """Whether a residual block's convolutions are those that its attributes tell of."""
-    dilated = block.convs if block.resblock == "2" else block.convs1
-    others = () if block.resblock == "2" else block.convs2
-    return (
-        len(dilated) == len(block.dilations)
-        and all(
-            _plain(conv, block.kernel_size, dilation)
-            for conv, dilation in zip(dilated, block.dilations, strict=True)
-        )
-        and all(_plain(conv, block.kernel_size) for conv in others)
+    convolutions, after = list(_convolutions(block)), [1] if block.resblock == "1" else []
+    dilations = [d for dilation in block.dilations for d in (dilation, *after)]
+    return len(convolutions) == len(dilations) and all(
+        _plain(conv, block.kernel_size, dilation)
+        for conv, dilation in zip(convolutions, dilations, strict=True)
     )
 
 
@@ -195,8 +191,9 @@ def pack_generator(generator: hifigan.HiFiGANVocoder) -> Packed:
     Raises:
         RuntimeError, ValueError: as `prepare`.
     """
-    _require_fusible(generator_fusible(generator))
-    return vocoder_ops.pack(_finite(tensors_of(generator)), network_of(generator))
+    network = network_of(generator)
+    _require_fusible(generator_fusible(generator, network))
+    return vocoder_ops.pack(_finite(tensors_of(generator)), network)
 
 
 def run_prepared_generator(

@@ -210,7 +210,7 @@ class HiFiGANVocoder(Preparable, reference.HiFiGANVocoder):
         network = fused.network_of(self)
         if self._prepared is not None:
             return fused.run_prepared_generator(mel, self._prepared, network, lengths)
-        if not fused.generator_fusible(self):
+        if not fused.generator_fusible(self, network):
             return super().forward(mel, lengths)
         return fused.run_generator(mel, fused.tensors_of(self), network, lengths)
 

@@ -66,15 +66,17 @@ def _network(rates: Sequence[int], kernels: Sequence[int], blocks: str) -> Netwo
 def pack(tensors: Sequence[Tensor], shape: Network) -> Packed:
     """Weights and biases as the backend that runs here reads them, for `prepared_for`."""
     run = _backend("generator", *tensors, channels_last=True)
-    found = _unshared(run.pack(tensors, shape), tensors)
-    return Packed(found, backend.choose("generator", *tensors))
+    return _packed("generator", run.pack(tensors, shape), tensors)
 
 
 def pack_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> Packed:
     """`pack` of one stage's residual blocks."""
     run = _backend("mrf", *tensors, channels_last=True)
-    found = _unshared(run.pack_blocks(tensors, blocks), tensors)
-    return Packed(found, backend.choose("mrf", *tensors))
+    return _packed("mrf", run.pack_blocks(tensors, blocks), tensors)
+
+
+def _packed(op: str, found: Sequence[Tensor], tensors: Sequence[Tensor]) -> Packed:
+    return Packed(_unshared(found, tensors), backend.choose(op, *tensors))
 
 
 def _unshared(found: Sequence[Tensor], others: Sequence[Tensor] = ()) -> list[Tensor]:
