@@ -20,7 +20,7 @@ def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
         pre=(taps_inside(raw.pre[0]).contiguous(), raw.pre[1].contiguous()),
         ups=[(_up_weight(up[0], rate), up[1].repeat(rate)) for up, rate in pairs],
         mrfs=[pack_blocks(mrf, network.blocks) for mrf in raw.mrfs],
-        post=(raw.post[0][0].t().contiguous(), raw.post[1].contiguous()),
+        post=(raw.post[0][0].t().contiguous(), raw.post[1]),
     )
 
 
