@@ -1,11 +1,10 @@
-"""Tile sizes and launch settings, one visible table per kernel.
-
-Chosen from compiled code (registers, shared memory, spills: bench/results), not yet by timing.
-"""
+"""Tile sizes and launch settings of the quantizer's kernels; `tables` has the tables themselves."""
 
 import dataclasses
 
 import torch
+
+from .tables import in_use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +30,7 @@ class EncodeConfig:
 
 
 # (architecture, smallest power of two >= codebook_dim) -> config
-ENCODE = {
-    ("sm_90", 16): EncodeConfig(128, 32, 128, 64, "tf32", 8, 2),
-    ("sm_90", 32): EncodeConfig(128, 32, 128, 64, "tf32", 8, 2),
-    ("sm_90", 64): EncodeConfig(128, 32, 128, 32, "tf32", 8, 2),
-    ("sm_90", 128): EncodeConfig(64, 32, 64, 16, "tf32", 8, 2),
-    ("sm_90", 256): EncodeConfig(32, 32, 64, 16, "tf32", 8, 1),
-    ("sm_90", 512): EncodeConfig(16, 32, 32, 16, "tf32", 8, 1),
-    ("sm_80", 16): EncodeConfig(128, 32, 64, 32, "tf32", 8, 2),
-    ("sm_80", 32): EncodeConfig(128, 32, 64, 32, "tf32", 8, 2),
-    ("sm_80", 64): EncodeConfig(64, 32, 64, 32, "tf32", 8, 2),
-    ("sm_80", 128): EncodeConfig(64, 32, 64, 32, "tf32", 8, 1),
-    ("sm_80", 256): EncodeConfig(32, 32, 32, 16, "tf32", 8, 1),
-    ("sm_80", 512): EncodeConfig(16, 32, 16, 16, "tf32", 8, 1),
-}
+ENCODE = in_use("encode", EncodeConfig, "dim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +53,7 @@ class DecodeConfig:
 
 # With nothing to multiply, on every architecture.
 GATHER = DecodeConfig(32, 128, 16, 4, 1)
-DECODE = {
-    ("sm_90", 16): DecodeConfig(64, 16, 64, 4, 2),
-    ("sm_90", 32): DecodeConfig(64, 32, 64, 4, 2),
-    ("sm_90", 64): DecodeConfig(64, 64, 64, 4, 2),
-    ("sm_90", 128): DecodeConfig(64, 128, 32, 4, 2),
-    ("sm_90", 256): DecodeConfig(16, 256, 32, 8, 1),
-    ("sm_80", 16): DecodeConfig(64, 16, 64, 4, 2),
-    ("sm_80", 32): DecodeConfig(64, 32, 64, 4, 2),
-    ("sm_80", 64): DecodeConfig(64, 64, 32, 8, 2),
-    ("sm_80", 128): DecodeConfig(32, 128, 16, 8, 1),
-    ("sm_80", 256): DecodeConfig(16, 256, 32, 8, 1),
-}
+DECODE = in_use("decode", DecodeConfig, "dim")  # as ENCODE
 
 
 @dataclasses.dataclass(frozen=True)

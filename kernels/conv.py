@@ -221,7 +221,7 @@ def conv(
     n, taps, channels = weight.shape
     batch = x.shape[0]
     rows = x.shape[2 if channels_first else 1] // stride
-    config = conv_config(n, channels, x)
+    config = conv_config(n, channels, x, batch * rows)
     out = x.new_empty(batch, rows, n)
     grid = batch * triton.cdiv(rows, config.block_t) * triton.cdiv(n, config.block_n)
     if grid:

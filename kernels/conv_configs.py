@@ -1,7 +1,7 @@
-"""Tiles of the convolution kernels, and which path a stage takes: one visible table each.
+"""Tiles of the convolution kernels, and which path a stage takes; `tables` has the tables
+themselves.
 
-Chosen from compiled code (registers, shared memory, spills: bench/results), not yet by timing. The
-order in which an output is summed depends on `block_k` and the precision alone, which depend on
+The order in which an output is summed depends on `block_k` and the precision alone, which depend on
 channels and dtype alone: a result is the same bits in any batch, at any length, on either path.
 """
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import configs
 from .configs import power_of_two
+from .tables import in_use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,46 +46,38 @@ class ConvConfig:
         )
 
 
-# (architecture, bytes of an element, widest power of two of the columns) -> config
-CONV = {
-    ("sm_90", 2, 16): ConvConfig(128, 16, 64, 4, 3),
-    ("sm_90", 2, 32): ConvConfig(128, 32, 64, 4, 3),
-    ("sm_90", 2, 64): ConvConfig(128, 64, 64, 4, 3),
-    ("sm_90", 2, 128): ConvConfig(128, 128, 64, 8, 3),
-    ("sm_90", 4, 16): ConvConfig(128, 16, 32, 4, 3),
-    ("sm_90", 4, 32): ConvConfig(128, 32, 32, 4, 3),
-    ("sm_90", 4, 64): ConvConfig(64, 64, 32, 4, 3),
-    ("sm_90", 4, 128): ConvConfig(64, 64, 32, 4, 3),
-    ("sm_80", 2, 16): ConvConfig(128, 16, 64, 4, 3),
-    ("sm_80", 2, 32): ConvConfig(128, 32, 64, 4, 3),
-    ("sm_80", 2, 64): ConvConfig(128, 64, 64, 4, 3),
-    ("sm_80", 2, 128): ConvConfig(128, 128, 64, 8, 3),
-    ("sm_80", 4, 16): ConvConfig(64, 16, 32, 4, 3),
-    ("sm_80", 4, 32): ConvConfig(64, 32, 32, 4, 3),
-    ("sm_80", 4, 64): ConvConfig(64, 64, 32, 4, 3),
-    ("sm_80", 4, 128): ConvConfig(64, 64, 32, 4, 3),
-}
+# (architecture, bytes of an element, smallest power of two >= columns, at most 128) -> config
+CONV = in_use("conv", ConvConfig, "bytes", "columns")
+# The same where that would be fewer programs than multiprocessors.
+SMALL_GRID = in_use("conv, small grid", ConvConfig, "bytes", "columns")
 # Of weight gradients: columns are those of what arrives at the output, `block_t` is summed over.
 # Warp groups take float32 operands transposed, which asynchronous copies do four bytes at a time:
 # one stage, through registers.
-GRAD = {
-    ("sm_90", 2): ConvConfig(64, 64, 64, 4, 3),
-    ("sm_90", 4): ConvConfig(32, 64, 64, 4, 1),
-    ("sm_80", 2): ConvConfig(64, 64, 64, 4, 3),
-    ("sm_80", 4): ConvConfig(32, 64, 32, 4, 2),
-}
+GRAD = in_use("weight_grad", ConvConfig, "bytes")
 GRAD_PROGRAMS = 512  # into which a weight gradient's rows are split, about
 # Interpreted, every operation of a program costs the same at any size.
 INTERPRETED = ConvConfig(256, 64, 64, 4, 1)
 WIDEST = 128
 
 
-def conv_config(n: int, channels: int, like: Tensor) -> ConvConfig:
-    """The row of `CONV` for a convolution from `channels` to `n` columns."""
+def conv_config(n: int, channels: int, like: Tensor, rows: int) -> ConvConfig:
+    """The row of `CONV`, or of `SMALL_GRID`, for a convolution from `channels` to `n` columns.
+
+    Args:
+        n, channels: of the convolution.
+        like: a tensor of its dtype and device.
+        rows: it writes, of all items and branches.
+    """
     if interpreted(like):
         return INTERPRETED.fitted(n, channels)
     width = min(power_of_two(n), WIDEST)
-    return CONV[configs.architecture(like.device), like.element_size(), width].fitted(n, channels)
+    key = configs.architecture(like.device), like.element_size(), width
+    config = CONV[key].fitted(n, channels)
+    if key in SMALL_GRID:
+        programs = -(-rows // config.block_t) * -(-n // config.block_n)
+        if programs < multiprocessors(like.device):
+            return SMALL_GRID[key].fitted(n, channels)
+    return config
 
 
 def grad_config(n: int, channels: int, like: Tensor) -> ConvConfig:
@@ -113,15 +106,9 @@ class StripConfig:
 # (architecture, bytes of an element, channels) -> tile, most programs per multiprocessor. Stages
 # that are not here, whose strips would be short (scratch is limited) or too few to fill the device
 # take one launch per step.
+_STRIP_KEYS = "bytes", "channels", "programs_per_multiprocessor"
 STRIP = {
-    ("sm_90", 2, 8): (ConvConfig(128, 16, 64, 4, 3), 2),
-    ("sm_90", 2, 16): (ConvConfig(128, 16, 64, 4, 3), 2),
-    ("sm_90", 2, 32): (ConvConfig(128, 32, 64, 4, 3), 2),
-    ("sm_90", 2, 64): (ConvConfig(128, 64, 64, 8, 3), 1),
-    ("sm_80", 2, 8): (ConvConfig(128, 16, 64, 4, 3), 2),
-    ("sm_80", 2, 16): (ConvConfig(128, 16, 64, 4, 3), 2),
-    ("sm_80", 2, 32): (ConvConfig(128, 32, 64, 4, 3), 2),
-    ("sm_80", 2, 64): (ConvConfig(128, 64, 64, 4, 3), 2),
+    key[:3]: (config, key[3]) for key, config in in_use("strip", ConvConfig, *_STRIP_KEYS).items()
 }
 MOST_SCRATCH = 30 << 20  # bytes: stays in the last cache
 LONGEST_STRIP = 1024

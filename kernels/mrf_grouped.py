@@ -7,6 +7,8 @@ accumulator. No activation, addition or branch sum moves a tensor of its own: ea
 six times as often. A backward step is the same kernel on flipped, transposed weights.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -155,8 +157,8 @@ def mrf_step(
         (G, B, T, C), or (B, T, C) if `total`.
     """
     batch, rows, channels = x.shape[-3:]
-    config = conv_config(channels, channels, x)
     shape = (batch, rows, channels) if total else (len(taps), batch, rows, channels)
+    config = conv_config(channels, channels, x, math.prod(shape[:-1]))
     out = x.new_empty(shape)
     grid = batch * triton.cdiv(rows, config.block_t) * triton.cdiv(channels, config.block_n)
     shared = tuple(t is None or t.ndim == 3 for t in (x, residual, sign))

@@ -94,6 +94,6 @@ def assert_same_gradients(slow: dict[str, Tensor], fast: dict[str, Tensor], erro
 
 def strips(monkeypatch: pytest.MonkeyPatch, length: int, programs: int) -> None:
     """Send stages that keep nothing down the strip path."""
-    tile = lambda x: conv_configs.conv_config(x.shape[2], x.shape[2], x)
+    tile = lambda x: conv_configs.conv_config(x.shape[2], x.shape[2], x, x.numel() // x.shape[2])
     config = lambda x, *_: StripConfig(tile(x), programs, length)
     monkeypatch.setattr(triton_vocoder, "strip_config", config)
