@@ -69,15 +69,11 @@ def always_grouped(*_: Any) -> None:
 
 
 def always_strip(x: Tensor, taps: Any, dilations: Any, paired: bool) -> StripConfig:
-    """Instead of `strip_config`: every stage in one launch, where scratch allows."""
+    """Instead of `strip_config`: every stage in one launch."""
     channels = x.shape[2]
     tile, _ = conv_configs.strip_tile(x) or (conv_configs.conv_config(channels, channels, x), 1)
-    row = 2 * len(taps) * channels * x.element_size()
-    halo = conv_configs.strip_halo(taps, dilations, paired)
     programs = conv_configs.multiprocessors(x.device)
-    length = min(512, conv_configs.MOST_SCRATCH // (programs * row) - 2 * halo)
-    length -= length % tile.block_t
-    return StripConfig(tile, programs, max(length, tile.block_t))
+    return conv_configs.strip_of(x, taps, dilations, paired, tile, programs, 512)
 
 
 PATHS: dict[str, Any] = {"grouped": always_grouped, "strip": always_strip}

@@ -141,20 +141,51 @@ def strip_config(
     x: Tensor, taps: tuple[int, ...], dilations: tuple[tuple[int, ...], ...], paired: bool
 ) -> StripConfig | None:
     """How the stage of `x`, (B, T, C), runs in one launch; None if it should not."""
-    batch, rows, channels = x.shape
     found = strip_tile(x)
     if found is None or interpreted(x):
         return None
     conv, most = found
     halo = strip_halo(taps, dilations, paired)
-    row = 2 * len(taps) * channels * x.element_size()  # of scratch
     for per_multiprocessor in range(most, 0, -1):
         programs = per_multiprocessor * multiprocessors(x.device)
-        length = min(LONGEST_STRIP, MOST_SCRATCH // (programs * row) - 2 * halo)
-        length -= length % conv.block_t
-        if length >= 4 * halo and batch * rows >= programs * length:
-            return StripConfig(conv.fitted(channels, channels), programs, length)
+        strip = strip_of(x, taps, dilations, paired, conv, programs, LONGEST_STRIP)
+        busy = x.shape[0] * x.shape[1] >= programs * strip.length
+        if busy and strip.programs == programs and strip.length >= 4 * halo:
+            return strip
     return None
+
+
+def strip_of(
+    x: Tensor,
+    taps: tuple[int, ...],
+    dilations: tuple[tuple[int, ...], ...],
+    paired: bool,
+    conv: ConvConfig,
+    programs: int,
+    longest: int,
+) -> StripConfig:
+    """The longest strips, of whole tiles, that `programs` hold in scratch; where it does not hold
+    a tile and its halo for each of them, strips of one tile for fewer."""
+    channels = x.shape[2]
+    row = 2 * len(taps) * channels * x.element_size()  # of scratch
+    halo = 2 * strip_halo(taps, dilations, paired)
+    length = min(longest, MOST_SCRATCH // (programs * row) - halo)
+    length = max(length - length % conv.block_t, conv.block_t)
+    programs = max(1, min(programs, MOST_SCRATCH // (row * (length + halo))))
+    return StripConfig(conv.fitted(channels, channels), programs, length)
+
+
+def scratch_bytes(
+    x: Tensor,
+    taps: tuple[int, ...],
+    dilations: tuple[tuple[int, ...], ...],
+    paired: bool,
+    strip: StripConfig,
+) -> int:
+    """What the programs of a stage in one launch keep between its steps: of each branch two
+    slices of a strip and its halo."""
+    rows = strip.length + 2 * strip_halo(taps, dilations, paired)
+    return strip.programs * 2 * len(taps) * rows * x.shape[2] * x.element_size()
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -11,6 +11,8 @@ a side at kernel 11 with dilations 1, 3, 5, is a small part of it.
 Steps read and write the same rows at any position: a barrier parts them.
 """
 
+import dataclasses
+
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +20,14 @@ from torch import Tensor
 
 from .configs import MAX_REGISTERS
 from .conv import accumulate_taps, item_rows, leaky_relu
-from .conv_configs import MOST_SCRATCH, StripConfig, dot_precision, reaches, strip_halo
+from .conv_configs import (
+    MOST_SCRATCH,
+    StripConfig,
+    dot_precision,
+    reaches,
+    scratch_bytes,
+    strip_halo,
+)
 from .mrf_grouped import pick, weights_before
 
 
@@ -234,23 +243,29 @@ def mrf_strip(
 
     Returns:
         (B, T, C).
+
+    Raises:
+        ValueError: the programs of `config` need more scratch than MOST_SCRATCH.
     """
     batch, rows, channels = x.shape
     out = torch.empty_like(x)
     programs = min(config.programs, batch * triton.cdiv(rows, config.length))
     if programs:
         reach = reaches(taps, dilations, paired)
-        halo = strip_halo(taps, dilations, paired)
-        slices = 2 * len(taps) * (config.length + 2 * halo)
-        scratch = x.new_empty(programs * slices * channels)
-        assert scratch.numel() * scratch.element_size() <= MOST_SCRATCH
+        launched = dataclasses.replace(config, programs=programs)
+        scratch = scratch_bytes(x, taps, dilations, paired, launched)
+        if scratch > MOST_SCRATCH:
+            raise ValueError(
+                f"config: expected at most {MOST_SCRATCH:,} bytes of scratch, got {scratch:,}: "
+                f"{programs:,} programs, strips of {config.length:,} rows"
+            )
         with torch.cuda.device_of(x):
             _mrf_strip_kernel[(programs,)](
                 x_ptr=x,
                 w_ptr=weights,
                 b_ptr=biases,
                 out_ptr=out,
-                scratch_ptr=scratch,
+                scratch_ptr=x.new_empty(scratch // x.element_size()),
                 lengths_ptr=lengths,
                 B=batch,
                 T=rows,
@@ -260,7 +275,7 @@ def mrf_strip(
                 TAPS=taps,
                 DILATIONS=sum(dilations, ()),
                 REACH=sum(reach, ()),
-                HALO=halo,
+                HALO=strip_halo(taps, dilations, paired),
                 LENGTH=config.length,
                 PAIRED=paired,
                 SLOPE=slope,

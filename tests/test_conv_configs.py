@@ -1,0 +1,69 @@
+"""What the convolution kernels' tables decide: tiles, strips, and how float32 is multiplied."""
+
+import pytest
+import torch
+from gpu_vocoder import always_strip
+from torch import Tensor
+from vocoder_problems import GENERATORS
+
+from muomni_fast import fused, reference
+from muomni_fast.kernels import configs, conv_configs
+from muomni_fast.kernels.mrf_strip import mrf_strip
+from muomni_fast.network import Blocks
+
+# Strips
+
+
+def stages(name: str, dtype: torch.dtype) -> list[tuple[Tensor, Blocks]]:
+    """The input of each stage of a preset, 16 x 10 s, and its blocks."""
+    with torch.device("meta"):
+        model = reference.HiFiGANVocoder(**GENERATORS[name])
+        shape, channels, rows, found = fused.network_of(model), model.conv_pre.out_channels, 870, []
+        for rate in shape.rates:
+            channels, rows = channels // 2, rows * rate
+            found.append((torch.empty(16, rows, channels, dtype=dtype), shape.blocks))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_every_stage_can_run_in_one_launch(monkeypatch, name, architecture, dtype):
+    """Where a tile's strips for the whole device would not fit scratch, with fewer programs."""
+    monkeypatch.setattr(configs, "architecture", lambda device: architecture)
+    for x, blocks in stages(name, dtype):
+        arguments = x, blocks.taps, blocks.dilations, blocks.paired
+        config = always_strip(*arguments)
+        assert 1 <= config.programs <= conv_configs.MULTIPROCESSORS[architecture]
+        assert config.length >= config.conv.block_t and config.length % config.conv.block_t == 0
+        assert conv_configs.scratch_bytes(*arguments, config) <= conv_configs.MOST_SCRATCH
+
+
+def test_fewer_programs_only_where_scratch_asks_for_it(monkeypatch):
+    monkeypatch.setattr(configs, "architecture", lambda device: "sm_90")
+    found = {}
+    for name in ("default", "v1"):
+        for x, blocks in stages(name, torch.float32):
+            config = always_strip(x, blocks.taps, blocks.dilations, blocks.paired)
+            found[name, x.shape[2]] = config.programs
+    assert found["v1", 256] < found["v1", 128] < 132
+    assert found["default", 16] == found["v1", 32] == 132
+
+
+def test_the_table_never_takes_fewer_programs(monkeypatch):
+    """There a stage runs step by step instead."""
+    for architecture, count in conv_configs.MULTIPROCESSORS.items():
+        monkeypatch.setattr(configs, "architecture", lambda device, name=architecture: name)
+        for name in GENERATORS:
+            for x, blocks in stages(name, torch.bfloat16):
+                config = conv_configs.strip_config(x, blocks.taps, blocks.dilations, blocks.paired)
+                assert config is None or config.programs % count == 0
+
+
+def test_too_much_scratch_is_refused():
+    x, tile = torch.zeros(1, 400_000, 8, device="meta"), conv_configs.ConvConfig(16, 16, 64, 4, 1)
+    config = conv_configs.StripConfig(tile, programs=400_000, length=1)
+    # Of each program two slices of 1 + 2 * 2 rows of 8 float32.
+    message = r"config: expected at most 31,457,280 bytes of scratch, got 128,000,000"
+    with pytest.raises(ValueError, match=message):
+        mrf_strip(x, x, x, (3,), ((1,),), paired=True, slope=0.1, config=config)
