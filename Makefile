@@ -1,10 +1,13 @@
 # make train: train codec and vocoder on the shipped speech      make test: lint, types, tests
 # make bench: benchmarks, reference against fast                 make format, make clean
-.PHONY: train test lint types tests bench format clean
+# make first-contact: rehearse bench/gpu.py with a GPU machine's versions (see bench/RESULTS.md)
+.PHONY: train test lint types tests bench format clean first-contact
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTHON312 ?= python3.12
+FIRST := build/first-contact
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 train: $(VENV)/train
@@ -28,9 +31,21 @@ tests: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/pytest bench --benchmark-only
 
+# Compile all that bench/gpu.py launches, pack it, and run it over a driver that executes nothing.
+first-contact: $(FIRST)/ready
+	rm -rf $(FIRST)/cache $(FIRST)/out
+	MUOMNI_BENCH_OUT=$(FIRST)/out TRITON_CACHE_DIR=$(CURDIR)/$(FIRST)/cache $(FIRST)/bin/python \
+		bench/gpu.py --rehearse --budget 7200 --pack build/first-contact-cache.tar.xz
+
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+$(FIRST)/ready: bench/first-contact.txt pyproject.toml
+	test -x $(FIRST)/bin/python || $(PYTHON312) -m venv $(FIRST)
+	$(FIRST)/bin/pip install --quiet --disable-pip-version-check -r bench/first-contact.txt
+	$(FIRST)/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

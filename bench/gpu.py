@@ -1,167 +1,197 @@
 """Everything to learn about the kernels from a machine with an NVIDIA GPU, in one command.
 
-    MUOMNI_BENCH_OUT=results python bench/gpu.py [--steps NAME ...] [--done gpu.json] [--budget S]
-    python bench/gpu.py --dry-run          # on a CPU, in Triton's interpreter, at tiny sizes
+    MUOMNI_BENCH_OUT=results python bench/gpu.py [--done figures.jsonl] [--steps NAME ...]
+    python bench/gpu.py --rehearse         # without a GPU: the whole run over a stub driver
 
 Steps run one after another, the most telling first, each in a process of its own with a time limit,
-so that a crash or a hang costs one step. Results gather in MUOMNI_BENCH_OUT/gpu.json after every
-step, output in gpu.log. `--done` takes the file of an earlier call: what succeeded there is kept
-and not run again. Needs torch, triton, numpy and pytest.
+so that a crash or a hang costs one step. Every figure is in MUOMNI_BENCH_OUT/figures.jsonl as soon
+as it is measured, output in gpu.log. The budget of one call is under ten minutes; `--done` takes
+the file of an earlier call and goes on from there. `bench/RESULTS.md` says how a run is read and
+what of it is committed. Needs torch, triton, numpy, pytest and hypothesis.
 """
 
 import argparse
-import dataclasses
-import datetime
-import itertools
-import json
 import os
-import platform
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent
+import rehearsal
+from gpu_step import Figures, Step, append, read_lines
+
+FILE = Path(__file__).resolve()
 VARIABLE = "MUOMNI_BENCH_OUT"
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One thing to find out.
-
-    Attributes:
-        name: of the step, `kernel: what`.
-        limit: seconds after which it is stopped.
-        run: takes whether this is a dry run; returns what goes to the results.
-    """
-
-    name: str
-    limit: int
-    run: Callable[[bool], dict[str, Any]]
-
-
-def environment(dry_run: bool) -> dict[str, Any]:
-    """GPU, versions, date, and the memory bandwidth reached by a copy."""
-    import torch
-    import triton
-
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "triton": triton.__version__,
-    }
-    if not dry_run:
-        from timing import milliseconds
-
-        source = torch.randn(1 << 28, device="cuda")  # 1 GiB
-        target = torch.empty_like(source)
-        moved = 2 * source.numel() * source.element_size()
-        about["copy_TB_s"] = moved / milliseconds(lambda: target.copy_(source)) / 1e9
-        about["gpu"] = torch.cuda.get_device_name()
-        about["capability"] = torch.cuda.get_device_capability()
-    return about
-
-
-def marked_tests(dry_run: bool) -> dict[str, Any]:
-    """The tests marked `gpu`."""
-    # -P: the repository's own folder would shadow other packages' modules.
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-m", "gpu", "tests"]
-    command += ["-p", "no:cacheprovider", *(["--collect-only"] if dry_run else [])]
-    done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True)
-    print(done.stdout[-6000:], done.stderr[-2000:])
-    assert done.returncode == 0, done.returncode
-    return {"summary": done.stdout.strip().splitlines()[-1]}
+BUDGET = 560  # seconds: a call of ten minutes, less what starting takes
 
 
 def all_steps() -> list[Step]:
-    """Of every kernel; a new kernel's module adds its own here."""
+    """In the order in which they run: what everything rests on, then what is asked first."""
+    import gpu_machine
     import gpu_rvq
+    import gpu_tuning
     import gpu_vocoder
 
-    pairs = itertools.zip_longest(gpu_rvq.STEPS, gpu_vocoder.STEPS)
-    steps = [step for pair in pairs for step in pair if step is not None]
+    machine, rvq, vocoder = gpu_machine.STEPS, gpu_rvq.STEPS, gpu_vocoder.STEPS
     return [
-        Step("environment", 120, environment),
-        *steps,
-        Step("tests marked gpu", 400, marked_tests),
+        machine["environment"],
+        machine["compilation"],
+        rvq["calibration"],
+        rvq["parity"],
+        vocoder["parity"],
+        *rvq["main times"],
+        *vocoder["main times"],
+        rvq["repetition"],
+        vocoder["repetition"],
+        vocoder["gradients"],
+        machine["tests"],
+        rvq["memory checks"],
+        vocoder["memory checks"],
+        *gpu_tuning.STEPS,
+        *vocoder["other times"],
+        vocoder["training"],
+        rvq["training"],
+        *rvq["other times"],
+        rvq["peers"],
     ]
 
 
-def run_one(name: str, dry_run: bool, path: Path) -> None:
-    """What the process of one step does: run it and write what it returns."""
+def known_figures(lines: list[dict[str, Any]], step: str) -> dict[str, Any]:
+    """What earlier calls measured of a step: all of it, unless the step itself failed."""
+    found: dict[str, Any] = {}
+    for line in lines:
+        if line["step"] == step:
+            if "figure" in line:
+                found[line["figure"]] = line["value"]
+            elif line["error"] not in (None, "out of time"):
+                found = {}
+    return found
+
+
+def run_one(name: str, path: Path) -> None:
+    """Run a step in this process."""
+    if rehearsal.MODE in os.environ:
+        rehearsal.install()
     (step,) = [step for step in all_steps() if step.name == name]
-    path.write_text(json.dumps(step.run(dry_run)))
+    lines = read_lines(path) if path.exists() else []
+    figures = Figures(name, path, known_figures(lines, name))
+    step.run(figures)
+    figures.finish()
 
 
-def run_all(steps: list[Step], dry_run: bool, out: Path, done: dict[str, Any], end: float) -> bool:
-    """Run what is not done, until the budget ends; true if all steps succeeded."""
-    results, log = dict(done), open(out / "gpu.log", "a")  # noqa: SIM115
-    part = out / "step.json"
-    env = os.environ | {"PYTHONUNBUFFERED": "1"}
-    if dry_run:
-        env |= {"TRITON_INTERPRET": "1", "MUOMNI_FAST_BACKEND": "triton"}
-    for step in steps:
-        left = end - time.monotonic()
-        if results.get(step.name, {}).get("ok") or left < 5:
-            continue
-        print(f"{step.name} ...", flush=True)
-        command = [sys.executable, __file__, "--one", step.name, "--part", str(part)]
-        command += ["--dry-run"] if dry_run else []
-        start, error = time.monotonic(), None
-        process = subprocess.Popen(
-            command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            code = process.wait(min(step.limit, left))
-            error = None if code == 0 else f"exit {code}"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # and what it started
-            process.wait()
-            error = "out of time"
-        found = json.loads(part.read_text()) if part.exists() else {}
-        part.unlink(missing_ok=True)
-        results[step.name] = {
-            "ok": error is None,
-            "error": error,
-            "seconds": round(time.monotonic() - start, 1),
-            "result": found,
-        }
-        (out / "gpu.json").write_text(json.dumps(results, indent=1))
-        print(f"  {error or 'ok'} after {results[step.name]['seconds']} s: {found}", flush=True)
-    log.close()
-    return all(results.get(step.name, {}).get("ok") for step in steps)
+def run_all(names: list[tuple[str, int]], out: Path, budget: float, env: dict[str, str]) -> bool:
+    """Run what is not done, (name, limit) each, until the budget ends; true if all succeeded."""
+    path, end = out / "figures.jsonl", time.monotonic() + budget
+    ended = {line["step"]: line["error"] for line in read_lines(path) if "figure" not in line}
+    fine = True
+    with (out / "gpu.log").open("a") as log:
+        for name, limit in names:
+            left = end - time.monotonic()
+            if name in ended and ended[name] is None:
+                continue
+            if left < 5:
+                print(f"{name}: no time left", flush=True)
+                fine = False
+                continue
+            print(f"{name} ...", flush=True)
+            error, seconds = _run_process(name, path, min(limit, left), env, log)
+            append(path, {"step": name, "error": error, "seconds": round(seconds, 1)})
+            print(f"  {error or 'ok'} after {seconds:.1f} s", flush=True)
+            fine = fine and error is None
+    return fine
+
+
+def _run_process(
+    name: str, path: Path, limit: float, env: dict[str, str], log: Any
+) -> tuple[str | None, float]:
+    command = [sys.executable, str(FILE), "--one", name, "--path", str(path)]
+    start = time.monotonic()
+    process = subprocess.Popen(
+        command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        code = process.wait(limit)
+        error = None if code == 0 else f"exit {code}; see gpu.log"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # and what it started
+        process.wait()
+        error = "out of time"
+    return error, time.monotonic() - start
+
+
+def unpack(archive: Path) -> None:
+    """Put compiled kernels where Triton looks for them."""
+    import triton
+
+    folder = Path(triton.knobs.cache.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+
+
+def pack(archive: Path) -> None:
+    """The inverse: all that Triton's cache holds."""
+    import triton
+
+    with tarfile.open(archive, "w:xz") as file:
+        file.add(triton.knobs.cache.dir, ".")
 
 
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dry-run", action="store_true", help="on a CPU, tiny, interpreted")
     parser.add_argument("--steps", nargs="+", help="only these, in this order")
-    parser.add_argument("--done", type=Path, help="gpu.json of an earlier call")
-    parser.add_argument("--budget", type=float, default=3600, help="seconds for everything")
+    parser.add_argument("--done", type=Path, help="figures.jsonl of an earlier call")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for everything")
+    parser.add_argument("--cache", type=Path, help="compiled kernels, packed by --pack elsewhere")
+    parser.add_argument(
+        "--rehearse",
+        nargs="?",
+        const="launches",
+        choices=("launches", "names"),
+        help="without a GPU: over a stub driver, or, quicker, without compiling either",
+    )
+    parser.add_argument("--pack", type=Path, help="afterwards, pack what was compiled")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        run_one(args.one, args.dry_run, args.part)
+        run_one(args.one, args.path)
         return 0
     if VARIABLE not in os.environ:
         parser.error(f"set {VARIABLE} to the folder for the results")
-    out = Path(os.environ[VARIABLE])
-    out.mkdir(parents=True, exist_ok=True)
+    if args.rehearse:
+        os.environ[rehearsal.MODE] = args.rehearse
+    if args.rehearse == "names":
+        rehearsal.install()  # before the steps take what it replaces
     steps = {step.name: step for step in all_steps()}
     unknown = set(args.steps or []) - set(steps)
     if unknown:
         parser.error(f"--steps: expected some of {', '.join(steps)}, got {', '.join(unknown)}")
-    chosen = [steps[name] for name in args.steps or steps]
-    done = json.loads(args.done.read_text()) if args.done else {}
-    end = time.monotonic() + args.budget
-    return 0 if run_all(chosen, args.dry_run, out, done, end) else 1
+    patience = 20 if args.rehearse else 1  # few cores, and all the compiling
+    chosen = [(name, steps[name].limit * patience) for name in args.steps or steps]
+    out = Path(os.environ[VARIABLE])
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "figures.jsonl"
+    path.write_text(args.done.read_text() if args.done else "")
+    if args.cache:
+        unpack(args.cache)
+    if args.rehearse == "names":  # quick: in one process, to the first error
+        for name, _ in chosen:
+            run_one(name, path)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        env = os.environ | {"PYTHONUNBUFFERED": "1"}
+        if args.rehearse:
+            env |= rehearsal.build_stub(Path(folder))
+        fine = run_all(chosen, out, args.budget, env)
+    if args.pack:
+        pack(args.pack)
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":

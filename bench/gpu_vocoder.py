@@ -1,22 +1,18 @@
-"""The vocoder's steps for `gpu.py`: parity, repetition, times, tuning, memory checks."""
+"""The vocoder's steps for `gpu.py`: parity, repetition, times, memory checks."""
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import unittest.mock
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import triton
-from gpu import Step
-from gpu_rvq import captured, sanitized
+from gpu_step import Figures, Step, captured, peaks, same_bits, sanitized
 from timing import milliseconds
 from torch import Tensor
 from vocoder_problems import (
     GENERATORS,
-    TINY,
     generator,
     in_float64,
     keep_variance,
@@ -27,29 +23,19 @@ from vocoder_problems import (
 import muomni_fast
 from muomni_fast import fused, reference, triton_vocoder
 from muomni_fast.kernels import conv_configs
-from muomni_fast.kernels.conv_configs import CONV, ConvConfig, StripConfig
+from muomni_fast.kernels.conv_configs import StripConfig
 
-# name -> generator, items, seconds
+# name -> generator, items; a second of audio each
 SHAPES = {
-    f"{name}, {items} x 1 s": (name, items) for name in ("default", "v1") for items in (1, 16)
+    f"{name}, {items} x 1 s": (name, items) for items in (16, 1) for name in ("default", "v1")
 }
 # What both sides may round operands to: dtype, whether torch may take TF32.
 MODES = {
-    "fp32": (torch.float32, False),
-    "tf32": (torch.float32, True),
     "bf16": (torch.bfloat16, False),
+    "tf32": (torch.float32, True),
+    "fp32": (torch.float32, False),
     "fp16": (torch.float16, False),
 }
-SMALL = TINY | {
-    "upsample_initial_channel": 16,
-    "resblock_kernel_sizes": (3, 5),
-    "resblock_dilation_sizes": ((1, 2), (1, 3)),
-}
-
-
-def device_of(dry_run: bool) -> str:
-    """Where a step runs."""
-    return "cpu" if dry_run else "cuda"
 
 
 @contextlib.contextmanager
@@ -71,7 +57,8 @@ def always_grouped(*_: Any) -> None:
 def always_strip(x: Tensor, taps: Any, dilations: Any, paired: bool) -> StripConfig:
     """Instead of `strip_config`: every stage in one launch."""
     channels = x.shape[2]
-    tile, _ = conv_configs.strip_tile(x) or (conv_configs.conv_config(channels, channels, x), 1)
+    usual = conv_configs.conv_config(channels, channels, x, x.numel() // channels)
+    tile, _ = conv_configs.strip_tile(x) or (usual, 1)
     programs = conv_configs.multiprocessors(x.device)
     return conv_configs.strip_of(x, taps, dilations, paired, tile, programs, 512)
 
@@ -84,59 +71,51 @@ def path(name: str) -> Any:
     return unittest.mock.patch.object(triton_vocoder, "strip_config", PATHS[name])
 
 
-def problem(name: str, items: int, frames: int, dry_run: bool) -> tuple[Any, Tensor]:
-    """A reference generator and a mel for it, on the device."""
+def problem(name: str, items: int, frames: int) -> tuple[Any, Tensor]:
+    """A reference generator and a mel for it, on the GPU."""
     torch.manual_seed(0)
-    model = generator(name, **(SMALL if dry_run else {}))
-    mel = torch.randn(min(items, 2) if dry_run else items, model.n_mels, 2 if dry_run else frames)
-    return model.to(device_of(dry_run)), mel.to(device_of(dry_run))
+    model = generator(name).cuda()
+    return model, torch.randn(items, model.n_mels, frames, device="cuda")
 
 
 def fast(model: reference.HiFiGANVocoder) -> muomni_fast.HiFiGANVocoder:
     """The same weights in the fast module."""
-    twin = muomni_fast.HiFiGANVocoder(**model.config)
-    twin.load_state_dict(model.state_dict())
-    return twin.to(next(model.parameters())).eval()
+    with torch.device("meta"):
+        twin = muomni_fast.HiFiGANVocoder(**model.config)
+    twin.load_state_dict(model.state_dict(), assign=True)
+    return twin.eval()
 
 
-def parity(dry_run: bool) -> dict[str, Any]:
+def parity(figures: Figures) -> None:
     """SNR against float64 of ours and of torch in the same mode: ours at most 3 dB below."""
-    found: dict[str, Any] = {}
-    for name in ("default", "v3") if dry_run else GENERATORS:
-        model, mel = problem(name, 2, 40, dry_run)
+    for name in GENERATORS:
+        model, mel = problem(name, 2, 40)
         with torch.no_grad():
             right = in_float64(model)(mel.cpu().double())
-        for mode_name in ("fp32",) if dry_run else MODES:
+        for mode_name in MODES:
             with mode(mode_name) as dtype, torch.no_grad():
                 theirs = copy.deepcopy(model).to(dtype)
-                ways = {"torch": theirs}
                 audio = {"torch": theirs(mel.to(dtype)).cpu()}
+                twin = fast(theirs).prepare()
                 for way in PATHS:
                     with path(way):
-                        ways[way] = fast(theirs).prepare()
-                        audio[way] = ways[way](mel.to(dtype)).cpu()
-            figures = {
-                way: (round(snr_db(a, right), 1), round(worst_window_db(a, right), 1))
-                for way, a in audio.items()
-            }
-            figures["same bits"] = torch.equal(audio["grouped"], audio["strip"])
-            found[f"{name}, {mode_name}"] = figures
-            print(name, mode_name, figures, flush=True)
-    for name, figures in found.items():
-        for way in PATHS:
-            for ours, theirs in zip(figures[way], figures["torch"], strict=True):
-                assert ours >= theirs - 3, (name, way, figures)
-    return found
+                        audio[way] = twin(mel.to(dtype)).cpu()
+            label, snr = f"{name}, {mode_name}", {}
+            for way, found in audio.items():
+                snr[way] = snr_db(found, right), worst_window_db(found, right)
+                figures.put(f"{label}, {way}, dB and worst window", snr[way])
+            figures.put(f"{label}, same bits", torch.equal(audio["grouped"], audio["strip"]))
+            for way in PATHS:
+                pairs = zip(snr[way], snr["torch"], strict=True)
+                fine = all(ours >= theirs - 3 for ours, theirs in pairs)
+                figures.check(fine, f"{label}, {way}: {snr[way]} dB, torch {snr['torch']}")
 
 
-def gradient_parity(dry_run: bool) -> dict[str, Any]:
+def gradient_parity(figures: Figures) -> None:
     """The lowest SNR of all gradients of a stage (V1's shape, 64 channels) against float64."""
-    device, found = device_of(dry_run), {}
-    kernels, dilations = ((3, 5), ((1, 2),) * 2) if dry_run else ((3, 7, 11), ((1, 3, 5),) * 3)
-    channels, rows = (8, 40) if dry_run else (64, 4000)
     torch.manual_seed(0)
-    model = keep_variance(reference.MRF(channels, kernels, dilations))
-    x, grad = torch.randn(2, 2, channels, rows).unbind()
+    model = keep_variance(reference.MRF(64, (3, 7, 11), ((1, 3, 5),) * 3))
+    x, grad = torch.randn(2, 2, 64, 4000).unbind()
 
     def gradients(m: torch.nn.Module, x: Tensor, grad: Tensor) -> list[Tensor]:
         x = x.clone().requires_grad_()
@@ -145,175 +124,122 @@ def gradient_parity(dry_run: bool) -> dict[str, Any]:
         return [x.grad.cpu(), *(p.grad.cpu() for p in m.parameters())]
 
     right = gradients(in_float64(model), x.double(), grad.double())
-    twin = muomni_fast.MRF(channels, kernels, dilations)
-    twin.load_state_dict(model.state_dict())
-    for mode_name in ("fp32",) if dry_run else MODES:
-        with mode(mode_name) as dtype:
-            for way, m in (("torch", model), ("fast", twin)):
-                m = copy.deepcopy(m).to(device, dtype)
-                got = gradients(m, x.to(device, dtype), grad.to(device, dtype))
-                lowest = min(snr_db(a, b) for a, b in zip(got, right, strict=True))
-                found[f"{mode_name}, {way}"] = round(lowest, 1)
-        assert found[f"{mode_name}, fast"] >= found[f"{mode_name}, torch"] - 3, found
-    return found
+    for name in MODES:
+        with mode(name) as dtype:
+            twin = muomni_fast.MRF(64, (3, 7, 11), ((1, 3, 5),) * 3)
+            twin.load_state_dict(model.state_dict())
+            lowest = {}
+            for way, m in (("fast", twin), ("torch", model)):
+                m = copy.deepcopy(m).to("cuda", dtype)
+                found = gradients(m, x.to("cuda", dtype), grad.to("cuda", dtype))
+                lowest[way] = min(snr_db(a, b) for a, b in zip(found, right, strict=True))
+                figures.put(f"{name}, {way}, dB", lowest[way])
+            fine = lowest["fast"] >= lowest["torch"] - 3
+            figures.check(fine, f"gradients in {name}: {lowest}")
 
 
-def repetition(dry_run: bool) -> dict[str, Any]:
-    """250 forward and backward passes, and items alone and in batches, with the same bits."""
-    runs = 2 if dry_run else 250
-    model, mel = problem("default", 2, 100, dry_run)
+def repetition(figures: Figures) -> None:
+    """Forward and backward passes, and items alone and in batches, with the same bits."""
+    model, mel = problem("default", 2, 100)
     twin, mel = fast(model).train(), mel.requires_grad_()
-    first: list[Tensor] = []
-    for _ in range(runs):
+
+    def once() -> list[Tensor]:
         twin.zero_grad()
         mel.grad = None
         audio = twin(mel)
         audio.square().sum().backward()
-        bits = [t.detach().clone() for t in (audio, mel.grad, *(p.grad for p in twin.parameters()))]
-        first = first or bits
-        assert all(torch.equal(a, b) for a, b in zip(first, bits, strict=True))
-    twin, found = twin.eval(), {"runs": runs}
-    frames = [mel.shape[2], mel.shape[2] - 1]
+        return [audio, mel.grad, *(p.grad for p in twin.parameters())]
+
+    same_bits(figures, once)
+    twin.eval()
     with torch.no_grad():
-        together = twin(mel, torch.tensor(frames))
-        for item, (length, audio) in enumerate(zip(frames, together, strict=True)):
+        together = twin(mel, torch.tensor([100, 99], device="cuda"))
+        for item, length in enumerate((100, 99)):
             alone = twin(mel[item : item + 1, :, :length])[0]
-            found[f"item {item} alone, same bits"] = torch.equal(audio[: len(alone)], alone)
-    return found
+            same = torch.equal(together[item, : len(alone)], alone)
+            figures.put(f"item {item} alone, same bits", same)
+            figures.check(same, f"item {item} alone has other bits")
 
 
 def floor_milliseconds(model: reference.HiFiGANVocoder, mel: Tensor, dtype: torch.dtype) -> float:
-    """Time of its multiplications at an H200's measured 790 TFLOP/s (half of that in TF32)."""
+    """Time of its multiplications at this card's best; TF32 takes twice as long as bfloat16."""
     rows, flops = mel.shape[2], 0.0
     flops += 2 * rows * model.conv_pre.weight.numel()
-    for stage, up in enumerate(model.ups):
+    for level, up in enumerate(model.ups):
         flops += 2 * rows * up.weight.numel()
         rows *= up.stride[0]
-        blocks = model.resblocks[stage * model.n_kernels : (stage + 1) * model.n_kernels]
+        blocks = model.resblocks[level * model.n_kernels : (level + 1) * model.n_kernels]
         weights = fused.tensors_of_blocks(blocks)[::2]
         flops += 2 * rows * sum(weight.numel() for weight in weights)
     flops += 2 * rows * model.conv_post.weight.numel()
-    return 1e3 * mel.shape[0] * flops / (790e12 if dtype != torch.float32 else 395e12)
+    return 1e3 * mel.shape[0] * flops / peaks()[1] * (1 if dtype.itemsize == 2 else 2)
 
 
-def times(name: str, mode_name: str, dry_run: bool) -> dict[str, float]:
+def times(name: str, mode_name: str, figures: Figures) -> None:
     """Milliseconds of ours by path and of torch eager, compiled and captured."""
     preset, items = SHAPES[name]
-    frames = 87 if preset != "default" else 63
-    model, mel = problem(preset, items, frames, dry_run)
-    found: dict[str, float] = {}
+    model, mel = problem(preset, items, 63 if preset == "default" else 87)
     with mode(mode_name) as dtype, torch.inference_mode():
         model, mel = model.to(dtype), mel.to(dtype)
 
         def measure(label: str, run: Callable[[], object]) -> None:
-            found[label] = milliseconds(run)
-            if not dry_run:
-                found[f"{label}, graph"] = milliseconds(captured(run))
+            figures.take(label, lambda: milliseconds(run))
+            figures.take(f"{label}, graph", lambda: milliseconds(captured(run)))
 
         twin = fast(model).prepare()
         measure("ours", lambda: twin(mel))
+        figures.put("floor", floor_milliseconds(model, mel, dtype))
         for way in PATHS:
             with path(way):
                 measure(f"ours, {way}", lambda: twin(mel))
         measure("eager", lambda: model(mel))
-        if not dry_run:
-            compiled = torch.compile(model, mode="max-autotune-no-cudagraphs")
-            measure("compiled", lambda: compiled(mel))
-    others = [t for label, t in found.items() if not label.startswith("ours")]
-    ours = min(t for label, t in found.items() if label in ("ours", "ours, graph"))
-    found["best other / ours"] = min(others) / ours
-    found["floor / ours"] = floor_milliseconds(model, mel, dtype) / ours
-    hop_seconds = model.hop_length / (16_000 if preset == "default" else 22_050)
-    found["x real time"] = 1e3 * items * mel.shape[2] * hop_seconds / ours
-    return found
+        compiled = torch.compile(model, mode="max-autotune-no-cudagraphs")
+        measure("compiled", lambda: compiled(mel))
 
 
-def training_times(dry_run: bool) -> dict[str, Any]:
+def training_times(figures: Figures) -> None:
     """Forward and backward of the generator, 16 x 8,192 samples, fast against the reference."""
-    found: dict[str, Any] = {}
     for name in ("default", "v1"):
-        model, mel = problem(name, 1 if dry_run else 16, 32, dry_run)
-        for label, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        model, mel = problem(name, 16, 32)
+        for label, on in (("bf16", True), ("fp32", False)):
             for way, m in (("fast", fast(model).train()), ("reference", model.train())):
 
-                def step(m: torch.nn.Module = m, mel: Tensor = mel, dtype: Any = dtype) -> None:
-                    on = dtype != torch.float32
+                def step(m: torch.nn.Module = m, mel: Tensor = mel, on: bool = on) -> None:
                     with torch.autocast(mel.device.type, torch.bfloat16, enabled=on):
                         audio = m(mel)
                     audio.float().square().mean().backward()
 
-                found[f"{name}, {label}, {way}"] = milliseconds(step)
-            ratio = found[f"{name}, {label}, reference"] / found[f"{name}, {label}, fast"]
-            found[f"{name}, {label}, reference / fast"] = ratio
-    return found
+                figures.take(f"{name}, {label}, {way}", lambda: milliseconds(step))
 
 
-def tuning(dry_run: bool) -> dict[str, Any]:
-    """Times of a stage under other tiles than the table's, by path: what to put there."""
-    found: dict[str, Any] = {}
-    device = device_of(dry_run)
-    for channels, rows in (
-        ((8, 40),) if dry_run else ((16, 16000), (32, 8000), (64, 4000), (128, 500))
-    ):
-        torch.manual_seed(0)
-        mrf = muomni_fast.MRF(channels, (3, 5, 7), ((1, 2),) * 3)
-        mrf = mrf.to(device, torch.float32 if dry_run else torch.bfloat16)
-        blocks = triton_vocoder.Blocks("1", (3, 5, 7), ((1, 2),) * 3)
-        tensors = [t.detach() for t in fused.tensors_of_blocks(list(mrf.resblocks))]
-        x = torch.randn(1 if dry_run else 16, rows, channels, device=device, dtype=tensors[0].dtype)
-        packed = triton_vocoder.pack_blocks(tensors, blocks)
-        base = conv_configs.conv_config(channels, channels, x)
-        changes = [
-            {},
-            *({"block_t": t, "num_warps": w} for t in (64, 128, 256) for w in (4, 8)),
-            *({"num_stages": s} for s in (2, 4, 5)),
-            *({"block_k": k} for k in (32, 128)),
-            *({"block_n": n} for n in (32, 64) if n < channels),
-        ]
-        for change in changes[: 2 if dry_run else None]:
-            config: ConvConfig = dataclasses.replace(base, **change)
-            for way in PATHS:
-                with (
-                    path(way),
-                    unittest.mock.patch.dict(CONV, dict.fromkeys(CONV, config)),
-                ):
-                    try:
-                        run = functools.partial(triton_vocoder.mrf, x, packed, blocks)
-                        ms: Any = milliseconds(run, budget=0.1)
-                    except triton.runtime.errors.OutOfResources as error:
-                        ms = str(error)
-                found[f"{channels} channels, {way}: {change or 'as shipped'}"] = ms
-            print(channels, change, ms, flush=True)
-    return found
-
-
-def memory_checks(dry_run: bool) -> dict[str, Any]:
+def memory_checks(figures: Figures) -> None:
     """compute-sanitizer over a small training step and both paths, where it is installed."""
-    return sanitized("import gpu_vocoder; gpu_vocoder.small_launches()", dry_run)
+    sanitized(figures, "import gpu_vocoder; gpu_vocoder.small_launches()")
 
 
 def small_launches() -> None:
     """A few frames through every kernel."""
-    model, mel = problem("default", 2, 5, dry_run=False)
+    model, mel = problem("default", 2, 5)
     twin = fast(model)
     mel.requires_grad_()
-    twin.train()(mel, torch.tensor([5, 3])).sum().backward()
+    twin.train()(mel, torch.tensor([5, 3], device="cuda")).sum().backward()
     for way in PATHS:
         with path(way), torch.no_grad():
             twin.eval()(mel)
     torch.cuda.synchronize()
 
 
-STEPS = [
-    Step("vocoder: parity", 300, parity),
-    *(
-        Step(f"vocoder: times, {name}, {m}", 180, functools.partial(times, name, m))
-        for m in ("bf16", "tf32")
-        for name in SHAPES
-    ),
-    Step("vocoder: gradients", 120, gradient_parity),
-    Step("vocoder: training", 180, training_times),
-    Step("vocoder: repetition", 120, repetition),
-    Step("vocoder: tuning", 300, tuning),
-    Step("vocoder: memory checks", 300, memory_checks),
-]
+def _times(name: str, mode_name: str) -> Step:
+    run = functools.partial(times, name, mode_name)
+    return Step(f"vocoder: times, {name}, {mode_name}", 120, run)
+
+
+STEPS = {
+    "parity": Step("vocoder: parity", 150, parity),
+    "main times": [_times(name, "bf16") for name in SHAPES],
+    "repetition": Step("vocoder: repetition", 60, repetition),
+    "gradients": Step("vocoder: gradients", 60, gradient_parity),
+    "memory checks": Step("vocoder: memory checks", 240, memory_checks),
+    "other times": [_times(name, "tf32") for name in SHAPES],
+    "training": Step("vocoder: training", 120, training_times),
+}

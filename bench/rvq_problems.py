@@ -1,7 +1,9 @@
 """Named shapes of quantizers, and frames for them: random, and hard to tell apart."""
 
 import dataclasses
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,6 @@ SHAPES: dict[str, tuple[tuple[int, int, int], int | None, int]] = {
     "9 x 1024 x 8": ((9, 1024, 8), None, 200_000),
     "2 x 1000 x 512": ((2, 1000, 512), None, 50_000),
 }
-SMALL = 40  # rows and codes of a dry run
 
 
 @dataclasses.dataclass
@@ -39,6 +40,11 @@ class Problem:
 
     def __post_init__(self) -> None:
         self.half_norms = ops.half_norms(self.books)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What `torch_way` takes."""
+        return self.mel, self.books, self.half_norms, self.weight
 
     def encode(self, exact: bool = True, config: Any = None) -> Tensor:
         """Codes by the kernel itself."""
@@ -54,25 +60,31 @@ class Problem:
         return unexcused_mismatches(self.mel, self.weight, self.books, codes, "tf32x3")
 
 
-def problem(name: str, dry_run: bool, rows: int | None = None) -> Problem:
-    """Random data of a named shape, on the GPU; tiny and on the CPU in a dry run."""
-    (n_codebooks, size, dim), n_mels, most = SHAPES[name]
-    device = "cpu" if dry_run else "cuda"
-    rows = min(rows or most, SMALL if dry_run else most)
-    if dry_run:
-        n_codebooks, size = min(n_codebooks, 2), min(size, SMALL)
+def problem(name: str) -> Problem:
+    """Random data of a named shape, on the GPU."""
+    shape, n_mels, rows = SHAPES[name]
     torch.manual_seed(0)
-    mel = torch.randn(rows, n_mels or dim, device=device)
-    books = torch.randn(n_codebooks, size, dim, device=device)
-    weight = torch.randn(dim, n_mels, device=device) / n_mels**0.5 if n_mels else None
+    mel = torch.randn(rows, n_mels or shape[2], device="cuda")
+    books = torch.randn(shape, device="cuda")
+    weight = torch.randn(shape[2], n_mels, device="cuda") / n_mels**0.5 if n_mels else None
     return Problem(mel, books, weight)
 
 
-def hard_problems(dry_run: bool) -> dict[str, Problem]:
+def torch_way(mel: Tensor, books: Tensor, half_norms: Tensor, weight: Tensor | None) -> Tensor:
+    """The usual formulation: one product and argmin per codebook; inexact, and N x K in memory."""
+    residual = mel if weight is None else mel @ weight.t()
+    codes: list[Tensor] = []
+    for book, norms in zip(books, half_norms, strict=True):
+        scores = torch.addmm(norms, residual, book.t(), alpha=-1)
+        codes.append(scores.argmin(1))
+        residual = residual - book[codes[-1]]
+    return torch.stack(codes, 1)
+
+
+def hard_problems() -> dict[str, Callable[[], Problem]]:
     """Near-ties, exact ties, offset data, tiny codewords and extreme scales, default shape."""
-    base = problem("default", dry_run)
-    rows = len(base.mel) if dry_run else 50_000
-    books = base.books[:1]
+    rows = 50_000
+    books = problem("default, 1 frame").books[:1]
     device, dim = books.device, books.shape[2]
     near = midpoints(books[0].cpu(), rows).to(device)
     ties = torch.randint(-2, 3, books.shape, device=device).float()
@@ -87,4 +99,4 @@ def hard_problems(dry_run: bool) -> dict[str, Problem]:
         "scale 1e-18": (random * 1e-18, books * 1e-18),
         "scale 1e18": (random * 1e18, books * 1e18),
     }
-    return {name: Problem(mel, b, None) for name, (mel, b) in cases.items()}
+    return {name: functools.partial(Problem, *case, None) for name, case in cases.items()}

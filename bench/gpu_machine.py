@@ -1,0 +1,126 @@
+"""Steps of `gpu.py` that are about no kernel in particular: the machine, compilation, the tests."""
+
+import concurrent.futures
+import datetime
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rehearsal
+import torch
+import triton
+from gpu_step import Figures, Step
+from timing import milliseconds
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def environment(figures: Figures) -> None:
+    """GPU, versions, date, and the memory bandwidth reached by a copy."""
+    about = {
+        "gpu": torch.cuda.get_device_name(),
+        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": triton.__version__,
+        "capability": list(torch.cuda.get_device_capability()),
+    }
+    for name, value in about.items():
+        figures.put(name, value)
+
+    def copied() -> float:
+        source = torch.randn(1 << 28, device="cuda")  # 1 GiB
+        target = torch.empty_like(source)
+        moved = 2 * source.numel() * source.element_size()
+        return moved / milliseconds(lambda: target.copy_(source)) / 1e9
+
+    figures.take("copy, TB/s", copied)
+
+
+def compilation(figures: Figures) -> None:
+    """Compile whatever the steps launch and Triton's cache lacks, on all cores."""
+    import gpu
+
+    ahead = ("environment", "compilation")
+    steps = [step.name for step in gpu.all_steps() if step.name not in ahead]
+    compile_ahead(figures, steps, os.cpu_count() or 1)
+
+
+def compile_ahead(figures: Figures, steps: list[str], processes: int) -> None:
+    """Find out what steps would compile, by rehearsing them, and compile that."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = Path(folder) / "names"
+        env = os.environ | {
+            "CUDA_VISIBLE_DEVICES": "",
+            "MUOMNI_BENCH_OUT": folder,
+            "OMP_NUM_THREADS": "1",
+            rehearsal.NAMES: str(names),
+        }
+        command = [sys.executable, str(FOLDER / "gpu.py"), "--rehearse", "names", "--steps"]
+        start = time.monotonic()
+        rehearsals = [
+            subprocess.Popen(
+                [*command, *steps[first::processes]], env=env | {"OMP_NUM_THREADS": "1"}
+            )
+            for first in range(min(processes, len(steps)))
+        ]
+        codes = [process.wait() for process in rehearsals]
+        figures.put("seconds to name kernels", round(time.monotonic() - start, 1))
+        figures.check(not any(codes), f"rehearsals ended with {codes}")
+        lines = sorted(set(names.read_text().splitlines()))
+    start = time.monotonic()
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(processes, spawn) as pool:
+        # The slow ones are not side by side in the alphabet: one at a time shares them out well.
+        done = [pool.submit(rehearsal.compile_named, line) for line in lines]
+        errors = [str(future.exception()) for future in done if future.exception()]
+    figures.put("kernels", len(lines))
+    figures.put("seconds to compile", round(time.monotonic() - start, 1))
+    figures.check(not errors, f"{len(errors)} kernels do not compile: {errors[:3]}")
+
+
+class Outcomes:
+    """A pytest plugin: the outcome of each test is a figure; what has passed does not run again."""
+
+    def __init__(self, figures: Figures) -> None:
+        self.figures = figures
+        self.before = dict(figures.known)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if self.before.get(item.nodeid) != "passed"]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: Any, call: Any) -> Any:
+        """In a rehearsal no kernel computes, so what fails only by its result has not failed."""
+        wrong_result = AssertionError, pytest.fail.Exception
+        if not self.figures.asserts and call.excinfo and call.excinfo.errisinstance(wrong_result):
+            call.excinfo = None
+        return (yield)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call" or not report.passed:
+            self.figures.put(report.nodeid, report.outcome)
+            self.figures.check(not report.failed, report.nodeid)
+
+
+def tests(figures: Figures) -> None:
+    """The tests marked `gpu`."""
+    options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--rootdir", str(FOLDER.parent)]
+    config = ["-c", str(FOLDER.parent / "pyproject.toml"), str(FOLDER.parent / "tests")]
+    code = pytest.main([*options, *config], plugins=[Outcomes(figures)])
+    figures.check(code == 0, f"pytest ended with {code!r}")
+
+
+STEPS = {
+    "environment": Step("environment", 60, environment),
+    "compilation": Step("compilation", 240, compilation),
+    "tests": Step("tests marked gpu", 300, tests),
+}

@@ -1,0 +1,48 @@
+"""The tables of tile sizes, as data."""
+
+import collections
+
+import pytest
+
+from muomni_fast.kernels import tables
+
+KEYS = {
+    "encode": ("dim",),
+    "decode": ("dim",),
+    "conv": ("bytes", "columns"),
+    "conv, small grid": ("bytes", "columns"),
+    "weight_grad": ("bytes",),
+    "strip": ("bytes", "channels"),
+}
+
+
+@pytest.mark.parametrize("architecture", tables.ARCHITECTURES)
+def test_each_key_has_at_most_one_row_in_use(architecture):
+    found = tables.read(tables.FOLDER / f"{architecture}.json")
+    assert found.keys() == KEYS.keys()
+    for kernel, rows in found.items():
+        key = lambda row, names=KEYS[kernel]: tuple(row[name] for name in names)
+        used = collections.Counter(key(row) for row in rows if row["use"])
+        assert set(used.values()) <= {1}
+        if kernel in ("encode", "decode", "conv", "weight_grad"):
+            assert used.keys() == {key(row) for row in rows}
+        settings = [{n: v for n, v in row.items() if n not in ("use", "ms")} for row in rows]
+        assert all(settings.count(row) == 1 for row in settings), kernel
+
+
+@pytest.mark.parametrize("architecture", tables.ARCHITECTURES)
+def test_results_do_not_depend_on_which_tile_runs(architecture):
+    """What is summed at once is the same in tiles for many rows, for few, and in strips."""
+    found = tables.read(tables.FOLDER / f"{architecture}.json")
+    usual = {(r["bytes"], r["columns"]): r["block_k"] for r in found["conv"] if r["use"]}
+    for row in found["conv, small grid"]:
+        assert row["block_k"] == usual[row["bytes"], row["columns"]]
+    for row in found["strip"]:
+        assert row["block_k"] == usual[row["bytes"], max(16, row["channels"])]
+
+
+def test_writing_what_was_read_changes_nothing(tmp_path):
+    for architecture in tables.ARCHITECTURES:
+        path = tables.FOLDER / f"{architecture}.json"
+        tables.write(tables.read(path), tmp_path / "table.json")
+        assert (tmp_path / "table.json").read_text() == path.read_text()
