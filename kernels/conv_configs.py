@@ -207,6 +207,8 @@ def dot_precision(like: Tensor) -> str:
     """
     if like.element_size() == 2:
         return "ieee"
-    if like.device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+    # What torch's convolutions ask, whichever of its interfaces set it; `cudnn.allow_tf32` raises
+    # where it was the newer one.
+    if like.device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32":
         return "tf32"
     return "tf32x3"

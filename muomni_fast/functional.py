@@ -207,9 +207,9 @@ def mrf(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:
     """Multi-receptive field fusion (HiFi-GAN section 2.2): the mean over residual blocks.
 
     On a GPU in one launch for each convolution step of all blocks, or in one for all steps;
-    products accumulate in float32, which are TF32's where `torch.backends.cudnn.allow_tf32` says
-    so. On a CPU by torch's convolutions. Gradients are the same bits every time; for them only `x`,
-    activated inner results and running sums are kept.
+    products accumulate in float32, which are TF32's where `torch.backends.cudnn.conv` (or the older
+    `cudnn.allow_tf32`) says so. On a CPU by torch's convolutions. Gradients are the same bits every
+    time; for them only `x`, activated inner results and running sums are kept.
 
     Args:
         x: (B, C, T), float.

@@ -193,8 +193,8 @@ class HiFiGANVocoder(Preparable, reference.HiFiGANVocoder):
 
         Returns:
             (B, T * hop_length), the dtype of `mel`, or autocast's. Float32 products are TF32's
-            where `torch.backends.cudnn.allow_tf32` says so; sums are float32. Gradients are the
-            same bits every time.
+            where `torch.backends.cudnn.conv.fp32_precision` (or the older `cudnn.allow_tf32`) says
+            so; sums are float32. Gradients are the same bits every time.
 
         Raises:
             TypeError: `mel` is not floating point, is float8, or has another dtype than the

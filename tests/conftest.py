@@ -76,7 +76,7 @@ def kernel_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors are created where kernels run; interpreted products round as tensor cores do."""
     from interpreter import round_like_tensor_cores
 
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
     if DEVICE.type == "cpu":
         round_like_tensor_cores(monkeypatch)
     with torch.device(DEVICE):

@@ -1,5 +1,8 @@
 """What the convolution kernels' tables decide: tiles, strips, and how float32 is multiplied."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from gpu_vocoder import always_strip
@@ -67,3 +70,44 @@ def test_too_much_scratch_is_refused():
     message = r"config: expected at most 31,457,280 bytes of scratch, got 128,000,000"
     with pytest.raises(ValueError, match=message):
         mrf_strip(x, x, x, (3,), ((1,),), paired=True, slope=0.1, config=config)
+
+
+# How float32 is multiplied
+
+# One after another, in either of torch's two interfaces, which refuse each other's questions; and
+# whether torch's own convolutions then round to tf32.
+SETTINGS = [
+    ("pass", True),
+    ("cudnn.allow_tf32 = False", False),
+    ("cudnn.allow_tf32 = True", True),
+    ("torch.set_float32_matmul_precision('medium')", True),
+    ("cudnn.conv.fp32_precision = 'ieee'", False),
+    ("cudnn.allow_tf32 = True", True),
+    ("cudnn.rnn.fp32_precision = 'ieee'", True),
+    ("torch.backends.fp32_precision = 'ieee'; cudnn.allow_tf32 = False", False),
+    ("cudnn.conv.fp32_precision = 'tf32'", True),
+    ("cudnn.conv.fp32_precision = 'none'", False),
+    ("torch.backends.fp32_precision = 'tf32'", True),
+]
+ASK = """
+import sys, types, torch
+from muomni_fast import torch_rvq
+from muomni_fast.kernels.conv_configs import dot_precision
+cudnn, cuda = torch.backends.cudnn, torch.device("cuda")
+for setting in sys.argv[1:]:
+    exec(setting)
+    bytes_of = lambda size: types.SimpleNamespace(device=cuda, element_size=lambda: size)
+    products = [torch_rvq.matmul_precision(torch.device(device)) for device in ("cpu", "cuda")]
+    print(dot_precision(bytes_of(4)), dot_precision(bytes_of(2)), *products)
+"""
+
+
+def test_float32_products_are_what_torch_makes_of_its_own_convolutions():
+    """Settings that cannot be taken back, so in a process of its own."""
+    command = [sys.executable, "-c", ASK, *(setting for setting, _ in SETTINGS)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    answers = [line.split() for line in done.stdout.splitlines()]
+    assert done.returncode == 0, (SETTINGS[len(answers)], done.stderr)
+    for (setting, tf32), (full, half, *products) in zip(SETTINGS, answers, strict=True):
+        assert (full, half) == ("tf32" if tf32 else "tf32x3", "ieee"), setting
+        assert set(products) <= {"ieee", "tf32", "bf16"}, setting
