@@ -42,12 +42,12 @@ MODES = {
 def mode(name: str) -> Iterator[torch.dtype]:
     """TF32 allowed or not; yields the dtype."""
     dtype, tf32 = MODES[name]
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = tf32
+    conv = torch.backends.cudnn.conv
+    before, conv.fp32_precision = conv.fp32_precision, "tf32" if tf32 else "ieee"
     try:
         yield dtype
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        conv.fp32_precision = before
 
 
 def always_grouped(*_: Any) -> None:

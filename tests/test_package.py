@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -233,3 +234,37 @@ def test_readme_examples_run(tmp_path):
 def test_readme_and_changelog_have_no_blanks():
     for name in ("README.md", "CHANGELOG.md"):
         assert not re.findall(r"@[A-Z_]+@", (ROOT / name).read_text())
+
+
+def test_a_wheel_holds_everything(tmp_path):
+    """Every module and table, without this repository."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("muomni_fast", "kernels", "reference"):
+        shutil.copytree(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", target, source], check=True, cwd=tmp_path)
+    shutil.rmtree(source)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL],
+        capture_output=True,
+        text=True,
+        cwd=target,
+        env=os.environ | {"PYTHONPATH": str(target)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50
+
+
+IMPORT_ALL = """
+import importlib, pathlib, pkgutil, muomni_fast
+here = pathlib.Path.cwd()
+names = [module.name for module in pkgutil.walk_packages(muomni_fast.__path__, "muomni_fast.")]
+for name in names:
+    if name not in ("muomni_fast.__main__", "muomni_fast.reference.train"):
+        module = importlib.import_module(name)
+        assert pathlib.Path(module.__file__).is_relative_to(here), module.__file__
+print(len(names))
+"""
