@@ -5,10 +5,13 @@ it cannot) or `torch`. `doctor` and `explain` say what will run and why; nothing
 silence.
 """
 
+import functools
 import importlib.util
 import logging
 import os
 import platform
+import re
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -55,30 +58,67 @@ def obstacle(op: str, *tensors: Tensor) -> str | None:
     Raises:
         ValueError: there is no such operation.
     """
+    return _obstacle(op, tensors, requested())
+
+
+def _obstacle(op: str, tensors: Sequence[Tensor], choice: str) -> str | None:
+    """`obstacle`, where MUOMNI_FAST_BACKEND asks for `choice`.
+
+    A generator has a hundred tensors: what is the same for all is asked once.
+    """
     if op not in KERNELS:
         raise ValueError(f"op: expected one of {', '.join(KERNELS)}, got {op!r}")
     # Interpreted kernels are for whoever asks for them: they are slow.
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1" and requested() == "triton"
-    for tensor in tensors:
-        if tensor.device.type == "cuda":
-            if torch.version.hip is not None:
-                return "kernels are written for NVIDIA GPUs"
-            capability = torch.cuda.get_device_capability(tensor.device)
-            if capability < LEAST_CAPABILITY:
-                return f"the GPU's compute capability is {capability}, below {LEAST_CAPABILITY}"
-        elif not interpreted or tensor.device.type != "cpu":
-            return "the tensors are not on a CUDA device"
+    interpreted = choice == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    asked = None
+    for place, tensor in enumerate(tensors):
+        device = tensor.device
+        if device != asked:
+            reason, asked = _device_obstacle(device, interpreted), device
+            if reason is not None:
+                return reason
         if tensor.dtype == torch.float64:
             return "kernels do not take float64"
-        if tensor.numel() >= 2**31 and tensor is not tensors[0]:
+        if place > 0 and tensor.numel() >= 2**31:
             return f"a table has {tensor.numel()} elements, above 2^31 - 1"
     if op in ("rvq_encode", "rvq_quantize") and len(tensors) > 1:
         dim = tensors[1].shape[-1]  # of the codebooks
         if dim > LARGEST_DIM:
             return f"codebook_dim is {dim}, above {LARGEST_DIM}"
-    if importlib.util.find_spec("triton") is None:
+    if not _installed("triton"):
         return "triton is not installed"
+    return interpreter_obstacle() if interpreted else None
+
+
+def _device_obstacle(device: torch.device, interpreted: bool) -> str | None:
+    """Why no kernel can run on tensors there."""
+    if device.type != "cuda":
+        runs = interpreted and device.type == "cpu"
+        return None if runs else "the tensors are not on a CUDA device"
+    if torch.version.hip is not None:
+        return "kernels are written for NVIDIA GPUs"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        return f"the GPU's compute capability is {capability}, below {LEAST_CAPABILITY}"
     return None
+
+
+def interpreter_obstacle() -> str | None:
+    """Why Triton's interpreter cannot run kernels here, or None if it can."""
+    triton, numpy = _version("triton"), _version("numpy")
+    # Before 3.7 it makes Python numbers of arrays of one element, which numpy has since refused.
+    if _release(triton) < (3, 7) and _release(numpy) >= (2, 4):
+        return (
+            f"the interpreter of Triton {triton} does not work with numpy {numpy}: "
+            "it needs numpy below 2.4, or Triton 3.7"
+        )
+    return None
+
+
+def _release(version: str | None) -> tuple[int, int]:
+    """Major and minor number."""
+    major, minor = re.findall(r"\d+", version or "0.0")[:2]
+    return int(major), int(minor)
 
 
 def choose(op: str, *tensors: Tensor) -> str:
@@ -90,7 +130,7 @@ def choose(op: str, *tensors: Tensor) -> str:
     choice = requested()
     if choice == "torch":
         return "torch"
-    reason = obstacle(op, *tensors)
+    reason = _obstacle(op, tensors, choice)
     if reason is None:
         return "triton"
     if choice == "triton":
@@ -121,7 +161,8 @@ def explain(op: str, *args: Tensor) -> str:
         ValueError: there is no such operation, or MUOMNI_FAST_BACKEND is none of its values.
     """
     args = args or (torch.empty(0),)
-    choice, reason = requested(), obstacle(op, *args)
+    choice = requested()
+    reason = _obstacle(op, args, choice)
     if choice == "torch":
         return f"{op}: torch path, because {VARIABLE}=torch"
     if reason is None:
@@ -159,6 +200,13 @@ def _probe(device: str) -> Tensor:
     return torch.empty(0, device=device)
 
 
+# Asked at every call, and looked up once: a search of sys.path takes longer than some kernels.
+@functools.cache
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+@functools.cache
 def _version(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)

@@ -1,7 +1,11 @@
 """What a GPU kernel found wrong with its data, counted on the device and read when asked."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
+
+from .reference.checks import refuse_in_capture
 
 # Of each device: codes out of range, frames that are not finite; (1,) int32 each.
 _counters: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -12,11 +16,38 @@ class CodeRangeError(IndexError):
 
 
 def counters(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Two counters of a device, (1,) int32: codes out of range, frames that are not finite."""
+    """Two counters of a device, (1,) int32: codes out of range, frames that are not finite.
+
+    Raises:
+        RuntimeError: the device is first met while a CUDA graph is captured.
+    """
     if device not in _counters:
-        first, second = (torch.zeros(1, dtype=torch.int32, device=device) for _ in range(2))
-        _counters[device] = first, second
+        refuse_in_capture(
+            device,
+            f"counters: none are on {device} yet, and a graph's memory must not hold them; "
+            "encode or decode there once before, or move an RVQ there",
+        )
+        # A thread of its own has none of the caller's modes: no graph's memory pool, inference
+        # mode, default or fake device gets hold of what outlives them.
+        with ThreadPoolExecutor(1) as thread:
+            _counters[device] = thread.submit(_zeros, device).result()
     return _counters[device]
+
+
+def meet(device: torch.device) -> None:
+    """Count there from now on, so that a CUDA graph captured later need not begin to."""
+    # Where CUDA is not in use yet, the tensors on it are fake; a capture must not allocate.
+    if device.type != "cuda" or not torch.cuda.is_initialized():
+        return
+    if not torch.cuda.is_current_stream_capturing():
+        counters(device)
+
+
+def _zeros(device: torch.device) -> tuple[Tensor, Tensor]:
+    first, second = (torch.zeros(1, dtype=torch.int32, device=device) for _ in range(2))
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # kernels on any stream come after
+    return first, second
 
 
 def raise_if_errors() -> int:
@@ -31,7 +62,10 @@ def raise_if_errors() -> int:
 
     Raises:
         CodeRangeError: codes out of range were decoded; says how many.
+        RuntimeError: a CUDA graph is being captured.
     """
+    for device in _counters:
+        refuse_in_capture(device, "raise_if_errors: waits for the GPU; call it after the capture")
     invalid = nonfinite = 0
     for device, (codes, frames) in _counters.items():
         if device.type == "cuda":

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import functional, fused, ops, reference
-from .counters import counters
-from .reference.checks import require_lengths, require_mel
+from .counters import meet
+from .reference.checks import refuse_in_capture, require_lengths, require_mel
 from .vocoder_ops import Packed
 
 
@@ -35,9 +35,11 @@ class Preparable(nn.Module):
 
     _prepared: Any = None
 
-    def _require_eval(self) -> None:
+    def _require_preparable(self) -> None:
         if self.training:
             raise RuntimeError("prepare: expected eval mode, got training mode; call eval() first")
+        device = next(self.parameters()).device
+        refuse_in_capture(device, "prepare: waits for the GPU; call it before the capture")
 
     def train(self, mode: bool = True) -> Self:
         """As torch's; training drops what `prepare` computed."""
@@ -76,7 +78,7 @@ class RVQ(Preparable, reference.RVQ):
             RuntimeError: the module is in training mode.
             ValueError: a weight is not finite.
         """
-        self._require_eval()
+        self._require_preparable()
         codebooks = self.stacked_codebooks()
         tables = codebooks.double()
         if self.proj_out is not None:
@@ -112,7 +114,7 @@ class RVQ(Preparable, reference.RVQ):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         module = super()._apply(fn, recurse)
-        counters(self.codebook_weights()[0].device)  # before a CUDA graph may capture
+        meet(self.codebook_weights()[0].device)
         return module
 
 
@@ -127,7 +129,7 @@ class PreparableBlocks(Preparable):
     @torch.no_grad()
     def prepare(self) -> Self:
         """As `HiFiGANVocoder.prepare`, for use in another generator."""
-        self._require_eval()
+        self._require_preparable()
         self._prepared = fused.pack_blocks(self._blocks())
         return self
 
@@ -179,7 +181,7 @@ class HiFiGANVocoder(Preparable, reference.HiFiGANVocoder):
             ValueError: a weight is not finite.
             BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernels cannot run.
         """
-        self._require_eval()
+        self._require_preparable()
         self._prepared = fused.pack_generator(self)
         return self
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .kernels.certificate import FLUSH, score_beta
 from .reference import rvq
+from .reference.checks import refuse_in_capture
 from .reference.rvq import search
 from .reference.rvq_checks import code_range_error
 from .reference.search import nearest_code, nearest_in_float64
@@ -45,6 +46,7 @@ def encode(
 
     `exact` changes nothing: here a lowest score costs less to certify than to find otherwise.
     """
+    refuse_in_capture(mel.device, "rvq_encode: its torch path waits for the GPU at every block")
     n_codebooks, size, dim = codebooks.shape
     differences = len(mel) * size * dim
     if differences <= FEW_DIFFERENCES and not with_sums:

@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+# Where operators run. A meta tensor, say, has no autocast, and asking about it raises.
+DEVICES = ("cpu", "cuda")
+
 
 def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
     """Forward-mode differentiation through an operator would silently give zeros, and functional
@@ -30,7 +33,8 @@ def learning(*tensors: Tensor | None) -> bool:
 def autocast(*tensors: Tensor) -> list[Tensor]:
     """Cast as autocast does before a convolution, which does not reach an operator by itself."""
     device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    # Named instead of asked for: torch 2.11 cannot trace `torch.amp.is_autocast_available`.
+    if device not in DEVICES or not torch.is_autocast_enabled(device):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [t if t.dtype == torch.float64 else t.to(dtype) for t in tensors]

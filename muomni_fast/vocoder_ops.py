@@ -20,6 +20,7 @@ from torch import Tensor
 from . import backend, network, torch_inference, torch_vocoder
 from .network import Blocks, Network
 from .ops import _one_by_one, _operator, _refusal
+from .reference.checks import refuse_in_capture
 
 # On a CPU, from so many on, laying weights out anew costs less than it then saves.
 MANY_FRAMES = 16
@@ -110,12 +111,14 @@ def generator(
         lambda run: (run.unpacked if prepared_for else run.layers)(tensors, shape)
     )
 
+    chosen = _backend("generator", mel, *tensors, prepared_for=prepared_for)
+
     def audio_of(mel: Tensor, lengths: Tensor | None = None) -> Tensor:
         many = prepared_for is not None or mel.shape[0] * mel.shape[2] >= MANY_FRAMES
-        run = _backend("generator", mel, *tensors, channels_last=many, prepared_for=prepared_for)
+        run = torch_inference if many and chosen is torch_vocoder else chosen
         return network.forward(run, mel, layers(run), shape, lengths, keep=False)[0]
 
-    if lengths is None or _backend("generator", mel, *tensors) is not torch_vocoder:
+    if lengths is None or chosen is not torch_vocoder:
         return audio_of(mel, lengths)
     audio = mel.new_zeros(mel.shape[0], mel.shape[2] * shape.hop)
     for own_mel, own_audio in _items(lengths, mel, audio):
@@ -125,6 +128,7 @@ def generator(
 
 def _items(lengths: Tensor, mel: Tensor, *others: Tensor) -> Iterator[list[Tensor]]:
     """Of each item that has frames its part of every tensor, (1, ..., frames * rate)."""
+    refuse_in_capture(lengths.device, "lengths: without kernels they are read, which waits")
     for item, frames in enumerate(lengths.tolist()):
         if frames > 0:  # compiled code does not check
             yield [

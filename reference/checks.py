@@ -7,6 +7,22 @@ import torch
 from torch import Tensor, nn
 
 
+def refuse_in_capture(device: torch.device, what: str) -> None:
+    """Raise RuntimeError while a CUDA graph is captured: what waits for the GPU there breaks the
+    capture, with an error that does not say what it was.
+
+    Args:
+        device: where the tensors in question are.
+        what: what cannot be captured, and what to do instead.
+    """
+    if (
+        device.type == "cuda"
+        and not torch.compiler.is_compiling()
+        and torch.cuda.is_current_stream_capturing()
+    ):
+        raise RuntimeError(f"{what} (a CUDA graph is being captured)")
+
+
 def require_tensor(name: str, value: Any) -> None:
     """Raise TypeError unless `value` is a tensor."""
     if not isinstance(value, Tensor):
@@ -43,10 +59,15 @@ def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
     Raises:
         TypeError: they are not integers.
         ValueError: there is not one for each item, or one is not between 0 and T.
+        RuntimeError: a CUDA graph is being captured, and they are not on the mel's device.
     """
     found = lengths
     if isinstance(lengths, int):
         raise TypeError(f"lengths: expected one for each item, got {lengths}")
+    if not isinstance(lengths, Tensor) or lengths.device != mel.device:
+        # A graph would replay the copy, and from memory that may be somebody else's by then.
+        got = f"a tensor on {lengths.device}" if isinstance(lengths, Tensor) else "a list"
+        refuse_in_capture(mel.device, f"lengths: expected a tensor on {mel.device}, got {got}")
     if not isinstance(found, Tensor):
         dtype = None if len(lengths) else torch.int64
         found = torch.tensor(lengths, dtype=dtype, device="cpu")  # not the default device

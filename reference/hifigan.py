@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from .checkpoint import load_foreign_checkpoint, load_state
 from .checks import (
+    refuse_in_capture,
     require_channels,
     require_equal_lengths,
     require_finite,
@@ -272,6 +273,7 @@ class HiFiGANVocoder(nn.Module):
         return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_LEAKY_SLOPE)))[:, 0]
 
     def _each_alone(self, mel: Tensor, lengths: Tensor) -> Tensor:
+        refuse_in_capture(lengths.device, "lengths: without kernels they are read, which waits")
         size, items = mel.shape[2] * self.hop_length, []
         for item, frames in zip(mel[:, None], lengths.tolist(), strict=True):
             end = frames * self.hop_length

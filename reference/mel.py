@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import full_precision, require_tensor
+from .checks import full_precision, refuse_in_capture, require_tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +167,9 @@ def _constant(key: tuple, like: Tensor, make: Callable[[], Tensor]) -> Tensor:
     key = (*key, like.dtype, like.device)
     if key in _constants:
         return _constants[key]
+    refuse_in_capture(
+        like.device, f"mel: no window or filterbank on {like.device}; make one before"
+    )
     with torch.inference_mode(False):
         value = make().to(dtype=like.dtype, device=like.device)
     if type(value) is Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import full_precision, require_finite
+from .checks import full_precision, refuse_in_capture, require_finite
 from .rvq_checks import (
     code_range_error,
     require_decodable,
@@ -185,6 +185,7 @@ def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def _sum_codewords(codes: Tensor, codebooks: Tensor) -> Tensor:
+    refuse_in_capture(codes.device, "codes: the reference reads their range, which waits")
     size = codebooks.shape[1]
     codes = codes.long()
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:

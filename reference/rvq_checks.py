@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .checks import require_float, require_tensor
+from .checks import refuse_in_capture, require_float, require_tensor
 
 
 def require_precision(precision: str) -> None:
@@ -14,6 +14,7 @@ def require_precision(precision: str) -> None:
 
 def require_finite_frames(mel: Tensor) -> None:
     """Raise if a frame holds a NaN or an infinity; says how many do."""
+    refuse_in_capture(mel.device, "check_finite: waits for the GPU; raise_if_errors counts frames")
     bad = int((~mel.isfinite()).any(-1).sum())
     if bad:
         raise ValueError(f"mel: {bad} of {mel[..., 0].numel()} frames are not finite")

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .checks import refuse_in_capture
+
 # Elements of a (rows, K, D) block of differences, 2 MB in float32: what stays in a core's cache.
 BLOCK_ELEMENTS = 1 << 19
 # Below this a float32 squared distance may have lost terms to underflow.
@@ -24,6 +26,8 @@ def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
     Returns:
         (N,) int64.
     """
+    if x.dtype == torch.float32:
+        refuse_in_capture(x.device, "encode: the exact search without kernels waits for near-ties")
     n = x.shape[0]
     codes = torch.empty(n, dtype=torch.int64, device=x.device)
     rows = max(1, BLOCK_ELEMENTS // codebook.numel())

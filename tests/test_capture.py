@@ -1,0 +1,106 @@
+"""What must neither wait for a GPU nor allocate while a CUDA graph is captured.
+
+Without a GPU: tensors are fake ones on CUDA, and torch is made to say that a capture goes on. That
+captured calls work is in test_rvq_gpu.py and test_vocoder_gpu.py.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from small_vocoders import TINY
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+import muomni_fast
+from muomni_fast import counters, functional, reference
+from muomni_fast.reference import mel as mel_module
+from muomni_fast.reference.checks import require_lengths
+from muomni_fast.reference.search import nearest_code
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(counters, "_counters", {})
+    with FakeTensorMode():
+        yield
+
+
+def on_cuda(module: type[nn.Module], **config) -> nn.Module:
+    """Fake parameters cannot be moved, nor made there without CUDA."""
+    made = module(**config)
+    for part in made.modules():
+        for name, parameter in [*part.named_parameters(recurse=False)]:
+            setattr(part, name, nn.Parameter(torch.empty_like(parameter, device=CUDA)))
+    return made
+
+
+@pytest.mark.parametrize("lengths", [[3, 2], torch.tensor([3, 2])], ids=["list", "tensor"])
+def test_lengths_from_elsewhere_are_refused_in_a_capture(capturing, lengths):
+    mel = torch.empty(2, 3, 4, device=CUDA)
+    got = "a list" if isinstance(lengths, list) else "a tensor on cpu"
+    message = rf"lengths: expected a tensor on cuda:0, got {got} \(a CUDA graph is being captured"
+    with pytest.raises(RuntimeError, match=message):
+        require_lengths(lengths, mel)
+    for library in (reference, muomni_fast):
+        with pytest.raises(RuntimeError, match=message):
+            on_cuda(library.HiFiGANVocoder, **TINY)(mel, lengths)
+
+
+def test_lengths_on_the_device_are_taken_in_a_capture(capturing):
+    lengths = torch.empty(2, dtype=torch.int64, device=CUDA)
+    assert require_lengths(lengths, torch.empty(2, 3, 4, device=CUDA)) is lengths
+
+
+def test_what_waits_is_refused_by_name_in_a_capture(capturing):
+    mel, codes = torch.empty(5, 8, device=CUDA), torch.zeros(5, 2, dtype=torch.int64, device=CUDA)
+    books = torch.empty(2, 16, 8, device=CUDA)
+    models = [on_cuda(lib.HiFiGANVocoder, **TINY) for lib in (reference, muomni_fast)]
+    frames, lengths = torch.empty(2, 3, 4, device=CUDA), torch.zeros(2, device=CUDA).long()
+    for name, call in (
+        ("check_finite", lambda: functional.rvq_encode(mel, books, check_finite=True)),
+        ("check_finite", lambda: reference.rvq.rvq_encode(mel, books, check_finite=True)),
+        ("codes", lambda: reference.rvq.rvq_decode(codes, books)),
+        ("encode", lambda: nearest_code(mel, torch.empty(16, 8, device=CUDA))),
+        ("lengths", lambda: models[0](frames, lengths)),
+        ("prepare", lambda: models[1].eval().prepare()),
+        ("mel", lambda: mel_module.log_mel(torch.empty(1, 4000, device=CUDA))),
+    ):
+        with pytest.raises(RuntimeError, match=rf"^{name}: .*\(a CUDA graph is being captured\)$"):
+            call()
+
+
+def test_errors_are_not_read_in_a_capture(capturing):
+    counters._counters[CUDA] = ()
+    with pytest.raises(RuntimeError, match=r"raise_if_errors: .* \(a CUDA graph is being captured"):
+        muomni_fast.raise_if_errors()
+
+
+def test_counters_are_not_made_in_a_capture(capturing):
+    with pytest.raises(RuntimeError, match="counters: none are on cuda:0 yet.* move an RVQ there"):
+        counters.counters(CUDA)
+    assert not counters._counters
+    counters.meet(CUDA)  # moving a module may be captured
+    assert not counters._counters
+
+
+def test_counters_outlive_the_callers_modes(monkeypatch):
+    """Neither inference tensors, whose zeroing would raise, nor fake ones."""
+    for mode in (torch.inference_mode, FakeTensorMode, lambda: torch.device("meta")):
+        monkeypatch.setattr(counters, "_counters", {})
+        with mode():
+            counters.counters(torch.device("cpu"))
+        ((codes, frames),) = counters._counters.values()
+        for counter in (codes, frames):
+            assert type(counter) is torch.Tensor and not counter.is_inference()
+            assert counter.device.type == "cpu" and counter.tolist() == [0]
+        frames += 3
+        assert muomni_fast.raise_if_errors() == 3
+
+
+def test_a_module_on_meta_leaves_no_counters():
+    muomni_fast.RVQ().to("meta")
+    assert muomni_fast.raise_if_errors() == 0
