@@ -110,7 +110,7 @@ def interpreter_obstacle() -> str | None:
     if _release(triton) < (3, 7) and _release(numpy) >= (2, 4):
         return (
             f"the interpreter of Triton {triton} does not work with numpy {numpy}: "
-            "it needs numpy below 2.4, or Triton 3.7"
+            "it needs numpy below 2.4, or Triton 3.7 or later"
         )
     return None
 

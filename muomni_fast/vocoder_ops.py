@@ -22,7 +22,8 @@ from .network import Blocks, Network
 from .ops import _one_by_one, _operator, _refusal
 from .reference.checks import refuse_in_capture
 
-# On a CPU, from so many on, laying weights out anew costs less than it then saves.
+# On a CPU, from so many on, laying weights out anew costs less than it then saves. Fewer run in
+# torch's layout unless prepared, so the two may round differently (`HiFiGANVocoder.prepare`).
 MANY_FRAMES = 16
 MANY_ROWS = 512  # of a stage
 

@@ -191,8 +191,66 @@ def test_what_keeps_a_kernel_from_running(monkeypatch):
     assert backend.obstacle("rvq_encode", x, torch.zeros(2, 16, 513)) == (
         "codebook_dim is 513, above 512"
     )
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend, "_installed", lambda name: False)
     assert backend.obstacle("rvq_encode", x) == "triton is not installed"
+
+
+class Countable:
+    """A tensor on a CUDA device that is not there, and how often anybody asks about that."""
+
+    dtype = torch.float32
+
+    def __init__(self, index: int) -> None:
+        self.device = torch.device("cuda", index)
+
+    def numel(self) -> int:
+        return 3
+
+
+def test_a_device_is_asked_about_once_a_call(monkeypatch):
+    """Not once for each of a generator's hundred tensors."""
+    from muomni_fast import backend
+
+    asked = []
+    capability = lambda device: asked.append(device.index) or (9, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    monkeypatch.setattr(backend, "_installed", lambda name: True)
+    assert backend.choose("generator", *[Countable(0)] * 108) == "triton"
+    assert asked == [0]
+    assert backend.choose("generator", *[Countable(0)] * 3, *[Countable(1)] * 3) == "triton"
+    assert asked == [0, 0, 1]
+    old = lambda device: (9, 0) if device.index == 0 else (7, 5)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", old)
+    reason = backend.obstacle("generator", Countable(0), Countable(1))
+    assert reason == "the GPU's compute capability is (7, 5), below (8, 0)"
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "works"),
+    [
+        ("3.6.0", "2.3.5", True),
+        ("3.6.0", "2.4.0", False),
+        ("3.6.0", "2.5.5", False),
+        ("3.7.1", "2.5.0", True),
+        ("3.10.0", "2.10.1", True),
+    ],
+)
+def test_an_interpreter_that_cannot_run_says_why(monkeypatch, triton, numpy, works):
+    from muomni_fast import backend
+
+    x, versions = torch.zeros(1, 8), {"triton": triton, "numpy": numpy}
+    monkeypatch.setattr(backend, "_version", versions.get)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backend.choose("code_sums", x) == "torch"  # nobody asks for the interpreter
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")
+    if works:
+        assert backend.choose("code_sums", x) == "triton"
+        return
+    reason = f"the interpreter of Triton {triton} does not work with numpy {numpy}"
+    with pytest.raises(BackendUnavailableError, match=f"{reason}.* below 2.4, or Triton 3.7"):
+        backend.choose("code_sums", x)
+    assert reason in backend.explain("code_sums", x)
+    assert reason in backend.doctor()["operations"]["generator"]["cpu"]
 
 
 def test_the_fallback_is_logged_once(caplog):

@@ -1,11 +1,13 @@
 """What the vocoder's modules prepare for inference, and when they drop it."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from small_vocoders import EXACT, TINY, TYPE_1, every_block, every_config, fast_of, pair
-from torch import nn
+from torch import Tensor, nn
+from vocoder_problems import generator, in_float64, keep_variance, snr_db
 
 import muomni_fast
 from muomni_fast import reference
@@ -16,7 +18,6 @@ from muomni_fast.vocoder_ops import MANY_FRAMES, MANY_ROWS
 @every_config
 def test_prepared_audio_is_the_same(config, weight_norm):
     model = fast_of(config, weight_norm=weight_norm).eval()
-    # Fewer frames have another layout, and rounding, until they are prepared.
     mel, lengths = torch.randn(3, config["n_mels"], 20), [20, 0, MANY_FRAMES]
     with torch.no_grad():
         audio, cut = model(mel), model(mel, lengths)
@@ -103,7 +104,60 @@ def test_what_was_prepared_is_dropped_when_weights_may_change(change):
     assert not torch.equal(model(mel), stale)
 
 
-@pytest.mark.parametrize("lengths", [None, [20, 7]], ids=["all frames", "lengths"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_many_frames_have_the_same_bits_prepared(dtype):
+    """From MANY_FRAMES of a call, or of an item with lengths, and MANY_ROWS of blocks."""
+    model, half = fast_of().to(dtype).eval(), MANY_FRAMES // 2
+    mel = torch.randn(2, 12, MANY_FRAMES, dtype=dtype)
+    mrf, x = (
+        muomni_fast.MRF(6, (3, 5), ((1, 2),) * 2).to(dtype).eval(),
+        torch.randn(2, 6, MANY_ROWS),
+    )
+    x = x[..., : MANY_ROWS // 2].to(dtype)
+    calls = (
+        lambda: model(mel[..., :half]),
+        lambda: model(mel[:1]),
+        lambda: model(mel, [MANY_FRAMES, 0]),
+        lambda: mrf(x),
+        lambda: mrf(x.view(1, 6, -1)),
+    )
+    with torch.no_grad():
+        expected = [call() for call in calls]
+        model.prepare(), mrf.prepare()
+        for call, audio in zip(calls, expected, strict=True):
+            assert torch.equal(call(), audio)
+
+
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("lengths", [None, [MANY_FRAMES - 1, 7, 1]], ids=["all frames", "lengths"])
+def test_few_frames_are_as_near_to_float64_as_the_reference(lengths, amp):
+    """Prepared or not, which there is another layout and other rounding; see `prepare`."""
+    slow = generator("default")
+    fast = muomni_fast.HiFiGANVocoder().eval()
+    fast.load_state_dict(slow.state_dict())
+    mel = torch.randn(1 if lengths is None else 3, 128, MANY_FRAMES - 1)
+    assert_as_near(slow, fast, amp, mel, lengths)
+
+
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "autocast"])
+def test_few_rows_are_as_near_to_float64_as_the_reference(amp):
+    shape = 64, (3, 5, 7), ((1, 2),) * 3
+    slow, fast = keep_variance(reference.MRF(*shape)), muomni_fast.MRF(*shape).eval()
+    fast.load_state_dict(slow.state_dict())
+    assert_as_near(slow, fast, amp, torch.randn(1, 64, MANY_ROWS - 1))
+
+
+def assert_as_near(slow: nn.Module, fast: nn.Module, amp: bool, x: Tensor, *rest: Any) -> None:
+    """Before and after `prepare`, at most 3 dB below what the reference reaches."""
+    with torch.no_grad():
+        right = in_float64(slow)(x.double(), *rest)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            floor = snr_db(slow(x, *rest), right) - 3
+            for prepared in (fast, copy.deepcopy(fast).prepare()):
+                assert snr_db(prepared(x, *rest), right) >= floor
+
+
+@pytest.mark.parametrize("lengths", [None, [20, MANY_FRAMES]], ids=["all frames", "lengths"])
 def test_autocast_reaches_what_was_prepared(lengths):
     model, mel = fast_of().eval(), torch.randn(2, 12, 20)
     mrf, x = muomni_fast.MRF(6, (3,), ((1,),)).eval(), torch.randn(1, 6, MANY_ROWS)
