@@ -180,7 +180,8 @@ class HiFiGANVocoder(Preparable, reference.HiFiGANVocoder):
         Audio has the same bits as before. On a CPU that is so from `vocoder_ops.MANY_FRAMES` frames
         of a batch on, or of an item with `lengths`: fewer run in torch's own layout until they are
         prepared, which may round differently. Either way they are as near to the exact result as
-        the reference is: at most 3 dB worse, in float32 and under autocast.
+        the reference is: at most 3 dB worse, in float32 and, blocks on an input of autocast's
+        dtype, under autocast.
 
         Raises:
             RuntimeError: the module is in training mode, or inner modules were replaced or hooked.
