@@ -263,6 +263,27 @@ def test_the_fallback_is_logged_once(caplog):
     assert caplog.text.count("rvq_encode runs its torch path") == 1
 
 
+# What a machine that is there for its GPU need not have.
+OPTIONAL = "faiss librosa matplotlib pytest_benchmark safetensors soundfile soxr tqdm transformers"
+
+
+def test_gpu_tests_are_found_without_optional_packages(tmp_path):
+    blocker = f"import sys\nsys.modules.update(dict.fromkeys({OPTIONAL.split()}))\n"
+    (tmp_path / "without_optional.py").write_text(blocker)
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    plugins = "-p", "without_optional", "-p", "no:cacheprovider"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "gpu", *plugins, "tests"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": paths, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    )
+    assert done.returncode == 0, done.stdout
+    for name in ("test_rvq_gpu.py::", "test_vocoder_gpu.py::"):
+        assert name in done.stdout
+
+
 def test_train_without_an_install_says_what_to_run():
     script = str(ROOT / "reference" / "train.py")
     done = subprocess.run([sys.executable, "-S", script], capture_output=True, text=True)

@@ -9,7 +9,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from activations import branch_by_branch, signs_given, signs_of, signs_seen
 from torch import Tensor, nn
@@ -181,6 +180,7 @@ def test_published_weights_through_the_kernels(published, monkeypatch):
 @pytest.fixture(scope="module")
 def speech(recordings, published) -> list[Tensor]:
     """Log-mels (n_mels, T) of eight recordings at the published rate, 2 s each."""
+    soundfile = pytest.importorskip("soundfile")
     config = MelConfig(sample_rate=22050, n_mels=80)
     found = []
     for path in sorted((recordings / "ljspeech").iterdir())[:8]:
