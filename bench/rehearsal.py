@@ -149,7 +149,7 @@ def _take_the_gpus_place() -> None:
     triton.runtime.driver.set_active(driver)
     if os.environ[MODE] == "names":
         triton.compiler.compile = _gather_name
-    replace_everywhere(backend.obstacle, lambda op, *tensors: None)
+    replace_everywhere(backend._obstacle, lambda op, tensors, choice: None)
     replace_everywhere(configs.architecture, lambda device: "sm_90")
     replace_everywhere(conv_configs.multiprocessors, lambda device: 132)
     replace_everywhere(conv_configs.interpreted, lambda like: False)
