@@ -13,6 +13,7 @@ from timing import milliseconds
 from torch import Tensor
 from vocoder_problems import (
     GENERATORS,
+    conv_precision,
     generator,
     in_float64,
     keep_variance,
@@ -29,25 +30,21 @@ from muomni_fast.kernels.conv_configs import StripConfig
 SHAPES = {
     f"{name}, {items} x 1 s": (name, items) for items in (16, 1) for name in ("default", "v1")
 }
-# What both sides may round operands to: dtype, whether torch may take TF32.
+# What both sides may round operands to: dtype, and how float32 is multiplied.
 MODES = {
-    "bf16": (torch.bfloat16, False),
-    "tf32": (torch.float32, True),
-    "fp32": (torch.float32, False),
-    "fp16": (torch.float16, False),
+    "bf16": (torch.bfloat16, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "fp32": (torch.float32, "ieee"),
+    "fp16": (torch.float16, "ieee"),
 }
 
 
 @contextlib.contextmanager
 def mode(name: str) -> Iterator[torch.dtype]:
-    """TF32 allowed or not; yields the dtype."""
-    dtype, tf32 = MODES[name]
-    conv = torch.backends.cudnn.conv
-    before, conv.fp32_precision = conv.fp32_precision, "tf32" if tf32 else "ieee"
-    try:
+    """Float32 multiplied that way; yields the dtype."""
+    dtype, precision = MODES[name]
+    with conv_precision(precision):
         yield dtype
-    finally:
-        conv.fp32_precision = before
 
 
 def always_grouped(*_: Any) -> None:

@@ -75,9 +75,9 @@ def compiled_anew() -> Iterator[None]:
 def kernel_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors are created where kernels run; interpreted products round as tensor cores do."""
     from interpreter import round_like_tensor_cores
+    from vocoder_problems import conv_precision
 
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
     if DEVICE.type == "cpu":
         round_like_tensor_cores(monkeypatch)
-    with torch.device(DEVICE):
+    with conv_precision("ieee"), torch.device(DEVICE):
         yield
