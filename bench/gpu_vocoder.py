@@ -13,7 +13,6 @@ from timing import milliseconds
 from torch import Tensor
 from vocoder_problems import (
     GENERATORS,
-    conv_precision,
     generator,
     in_float64,
     keep_variance,
@@ -43,8 +42,12 @@ MODES = {
 def mode(name: str) -> Iterator[torch.dtype]:
     """Float32 multiplied that way; yields the dtype."""
     dtype, precision = MODES[name]
-    with conv_precision(precision):
+    conv = torch.backends.cudnn.conv
+    before, conv.fp32_precision = conv.fp32_precision, precision
+    try:
         yield dtype
+    finally:
+        conv.fp32_precision = before
 
 
 def always_grouped(*_: Any) -> None:

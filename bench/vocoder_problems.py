@@ -1,8 +1,6 @@
 """Generators to check and to time, and how near audio is to what it should be."""
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,17 +15,6 @@ ACTIVE_POWER = (1 + LEAKY_SLOPE**2) / 2
 WINDOW = 64  # samples
 
 TINY = {"upsample_rates": (4, 2), "upsample_kernel_sizes": (8, 4)}
-
-
-@contextlib.contextmanager
-def conv_precision(precision: str) -> Iterator[None]:
-    """torch's convolutions on a GPU multiply float32 as "ieee" or "tf32"."""
-    conv = torch.backends.cudnn.conv
-    before, conv.fp32_precision = conv.fp32_precision, precision
-    try:
-        yield
-    finally:
-        conv.fp32_precision = before
 
 
 def keep_variance(model: nn.Module) -> nn.Module:

@@ -72,12 +72,21 @@ def compiled_anew() -> Iterator[None]:
 
 
 @pytest.fixture
-def kernel_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def full_float32() -> Iterator[None]:
+    """Convolutions of float32 are not rounded to TF32; said so that either way of saying it works
+    before and after."""
+    setting = torch.backends.cudnn.conv
+    before, setting.fp32_precision = setting.fp32_precision, "ieee"
+    yield
+    setting.fp32_precision = before
+
+
+@pytest.fixture
+def kernel_device(full_float32: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors are created where kernels run; interpreted products round as tensor cores do."""
     from interpreter import round_like_tensor_cores
-    from vocoder_problems import conv_precision
 
     if DEVICE.type == "cpu":
         round_like_tensor_cores(monkeypatch)
-    with conv_precision("ieee"), torch.device(DEVICE):
+    with torch.device(DEVICE):
         yield

@@ -4,7 +4,7 @@ any batch. Parity there is test_vocoder_kernels.py's, and bench/gpu_vocoder.py's
 import pytest
 import torch
 from gpu_vocoder import PATHS, path
-from vocoder_problems import conv_precision, generator, snr_db
+from vocoder_problems import generator, snr_db
 
 import muomni_fast
 
@@ -18,17 +18,16 @@ def vocoder() -> muomni_fast.HiFiGANVocoder:
     return model.cuda().eval()
 
 
-def test_a_gpu_agrees_with_the_cpu(vocoder):
+def test_a_gpu_agrees_with_the_cpu(vocoder, full_float32):
     mel = torch.randn(2, 128, 30)
     slow = muomni_fast.HiFiGANVocoder()
     slow.load_state_dict(vocoder.state_dict())
-    with conv_precision("ieee"):
-        with torch.no_grad():
-            assert snr_db(vocoder(mel.cuda()).cpu(), slow(mel)) > 100
-        for model, x in ((vocoder, mel.cuda()), (slow, mel)):
-            model.train()(x).square().mean().backward()
-        for a, b in zip(vocoder.parameters(), slow.parameters(), strict=True):
-            assert (a.grad.cpu() - b.grad).norm() < 1e-2 * b.grad.norm()
+    with torch.no_grad():
+        assert snr_db(vocoder(mel.cuda()).cpu(), slow(mel)) > 100
+    for model, x in ((vocoder, mel.cuda()), (slow, mel)):
+        model.train()(x).square().mean().backward()
+    for a, b in zip(vocoder.parameters(), slow.parameters(), strict=True):
+        assert (a.grad.cpu() - b.grad).norm() < 1e-2 * b.grad.norm()
 
 
 @pytest.mark.parametrize("way", PATHS)
