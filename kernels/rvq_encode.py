@@ -6,9 +6,10 @@ and goes on to the next stage. Device memory sees each frame once, each code onc
 the projected frames, the residuals and the scores never leave the chip.
 
 Scores come from tensor cores in low precision. `certificate.py` bounds their error: a row with one
-candidate within the bound is done, a row with two compares them in float32 differences, and a row
-that is still in doubt is measured against the whole codebook in float64, one at a time. All of it
-happens in the tile, so there is no list of rows, no second launch and no synchronisation.
+candidate within the bound is done, a row with two compares them in float32 differences (or takes
+the first of two equal ones), and a row that is still in doubt is measured against the whole
+codebook in float64, one at a time. All of it happens in the tile, so there is no list of rows, no
+second launch and no synchronisation. A row that is not finite has no distances: it gets code 0.
 """
 
 import torch
@@ -63,6 +64,17 @@ def _codewords(codebook_ptr, codes, o_d, D: tl.constexpr):
 
 
 @triton.jit
+def _equal(codebook_ptr, codes, others, D: tl.constexpr):
+    """Whether two codewords of each row are the same. Element by element: whole ones would spill,
+    and it is rarely asked."""
+    unlike = tl.zeros_like(codes)
+    for d in tl.range(0, D):
+        differ = tl.load(codebook_ptr + codes * D + d) != tl.load(codebook_ptr + others * D + d)
+        unlike += differ.to(tl.int32)
+    return unlike == 0
+
+
+@triton.jit
 def _float64_distances(row, codebook_ptr, o_k, o_d, K: tl.constexpr, D: tl.constexpr):
     words = tl.load(
         codebook_ptr + o_k[:, None] * D + o_d[None, :],
@@ -71,15 +83,14 @@ def _float64_distances(row, codebook_ptr, o_k, o_d, K: tl.constexpr, D: tl.const
     )
     difference = words.to(tl.float64) - row.to(tl.float64)[None, :]
     distance = tl.sum(difference * difference, 1)
-    # A row that is not finite has no distance: infinity everywhere, so code 0.
-    return tl.where((distance == distance) & (o_k < K), distance, float("inf"))  # [BLOCK_S]
+    return tl.where(o_k < K, distance, float("inf"))  # [BLOCK_S]
 
 
 @triton.jit
 def _nearest_in_float64(
     row, codebook_ptr, o_d, K: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr
 ):
-    """The lowest index of the smallest distance of one row [BLOCK_D], and whether it is finite."""
+    """The lowest index of the smallest distance of one row [BLOCK_D], which is finite."""
     best = tl.full([], float("inf"), tl.float64)
     for k in tl.range(0, K, BLOCK_S):
         o_k = k + tl.arange(0, BLOCK_S)
@@ -91,7 +102,7 @@ def _nearest_in_float64(
         o_k = k + tl.arange(0, BLOCK_S)
         distance = _float64_distances(row, codebook_ptr, o_k, o_d, K, D)
         code = tl.minimum(code, tl.min(tl.where(distance <= limit, o_k, K), 0))
-    return code, best < float("inf")
+    return code
 
 
 @triton.jit(do_not_specialize=["N"])  # or every length of a stream would compile
@@ -164,14 +175,23 @@ def _rvq_encode_kernel(
             t1, j1, t2, j2, t3 = _three_lowest(scores, o_k)
             s1, i1, s2, i2, s3 = _merge_lowest(s1, i1, s2, i2, s3, t1, j1, t2, j2, t3)
 
+        squares = tl.sum(residual * residual, 1)
+        bad = m_n & ((squares < float("inf")) == 0)  # true for NaN
+        if tl.max(bad.to(tl.int32), 0) > 0:
+            # Not where a square alone overflowed: infinity times zero is NaN.
+            bad = bad & ((tl.sum(residual * 0.0, 1) == 0) == 0)
+            i1 = tl.where(bad, 0, i1)
+            if q == 0:
+                tl.atomic_add(nonfinite_ptr, tl.sum(bad.to(tl.int32), 0))
+
         if EXACT:
             # Norms with what may have underflowed; then twice the bound E.
-            norm = tl.sqrt(tl.sum(residual * residual, 1) + BLOCK_D * FLUSH)
+            norm = tl.sqrt(squares + BLOCK_D * FLUSH)
             radius = tl.sqrt(2 * largest + BLOCK_D * FLUSH)
             bound = radius * (1.001 * (BETA + 2.0**-23)) * (2 * norm)
             bound += 2.0**-23 * 1.001 * radius * radius
             bound += (2 * BLOCK_D * FLUSH) * (1 + norm + radius)
-            doubt = m_n & ((s2 - s1 > bound) == 0)  # true for NaN
+            doubt = m_n & (bad == 0) & ((s2 - s1 > bound) == 0)  # true for NaN
             if tl.max(doubt.to(tl.int32), 0) > 0:
                 # Two candidates: compare them alone, if float32 can tell.
                 difference = _codewords(codebook_ptr, i1, o_d, D) - residual
@@ -179,34 +199,29 @@ def _rvq_encode_kernel(
                 difference = _codewords(codebook_ptr, i2, o_d, D) - residual
                 d2 = tl.sum(difference * difference, 1)
                 apart = tl.abs(d1 - d2) > (D + 2) * 2.0**-24 * (d1 + d2)
-                apart = apart & (tl.maximum(d1, d2) > UNDERFLOW) & (s3 - s1 > bound)
-                i1 = tl.where(doubt & apart & (d2 < d1), i2, i1)
+                two = doubt & (s3 - s1 > bound)
+                settled = two & apart & (tl.maximum(d1, d2) > UNDERFLOW)
+                i1 = tl.where(settled & (d2 < d1), i2, i1)
+                if tl.max((two & (settled == 0)).to(tl.int32), 0) > 0:
+                    same = two & _equal(codebook_ptr, codes=i1, others=i2, D=D)
+                    i1 = tl.where(same, tl.minimum(i1, i2), i1)
+                    settled = settled | same
                 # Three or more, or too close: the whole codebook in float64, row by row.
-                left = tl.where(doubt & (apart == 0), o_row, -1)
+                left = tl.where(doubt & (settled == 0), o_row, -1)
                 row = tl.max(left, 0)
                 while row >= 0:
                     doubtful = tl.sum(tl.where(o_row[:, None] == row, residual, 0.0), 0)
-                    code, finite = _nearest_in_float64(doubtful, codebook_ptr, o_d, K, D, BLOCK_S)
-                    if (q == 0) & (finite == 0):
-                        tl.atomic_add(nonfinite_ptr, 1)
+                    code = _nearest_in_float64(doubtful, codebook_ptr, o_d, K, D, BLOCK_S)
                     i1 = tl.where(o_row == row, code, i1)
                     left = tl.where(o_row == row, -1, left)
                     row = tl.max(left, 0)
-
-        else:
-            bad = m_n & ((tl.sum(residual * residual, 1) < float("inf")) == 0)
-            i1 = tl.where(bad, 0, i1)
-            if q == 0:
-                count = tl.sum(bad.to(tl.int32), 0)
-                if count > 0:
-                    tl.atomic_add(nonfinite_ptr, count)
 
         tl.store(codes_ptr + o_n * Q + q, i1.to(tl.int64), mask=m_n)
         if (q + 1 < Q) or (sums_ptr is not None):
             residual -= _codewords(codebook_ptr, i1, o_d, D)
         if sums_ptr is not None:
-            squares = tl.sum(tl.where(m_n, tl.sum(residual * residual, 1), 0.0), 0)
-            tl.store(sums_ptr + tl.program_id(0) * Q + q, squares)
+            rest = tl.sum(tl.where(m_n, tl.sum(residual * residual, 1), 0.0), 0)
+            tl.store(sums_ptr + tl.program_id(0) * Q + q, rest)
 
 
 @triton.jit
@@ -267,8 +282,7 @@ def rvq_encode(
         weight: (D, n_mels) float32, or None when n_mels == D.
         bias: (D,) float32, or None.
         nonfinite: one int32, raised by the number of rows with a NaN or an infinity.
-        exact: certify codes; otherwise take the lowest score as it is, and count and give code 0 to
-            frames whose square overflows too.
+        exact: certify codes; otherwise take the lowest score as it is.
         with_sums: also return the residuals' sums of squares, which training's losses need.
         config: of the table's own for these shapes if None.
 

@@ -48,8 +48,8 @@ def rvq_encode(
         codebooks: (Q, K, D).
         proj_in_weight: (D, n_mels), or None when n_mels == D.
         proj_in_bias: (D,).
-        precision: "exact", or "fast" to let a GPU take the lowest TF32 score as it is, and code 0
-            for frames whose square overflows. On a CPU both are exact.
+        precision: "exact", or "fast" to let a GPU take the lowest TF32 score as it is. On a CPU
+            both are exact.
         check_finite: raise if a frame holds a NaN or an infinity; otherwise it gets code 0 at every
             stage and is counted (`muomni_fast.raise_if_errors`).
         half_norms: (Q, K) float32, what `ops.half_norms` gives (||c||^2 / 2, summed in float64), if

@@ -2,13 +2,21 @@
 round them."""
 
 import dataclasses
+import pkgutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import DEVICE, ON_KERNELS
 from interpreter import round_like_tensor_cores, truncated
-from oracle import HARD, midpoints, mismatches, stagewise_mismatches, unexcused_mismatches
+from oracle import (
+    HARD,
+    midpoints,
+    mismatches,
+    stagewise_mismatches,
+    ulps_apart,
+    unexcused_mismatches,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -182,6 +190,65 @@ def test_fast_codes_keep_the_policy_for_frames_that_are_not_finite():
     rows[3, 5], rows[69, 1] = torch.nan, torch.inf
     codes, _ = rvq_encode(rows, books, None, None, None, nonfinite, exact=False)
     assert not codes[[3, 69]].any() and int(nonfinite) == 2
+
+
+def test_frames_that_are_finite_are_never_counted():
+    """Not even where their squares overflow, which scores then do as well."""
+    rows, nonfinite = torch.full((4, 16), 3e38), count()
+    rows[1], rows[2, 1:], rows[3] = -3e38, 0, 0
+    books = torch.randn(2, 32, 16)
+    codes, _ = rvq_encode(rows, books, None, None, None, nonfinite)
+    assert stagewise_mismatches(rows, books, codes) == 0 and int(nonfinite) == 0
+    codes, _ = rvq_encode(rows, books, None, None, None, nonfinite, exact=False)
+    assert ((codes >= 0) & (codes < 32)).all() and int(nonfinite) == 0
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Grows by one with every row that is measured against a whole codebook in float64."""
+    if DEVICE.type == "cuda":
+        pytest.skip("watches the interpreter")
+    name, found = "muomni_fast.kernels.rvq_encode._nearest_in_float64", []
+    search = pkgutil.resolve_name(name)
+
+    def counted(row, *arguments):
+        found.append(row)
+        return search(row, *arguments)
+
+    monkeypatch.setattr(name, counted)
+    return found
+
+
+def test_rows_that_are_not_finite_are_searched_nowhere(searched):
+    books, rows, nonfinite = torch.randn(3, 32, 16), torch.randn(150, 16), count()
+    rows[torch.arange(150), torch.randint(16, (150,))] = torch.nan
+    rows[::3], rows[1::3, 4] = torch.inf, -torch.inf
+    codes, _ = rvq_encode(rows, books, None, None, None, nonfinite)
+    assert not codes.any() and int(nonfinite) == 150 and not searched
+
+
+def test_two_equal_codewords_are_settled_at_once(searched):
+    words = torch.randn(2, 32, 16)
+    for books in (words.repeat_interleave(2, 1), words.repeat(1, 2, 1)):
+        # Near one word, so that only its copy is a candidate besides.
+        rows = books[0][torch.randint(64, (200,))] + 0.01 * torch.randn(200, 16)
+        codes = encode(rows, books[:1])
+        assert mismatches(rows, books[0], codes[:, 0]) == 0 and not searched
+        # Between two words there are four candidates: of all rows a few, of all stages.
+        rows = torch.randn(200, 16)
+        assert stagewise_mismatches(rows, books, encode(rows, books)) == 0
+        assert len(searched) < 40
+        searched.clear()
+
+
+def test_codewords_that_are_almost_equal_are_still_told_apart():
+    """By one unit in the last place of one element."""
+    books = torch.randn(1, 64, 16)
+    books[0, 32:] = books[0, :32]
+    other = torch.arange(32) + 32
+    books[0, other, 7] = torch.nextafter(books[0, :32, 7], torch.tensor(torch.inf))
+    rows = ulps_apart(books[0][torch.randint(64, (200,))])
+    assert stagewise_mismatches(rows, books, encode(rows, books)) == 0
 
 
 def test_norms_from_float32_sums_would_not_do():
