@@ -37,6 +37,25 @@ def leaky_relu(x, SLOPE: tl.constexpr):
 
 
 @triton.jit
+def round_to_tf32(x):
+    """float32 rounded to the nearest tf32, ties away from zero. Tensor cores cut operands off
+    instead, which loses 14 dB more."""
+    if INTERPRETED:
+        # Half a unit more, then cut off; the addition would carry some NaN to zero.
+        bits = (x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000
+        return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    else:
+        return tl.inline_asm_elementwise(
+            asm="cvt.rna.tf32.f32 $0, $1;",
+            constraints="=r,r",
+            args=[x],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
 def item_rows(lengths_ptr, b, rate, T):
     """Rows of item `b` that count: all T, or lengths[b] * rate."""
     rows = T
@@ -95,6 +114,8 @@ def accumulate_taps(
         a = leaky_relu(a, SLOPE).to(w.dtype)
         if INTERPRETED:
             a, w = a.to(tl.float32), w.to(tl.float32)
+        if TILE[3] == "tf32":
+            a, w = round_to_tf32(a), round_to_tf32(w)
         acc = tl.dot(a, w, acc, input_precision=TILE[3], out_dtype=tl.float32)
     return acc
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import MAX_REGISTERS
-from .conv import INTERPRETED, item_rows, leaky_relu
+from .conv import INTERPRETED, item_rows, leaky_relu, round_to_tf32
 from .conv_configs import GRAD_PROGRAMS, dot_precision, grad_config
 from .mrf_grouped import pick, weights_before
 
@@ -93,6 +93,8 @@ def _weight_grad_kernel(
         y, x = y.to(p_x.dtype.element_ty), leaky_relu(x, SLOPES[1]).to(p_x.dtype.element_ty)
         if INTERPRETED:
             y, x = y.to(tl.float32), x.to(tl.float32)
+        if TILE[3] == "tf32":
+            y, x = round_to_tf32(y), round_to_tf32(x)
         acc = tl.dot(y, x, acc, input_precision=TILE[3], out_dtype=tl.float32)
 
     elements = weights_before(TAPS, BRANCHES, N * C)

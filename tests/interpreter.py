@@ -19,6 +19,13 @@ def truncated(values: np.ndarray, precision: str) -> np.ndarray:
     return (bits & np.uint32(KEPT_BITS[precision])).view(np.float32)
 
 
+def nearest_tf32(values: torch.Tensor) -> torch.Tensor:
+    """Finite values rounded to 11 significant bits, ties away from zero, in their dtype."""
+    mantissa, exponent = torch.frexp(values.double())
+    units = (mantissa.abs() * 2**11 + 0.5).floor().copysign(mantissa)
+    return torch.ldexp(units / 2**11, exponent).to(values.dtype)
+
+
 def round_like_tensor_cores(monkeypatch: pytest.MonkeyPatch, tf32: str = "tf32") -> None:
     """Round the operands of interpreted dot products as their `input_precision` says.
 

@@ -3,13 +3,17 @@ rounded as tensor cores round them."""
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from conftest import ON_KERNELS
+from interpreter import nearest_tf32
 from kernel_checks import all_close, doubles, turned, with_gradients
 from torch import Tensor
 from torch.nn import functional as F
 
 from muomni_fast import triton_vocoder as run
 from muomni_fast.kernels import conv_configs
+from muomni_fast.kernels.conv import round_to_tf32
 from muomni_fast.kernels.conv_configs import ConvConfig
 from muomni_fast.kernels.conv_post import conv_post
 from muomni_fast.network import Blocks, Network
@@ -102,3 +106,26 @@ def test_tanh_is_accurate_everywhere():
     special = torch.tensor([0.0, torch.inf, -torch.inf, 1e38, -1e38])
     assert tanh(special).tolist() == [0, 1, -1, 1, -1]
     assert tanh(torch.tensor([torch.nan])).isnan()
+
+
+@triton.jit
+def _round_kernel(x_ptr, out_ptr, N: tl.constexpr):
+    o = tl.arange(0, N)
+    tl.store(out_ptr + o, round_to_tf32(tl.load(x_ptr + o)))
+
+
+def test_rounding_to_tf32():
+    x = torch.cat([torch.randn(2000), torch.logspace(-37, 38, 2000)])
+    tie = 1 + 2.0**-11
+    under, over = torch.nextafter(torch.tensor([tie, tie]), torch.tensor([0.0, 2.0]))
+    x = torch.cat([x, torch.stack([under, over]), torch.tensor([tie, 0.0, 1 + 3 * 2.0**-11])])
+    x = torch.cat([x, -x])
+    special = torch.tensor([torch.inf, -torch.inf, torch.finfo(torch.float32).max, torch.nan, 0, 0])
+    # What PTX makes of NaN, and the most that is one: an addition would carry both to zero.
+    special.view(torch.int32)[4:] = torch.tensor([0x7FFFFFFF, -1])
+    every = torch.zeros(1 << 14)
+    every[: len(x)], every[-6:] = x, special
+    out = torch.full_like(every, torch.nan)
+    _round_kernel[(1,)](every, out, len(every))
+    assert torch.equal(out[: len(x)], nearest_tf32(x))
+    assert out[-6:-3].tolist() == [torch.inf, -torch.inf, torch.inf] and out[-3:].isnan().all()

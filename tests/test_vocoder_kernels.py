@@ -1,18 +1,23 @@
 """The vocoder's residual blocks and whole generators as Triton kernels: on a GPU, or interpreted
 with products rounded as tensor cores round them."""
 
+import copy
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from conftest import DEVICE, ON_KERNELS
+from interpreter import nearest_tf32, truncated
 from kernel_checks import all_close, assert_close, doubles, with_gradients
 from oracle import snr_db
 from small_vocoders import strips
-from torch import Tensor
+from torch import Tensor, nn
+from vocoder_problems import generator as problem
 
 from muomni_fast import fused, network, reference
 from muomni_fast import triton_vocoder as run
-from muomni_fast.kernels import conv_configs, mrf_grouped
+from muomni_fast.kernels import conv, conv_configs, conv_weight_grad, mrf_grouped, mrf_strip
 from muomni_fast.kernels.conv_configs import ConvConfig
 from muomni_fast.network import Blocks, Network
 from muomni_fast.reference import hifigan
@@ -295,7 +300,13 @@ def test_small_integers_are_exact(monkeypatch, case):
         assert torch.equal(found.double(), value)
 
 
-@pytest.mark.parametrize(("precision", "least"), [("tf32", 45), ("tf32x3", 110)])
+def multiply_in(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """Float32 operands, everywhere."""
+    for module in (conv, conv_weight_grad, mrf_grouped, mrf_strip):
+        monkeypatch.setattr(module, "dot_precision", lambda _: precision)
+
+
+@pytest.mark.parametrize(("precision", "least"), [("tf32", 57), ("tf32x3", 110)])
 def test_noise_of_rounded_products(monkeypatch, precision, least):
     """V1's residual blocks with weights that keep the variance of noise; torch's float32 reaches
     130 dB."""
@@ -305,6 +316,61 @@ def test_noise_of_rounded_products(monkeypatch, precision, least):
     set_weights(module, tensors)
     x = torch.randn(1, 32, 256)
     monkeypatch.setattr(conv_configs, "INTERPRETED", ConvConfig(256, 64, 64, 4, 1))
-    monkeypatch.setattr(mrf_grouped, "dot_precision", lambda _: precision)
+    multiply_in(monkeypatch, precision)
     out = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=False)[0]
     assert snr_db(out, module(x.double()).detach()) >= least
+
+
+def emulated(model: reference.HiFiGANVocoder, rounding: Callable[[Tensor], Tensor]) -> nn.Module:
+    """The model with the operands of its convolutions rounded, but the last's, which has no product
+    for tensor cores."""
+    model = copy.deepcopy(model)
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)) and name != "conv_post":
+            module.weight.data = rounding(module.weight.data)
+            module.register_forward_pre_hook(lambda _, inputs: (rounding(inputs[0]),))
+    return model
+
+
+def cut_off(values: Tensor) -> Tensor:
+    return torch.from_numpy(truncated(values.cpu().numpy(), "tf32")).to(values.device)
+
+
+def test_tf32_operands_are_rounded_to_nearest(monkeypatch):
+    """Not cut off, as tensor cores do, which costs 13 dB."""
+    monkeypatch.setattr(conv_configs, "INTERPRETED", ConvConfig(512, 128, 256, 4, 1))
+    with torch.no_grad():
+        model, mel = problem("default"), torch.randn(1, 128, 2)
+        exact = copy.deepcopy(model).double()(mel.double())
+        nearest, cut = (snr_db(emulated(model, r)(mel), exact) for r in (nearest_tf32, cut_off))
+        multiply_in(monkeypatch, "tf32")
+        found = generate(mel, fused.tensors_of(model), fused.network_of(model))
+    assert abs(snr_db(found, exact) - nearest) < 1 and nearest > cut + 8
+
+
+def test_tf32_gradients_of_weights_are_rounded_to_nearest(monkeypatch):
+    multiply_in(monkeypatch, "tf32")
+    y, x = torch.randn(1, 300, 16), torch.randn(1, 300, 16)
+    found, sums = conv_weight_grad.conv_weight_grad(y, x, (1,), (1,), (0,))
+    exact = nearest_tf32(y)[0].double().T @ nearest_tf32(x)[0].double()
+    assert_close(found.view(16, 16), exact)
+    assert_close(sums[0], y[0].double().sum(0))  # the bias is no product
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="watches the interpreter")
+@pytest.mark.parametrize("precision", ["tf32x3", "tf32"])
+def test_only_tf32_products_are_rounded(monkeypatch, path, precision):
+    """Three products of what is cut off and what is left over make up float32."""
+    multiply_in(monkeypatch, precision)
+    _, tensors, shape = generator(MRFS["1-depth-1"])
+    mel, grad = torch.randn(1, 6, 2), torch.randn(1, 12)
+    for work in (
+        lambda: generate(mel, tensors, shape),
+        lambda: differentiate(grad, mel, tensors, shape),
+        lambda: conv_weight_grad.conv_weight_grad(mel, mel, (1,), (1,), (0,)),
+    ):
+        seen = []
+        for module in (conv, conv_weight_grad):
+            monkeypatch.setattr(module, "round_to_tf32", lambda x, seen=seen: seen.append(x) or x)
+        work()
+        assert bool(seen) == (precision == "tf32")
