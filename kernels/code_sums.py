@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import CODE_SUMS, power_of_two
+from .configs import CODE_SUMS, power_of_two, row_stride
 
 
+# K is the model's own; rows may be loaded in wide pieces where 16 divides their stride.
 @triton.jit
 def _code_sums_kernel(
     # (N, D) rows stride_rn apart; (N,) row numbers by code; (K + 1,) first position of each code
@@ -77,7 +78,7 @@ def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
             order_ptr=order,
             starts_ptr=starts,
             out_ptr=out,
-            stride_rn=rows.stride(0),
+            stride_rn=row_stride(rows),
             K=size,
             D=dim,
             SPLITS=splits,

@@ -80,6 +80,13 @@ def power_of_two(size: int) -> int:
     return max(SMALLEST_TILE, 1 << (size - 1).bit_length())
 
 
+def row_stride(rows: torch.Tensor) -> int:
+    """Elements from a row of (N, D) to the next, one of a layout's few values: a kernel is compiled
+    for what divides it, so that rows are loaded in wide pieces. A single row's own stride may be
+    any number, and would be compiled for."""
+    return rows.stride(0) if len(rows) > 1 else rows.shape[1]
+
+
 def architecture(device: torch.device) -> str:
     """The column of the tables for a device; interpreted kernels use the smaller tiles."""
     if device.type != "cuda":

@@ -18,7 +18,8 @@ from .conv_configs import GRAD_PROGRAMS, dot_precision, grad_config
 from .mrf_grouped import pick, weights_before
 
 
-@triton.jit(do_not_specialize=["B", "T", "rate"])  # or every length would compile
+# Lengths and what follows from them, or every batch would compile.
+@triton.jit(do_not_specialize=["B", "T", "rate", "splits"])
 def _weight_grad_kernel(
     # (G, B, T, N), or (B, T, N) where SHARED; (G, B, T * STRIDE, C) likewise, or (B, C, T)
     y_ptr,

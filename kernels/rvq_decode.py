@@ -14,13 +14,15 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .configs import MAX_REGISTERS, DecodeConfig, decode_config, power_of_two
+from .configs import MAX_REGISTERS, DecodeConfig, decode_config, power_of_two, row_stride
 
 # The sums of wider rows do not fit the registers beside a product: torch multiplies those.
 LARGEST_FUSED_DIM = 256
 
 
-@triton.jit(do_not_specialize=["N"])  # or every length of a stream would compile
+# Lengths, or every one of a stream would compile, and how many codes of a frame are decoded, which
+# a caller may choose anew every time. A code is loaded by itself, whatever the stride.
+@triton.jit(do_not_specialize=["N", "Q", "stride_cn"])
 def _rvq_decode_kernel(
     # (N, Q) rows stride_cn apart; (at least Q, K, D); (M, D), (M,) or None
     codes_ptr,
@@ -123,7 +125,7 @@ def rvq_decode(
                 invalid_ptr=invalid,
                 N=rows,
                 Q=n_codes,
-                stride_cn=codes.stride(0),
+                stride_cn=row_stride(codes),
                 **decode_constants(size, dim, width, config),
                 num_warps=config.num_warps,
                 num_stages=config.num_stages,

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import certificate
-from .configs import MAX_REGISTERS, EncodeConfig, encode_config, power_of_two
+from .configs import MAX_REGISTERS, EncodeConfig, encode_config, power_of_two, row_stride
 
 FLUSH = tl.constexpr(certificate.FLUSH)
 UNDERFLOW = tl.constexpr(certificate.UNDERFLOW)
@@ -105,7 +105,9 @@ def _nearest_in_float64(
     return code
 
 
-@triton.jit(do_not_specialize=["N"])  # or every length of a stream would compile
+# Lengths, or every one of a stream would compile. Not the model's own Q, nor the stride of rows,
+# which may be loaded in wide pieces where 16 divides it.
+@triton.jit(do_not_specialize=["N"])
 def _rvq_encode_kernel(
     # (N, M) rows stride_xn apart; (D, M), (D) or None; (Q, K, D); (Q, K)
     x_ptr,
@@ -310,7 +312,7 @@ def rvq_encode(
                 nonfinite_ptr=nonfinite,
                 N=rows,
                 Q=n_codebooks,
-                stride_xn=mel.stride(0),
+                stride_xn=row_stride(mel),
                 **encode_constants(n_mels, size, dim, exact, config),
                 num_warps=config.num_warps,
                 num_stages=config.num_stages,

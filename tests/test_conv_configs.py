@@ -1,5 +1,7 @@
 """What the convolution kernels' tables decide: tiles, strips, and how float32 is multiplied."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -111,3 +113,54 @@ def test_float32_products_are_what_torch_makes_of_its_own_convolutions():
     for (setting, tf32), (full, half, *products) in zip(SETTINGS, answers, strict=True):
         assert (full, half) == ("tf32" if tf32 else "tf32x3", "ieee"), setting
         assert set(products) <= {"ieee", "tf32", "bf16"}, setting
+
+
+# What kernels are compiled for
+
+LIST = """
+import json, pkgutil, importlib, triton
+from muomni_fast import kernels
+found = {}
+for module in pkgutil.iter_modules(kernels.__path__):
+    module = importlib.import_module(f"{kernels.__name__}.{module.name}")
+    for name, kernel in vars(module).items():
+        if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel"):
+            found[name] = [
+                parameter.name for parameter in kernel.params
+                if not (parameter.is_constexpr or parameter.name.endswith("_ptr"))
+                and not parameter.do_not_specialize
+            ]
+print(json.dumps(found))
+"""
+# Numbers of the model or its layout, for which a kernel may be compiled anew (or which, as `scale`,
+# are no integers), each for a reason that stands at the kernel.
+A_MODELS_OWN = {
+    "_rvq_encode_kernel": {"Q", "stride_xn"},
+    "_half_norms_kernel": {"rows"},
+    "_code_sums_kernel": {"stride_rn", "K"},
+    "_mrf_step_kernel": {"scale"},
+    "_mrf_strip_kernel": {"scale"},
+}
+
+
+def test_no_kernel_is_compiled_for_a_batch_or_a_length():
+    """A number that is 1, or that 16 divides, compiles a kernel of its own."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", LIST], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) >= 9
+    for name, numbers in found.items():
+        assert set(numbers) <= A_MODELS_OWN.get(name, set()), name
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns", "a slice"])
+def test_a_single_row_has_the_stride_of_many(layout):
+    """Whatever its own says."""
+    strides = set()
+    for count in (1, 2, 5):
+        rows = torch.empty(count, 16) if layout == "rows" else torch.empty(16, count).T
+        rows = torch.empty(count, 3, 16)[:, 1] if layout == "a slice" else rows
+        rows = rows if rows.stride(1) == 1 else rows.contiguous()  # as launchers do
+        strides.add(configs.row_stride(rows))
+    assert strides <= {16, 48}
