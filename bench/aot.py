@@ -44,8 +44,9 @@ from muomni_fast.kernels import (
     mrf_strip,
 )
 from muomni_fast.kernels.code_sums import code_sums
+from muomni_fast.kernels.half_norms import half_norms
 from muomni_fast.kernels.rvq_decode import rvq_decode
-from muomni_fast.kernels.rvq_encode import half_norms, rvq_encode
+from muomni_fast.kernels.rvq_encode import rvq_encode
 
 TOOLS = Path(nvidia.__file__).parent / "bin"
 OPCODES = r"\b(HGMMA|HMMA|FFMA|DFMA|LDL|STL|LDG|LDGSTS|STG|LDS|STS|BAR)\b"

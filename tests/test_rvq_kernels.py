@@ -25,8 +25,9 @@ from muomni_fast import reference, torch_rvq
 from muomni_fast.kernels import certificate
 from muomni_fast.kernels.code_sums import code_sums
 from muomni_fast.kernels.configs import ENCODE
+from muomni_fast.kernels.half_norms import half_norms
 from muomni_fast.kernels.rvq_decode import rvq_decode
-from muomni_fast.kernels.rvq_encode import half_norms, rvq_encode
+from muomni_fast.kernels.rvq_encode import rvq_encode
 
 pytestmark = ON_KERNELS
 
