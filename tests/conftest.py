@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ.pop("MUOMNI_FAST_BACKEND", None)
+
+from muomni_fast.backend import BackendUnavailableError, interpreter_obstacle
 
 # Fills fresh memory with NaN (integers: the largest), so that an output nobody wrote shows.
 torch.use_deterministic_algorithms(True)
@@ -29,6 +32,11 @@ ON_INTERPRETER = [
     pytest.mark.skipif(DEVICE.type == "cuda", reason="watches the interpreter"),
     INTERPRETERS_NUMPY,
 ]
+# Versions of Triton and numpy that do not go together.
+NO_INTERPRETER = interpreter_obstacle() if DEVICE.type == "cpu" else None
+if NO_INTERPRETER is not None:
+    for marks in (ON_KERNELS, ON_INTERPRETER):
+        marks.append(pytest.mark.skip(reason=NO_INTERPRETER))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,6 +45,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Skip what asks for interpreted kernels where the library says that they cannot run."""
+    try:
+        return (yield)
+    except BackendUnavailableError as error:
+        if NO_INTERPRETER is not None and NO_INTERPRETER in str(error):
+            pytest.skip(NO_INTERPRETER)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Leave torch's own frames out of a failure, the last one excepted: a compiled call or a
+    backward has dozens. `--full-trace` shows them."""
+    report = yield
+    if not item.config.getoption("fulltrace"):
+        for traceback, *_ in getattr(report.longrepr, "chain", ()):
+            *before, last = traceback.reprentries
+            traceback.reprentries = [e for e in before if not _is_torchs(e)] + [last]
+    return report
+
+
+def _is_torchs(entry: Any) -> bool:
+    place = getattr(entry, "reprfileloc", None)
+    return place is not None and "site-packages/torch/" in place.path
+
+
+@pytest.fixture
+def interpreter() -> None:
+    """For tests that would fail otherwise than by asking for what cannot run."""
+    if NO_INTERPRETER is not None:
+        pytest.skip(NO_INTERPRETER)
 
 
 def folder_from(variable: str) -> Path:

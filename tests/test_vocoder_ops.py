@@ -76,6 +76,7 @@ def test_block_operators_pass_opcheck(config):
     check_every_block_operator(config)
 
 
+@pytest.mark.usefixtures("interpreter")
 def test_operators_on_interpreted_kernels_pass_opcheck(monkeypatch):
     monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")
     single = dict(resblock_kernel_sizes=(3,), resblock_dilation_sizes=((2,),))
@@ -214,6 +215,7 @@ def test_float64_runs_the_torch_path(monkeypatch):
         fast_of().double()(mel)
 
 
+@pytest.mark.usefixtures("interpreter")
 def test_explain_and_doctor_know_the_vocoder(monkeypatch):
     mel, weight = torch.randn(1, 12, 4), torch.randn(16, 12, 7)
     for op in ("generator", "mrf"):
