@@ -1,7 +1,8 @@
-# make train: train codec and vocoder on the shipped speech      make test: lint, types, tests
+# make train: train codec and vocoder on the shipped speech      make test: lint, types, tests, narrow
+# make narrow: tests of what a CPU's convolutions round, as if the CPU had fewer instructions
 # make bench: benchmarks, reference against fast                 make format, make clean
 # make first-contact: rehearse bench/gpu.py with a GPU machine's versions (see bench/RESULTS.md)
-.PHONY: train test lint types tests bench format clean first-contact
+.PHONY: train test lint types tests narrow bench format clean first-contact
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 train: $(VENV)/train
 	$(BIN)/python reference/train.py
 
-test: lint types tests
+test: lint types tests narrow
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -27,6 +28,15 @@ types: $(VENV)/dev
 
 tests: $(VENV)/dev
 	$(BIN)/pytest --durations=15
+
+# oneDNN and ATen choose code, and so rounding, by the CPU: AVX2's where it has AVX-512, else SSE4.1's.
+NARROW := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
+ifneq ($(shell grep -s -m1 avx512f /proc/cpuinfo),)
+NARROW := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+endif
+
+narrow: $(VENV)/dev
+	$(NARROW) $(BIN)/pytest -m "cpu_rounding and not slow" -k "not triton and not kernels"
 
 bench: $(VENV)/dev
 	$(BIN)/pytest bench --benchmark-only

@@ -36,6 +36,7 @@ from muomni_fast.network import Blocks
 from muomni_fast.reference.presets import presets
 from muomni_fast.reference.stages import VocoderStage
 
+pytestmark = pytest.mark.cpu_rounding
 CPU = torch.device("cpu")
 every_preset = pytest.mark.parametrize("preset", GENERATORS)
 # Lowest signal to noise ratio in float32 (and of gradients), weights that keep the variance.

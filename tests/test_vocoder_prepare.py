@@ -13,6 +13,8 @@ import muomni_fast
 from muomni_fast import reference
 from muomni_fast.vocoder_ops import MANY_FRAMES, MANY_ROWS
 
+pytestmark = pytest.mark.cpu_rounding
+
 
 @pytest.mark.parametrize("weight_norm", [False, True], ids=["plain", "normed"])
 @every_config
