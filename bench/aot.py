@@ -207,6 +207,7 @@ CASES = [
     generator_case("default", FP32, train=True),
     generator_case("default", FP32, train=True, precision="tf32"),
     generator_case("default", FP32, whole=True, precision="tf32"),
+    generator_case("v1", FP32, whole=True, precision="tf32"),
     *(generator_case(preset, BF16, train=True) for preset in ("v1", "v2", "v3")),
     *(generator_case(preset, BF16, whole=True) for preset in ("v1", "v2", "v3")),
     *(generator_case(preset, FP32) for preset in ("v1", "v2", "v3")),
