@@ -10,6 +10,7 @@ enum { SHARED_OPTIN = 97, SHARED = 8, MULTIPROCESSORS = 16, REGISTERS = 12, REGI
        WARP = 10, MAJOR = 75, CLOCK = 13, MEMORY_CLOCK = 36, BUS = 37 };
 
 Result cuInit(unsigned flags) { return 0; }
+Result cuDriverGetVersion(int *version) { *version = 13000; return 0; }
 Result cuCtxGetCurrent(void **context) { *context = (void *)0x10; return 0; }
 Result cuCtxSetCurrent(void *context) { return 0; }
 Result cuCtxGetLimit(size_t *value, int limit) { *value = 0; return 0; }
