@@ -142,7 +142,7 @@ def generator_case(
     def strip(x: Tensor, *_: Any) -> conv_configs.StripConfig | None:
         found = conv_configs.strip_tile(x)
         if found is None and x.element_size() == 4:
-            found = conv_configs.conv_config(x.shape[2], x.shape[2], x), 1
+            found = conv_configs.conv_config(x.shape[2], x.shape[2], x, x.shape[1]), 1
         return found and conv_configs.StripConfig(found[0], 10, found[0].block_t)
 
     def launch() -> None:

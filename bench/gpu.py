@@ -1,7 +1,7 @@
 """Everything to learn about the kernels from a machine with an NVIDIA GPU, in one command.
 
     MUOMNI_BENCH_OUT=results python bench/gpu.py [--done figures.jsonl] [--steps NAME ...]
-    python bench/gpu.py --rehearse         # without a GPU: the whole run over a stub driver
+    MUOMNI_BENCH_OUT=build/out python bench/gpu.py --rehearse    # no GPU: over a stub driver
 
 Steps run one after another, the most telling first, each in a process of its own with a time limit,
 so that a crash or a hang costs one step. Every figure is in MUOMNI_BENCH_OUT/figures.jsonl as soon
@@ -94,7 +94,8 @@ def run_all(names: list[tuple[str, int]], out: Path, budget: float, env: dict[st
     with (out / "gpu.log").open("a") as log:
         for name, limit in names:
             left = end - time.monotonic()
-            if name in ended and ended[name] is None:
+            # This machine may be a fresh one, which has compiled nothing.
+            if name in ended and ended[name] is None and name != "compilation":
                 continue
             if left < 5:
                 print(f"{name}: no time left", flush=True)
@@ -183,7 +184,10 @@ def main() -> int:
     out = Path(os.environ[VARIABLE])
     out.mkdir(parents=True, exist_ok=True)
     path = out / "figures.jsonl"
-    path.write_text(args.done.read_text() if args.done else "")
+    before = args.done.read_text() if args.done else ""
+    if path.exists() and path.read_text() not in ("", before):
+        parser.error(f"{path} has figures already: go on with --done, or name another folder")
+    path.write_text(before)
     if args.cache:
         unpack(args.cache)
     if args.rehearse == "names":  # quick: in one process, to the first error

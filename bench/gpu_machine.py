@@ -86,9 +86,12 @@ def compile_ahead(figures: Figures, steps: list[str], processes: int) -> None:
     start = time.monotonic()
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(processes, spawn) as pool:
-        list(pool.map(rehearsal.compile_named, lines))
+        done = [pool.submit(rehearsal.compile_named, line) for line in lines]
+        errors = [str(future.exception()) for future in done if future.exception()]
     figures.put("kernels", len(lines))
     figures.put("seconds to compile", round(time.monotonic() - start, 1))
+    if errors:
+        raise RuntimeError(f"{len(errors)} kernels do not compile: {errors[:3]}")
 
 
 class Outcomes:
@@ -119,8 +122,12 @@ def tests(figures: Figures) -> None:
     """The tests marked `gpu`."""
     options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "--rootdir", str(FOLDER.parent)]
     config = ["-c", str(FOLDER.parent / "pyproject.toml"), str(FOLDER.parent / "tests")]
-    code = pytest.main([*options, *config], plugins=[Outcomes(figures)])
-    figures.check(code == 0, f"pytest ended with {code!r}")
+    outcomes = Outcomes(figures)
+    code = pytest.main([*options, *config], plugins=[outcomes])
+    nothing_left = (
+        code == pytest.ExitCode.NO_TESTS_COLLECTED and "passed" in outcomes.before.values()
+    )
+    figures.check(code == 0 or nothing_left, f"pytest ended with {code!r}")
 
 
 STEPS = {

@@ -1,6 +1,7 @@
 """What the steps of `gpu.py` are made of: figures on disk as they are measured, and ways to run."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -58,8 +59,9 @@ class Figures:
 
 def append(path: Path, line: dict[str, Any]) -> None:
     """One more line of a file of JSON lines, on disk when this returns."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    with path.open("a+b") as file:
+        whole = file.tell() == 0 or (file.seek(-1, os.SEEK_END), file.read(1))[1] == b"\n"
+        file.write((b"" if whole else b"\n") + json.dumps(line).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -99,6 +101,7 @@ def peaks() -> tuple[float, float]:
 def captured(run: Callable[[], object]) -> Callable[[], object]:
     """The same as a CUDA graph."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             run()
@@ -126,7 +129,8 @@ def sanitized(figures: Figures, code: str) -> None:
     if tool is None:
         figures.put("skipped", "no compute-sanitizer here")
         return
-    for check in CHECKS:
+
+    def run(check: str) -> dict[str, Any]:
         command = [tool, f"--tool={check}", "--error-exitcode=9", sys.executable, "-c", code]
         done = subprocess.run(
             command,
@@ -135,5 +139,8 @@ def sanitized(figures: Figures, code: str) -> None:
             cwd=Path(__file__).parent,
             env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )
-        figures.put(check, {"exit": done.returncode, "end": done.stdout[-300:]})
-        figures.check(done.returncode == 0, f"{check}: exit {done.returncode}")
+        return {"exit": done.returncode, "end": done.stdout[-300:]}
+
+    for check in CHECKS:
+        found = figures.take(check, functools.partial(run, check))
+        figures.check(found["exit"] == 0, f"{check}: exit {found['exit']}")

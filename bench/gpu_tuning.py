@@ -1,10 +1,11 @@
 """Steps of `gpu.py` that time the rows of the kernels' tables, and write tables to commit.
 
-Each row of `kernels/tuned/<architecture>.json` is timed at shapes that people run, the "ms" of
-every row noted and the fastest marked "use". A convolution's rows are timed in a whole stage of
-residual blocks, step by step; a strip's against the fastest of those: where strips lose, none is
-marked. MUOMNI_BENCH_OUT/<architecture>.json is the table with what was found; look at it, run the
-tests and `bench/aot.py` with it, and commit it.
+Rows of `kernels/tuned/<architecture>.json` for encoding at three shapes and for bfloat16
+convolutions of the default generator are timed, the "ms" of each noted and the fastest marked
+"use". A convolution's rows are timed in a whole stage of residual blocks, step by step, those of a
+strip against the fastest of these: where strips lose, none is marked.
+MUOMNI_BENCH_OUT/<architecture>.json is the table with what was found; look at it, run the tests and
+`bench/aot.py` with it, and commit it.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ from muomni_fast.kernels.configs import EncodeConfig
 from muomni_fast.kernels.conv_configs import ConvConfig
 
 Row = dict[str, Any]
-# (channels, items, rows) of stages that people run: the default generator's and V1's, 1 s each.
+# (channels, items, rows) of the default generator's stages, 1 s each.
 STAGES = (
     (16, 16, 16128),
     (32, 16, 8064),
@@ -39,7 +40,7 @@ STAGES = (
     (128, 1, 504),
     (64, 1, 4032),
 )
-TAPS, DILATIONS = (3, 7, 11), ((1, 3, 5),) * 3
+TAPS, DILATIONS = (3, 5, 7), ((1, 2),) * 3
 QUICK = 0.1  # seconds for one timing
 
 
@@ -56,7 +57,7 @@ def tuned_so_far() -> dict[str, list[Row]]:
 
 
 def time_rows(
-    figures: Figures, kernel: str, rows: list[Row], key: Row, run: Callable[[Row], float]
+    figures: Figures, kernel: str, rows: list[Row], key: Row, run: Callable[[Row], float | str]
 ) -> Row | None:
     """Time the rows of a key, note "ms" in each, mark the fastest; None if none runs."""
     mine = [row for row in rows if all(row[name] == value for name, value in key.items())]
@@ -64,15 +65,20 @@ def time_rows(
         settings = {n: v for n, v in row.items() if n not in (*key, "use", "ms")}
         row["ms"] = figures.take(f"{kernel} {key} {settings}", lambda row=row: _timed(run, row))
     timed = [row for row in mine if isinstance(row["ms"], float)]
-    best = min(timed, key=lambda row: row["ms"]) if timed else None
+    if kernel != "encode":  # a convolution is summed in this order everywhere
+        at_once = {row["block_k"] for row in rows if row["use"]} or {mine[0]["block_k"]}
+        timed = [row for row in timed if row["block_k"] in at_once]
+    if not timed:
+        return None
+    best = min(timed, key=lambda row: row["ms"])
     for row in mine:
         row["use"] = row is best
     return best
 
 
-def _timed(run: Callable[[Row], float], row: Row) -> float | str:
+def _timed(run: Callable[[Row], float | str], row: Row) -> float | str:
     try:
-        return float(run(row))
+        return run(row)
     except triton.runtime.errors.OutOfResources as error:
         return str(error)  # this row asks for more than the device has
 
@@ -132,8 +138,11 @@ def convolutions(stages: tuple[tuple[int, int, int], ...], figures: Figures) -> 
             with convolving_with(tables.config_of(row, ConvConfig)):
                 return milliseconds(captured(run), budget=QUICK)
 
-        def strips(row: Row, run: Any = run, channels: int = channels) -> float:
-            with in_strips(row, channels):
+        def strips(row: Row, run: Any = run, shape: Any = (items, rows, channels)) -> float | str:
+            x = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
+            with in_strips(row, shape[2]):
+                if conv_configs.strip_config(x, TAPS, DILATIONS, True) is None:
+                    return "strips would be too short or too few"
                 return milliseconds(captured(run), budget=QUICK)
 
         columns = {"bytes": 2, "columns": channels}

@@ -104,7 +104,7 @@ def _weight_grad_kernel(
     tl.store(p_out, acc, mask=(o_n < N)[:, None] & (o_k < taps * C)[None, :])
     if bias_ptr is not None:
         p_bias = bias_ptr + (split * BRANCHES + branch) * N + o_n
-        tl.store(p_bias, sums, mask=(o_n < N) & (block == 0))
+        tl.store(p_bias, sums, mask=o_n < tl.where(block == 0, N, 0))
 
 
 def conv_weight_grad(

@@ -103,7 +103,7 @@ def _nearest_in_float64(
         o_k = k + tl.arange(0, BLOCK_S)
         distance = _float64_distances(row, codebook_ptr, o_k, o_d, K, D)
         code = tl.minimum(code, tl.min(tl.where(distance <= limit, o_k, K), 0))
-    return code
+    return tl.where(code < K, code, 0)  # a codebook of NaN has no nearest
 
 
 # Lengths, or every one of a stream would compile. Not the model's own Q, nor the stride of rows,

@@ -186,6 +186,13 @@ def test_frames_that_are_not_finite_get_code_zero_and_are_counted():
     assert torch.equal(codes[keep], clean[keep])
 
 
+def test_codebooks_of_nan_give_codes_that_exist():
+    """As training that diverged leaves them: a code out of range would be an address."""
+    codebooks = torch.full((2, 20, 16), torch.nan)
+    codes = encode(torch.randn(5, 16), codebooks)
+    assert ((codes >= 0) & (codes < 20)).all()
+
+
 def test_fast_codes_keep_the_policy_for_frames_that_are_not_finite():
     books, rows, nonfinite = torch.randn(3, 32, 16), torch.randn(70, 16), count()
     rows[3, 5], rows[69, 1] = torch.nan, torch.inf
