@@ -154,9 +154,9 @@ def test_kernels_compiled_ahead_and_carried_elsewhere_are_found(tmp_path, monkey
     done = run(
         *("bench/gpu.py", "--rehearse", "--steps", PEERS, "--cache", str(archive)),
         TRITON_CACHE_DIR=str(caches[1]),
-        MUOMNI_BENCH_OUT=str(tmp_path),
+        MUOMNI_BENCH_OUT=str(tmp_path / "out"),
     )
-    assert done.returncode == 0, done.stdout + (tmp_path / "gpu.log").read_text()[-3000:]
+    assert done.returncode == 0, done.stdout + (tmp_path / "out" / "gpu.log").read_text()[-3000:]
     # What is compiled leaves its PTX, which was not packed.
     assert count(caches[1]) == 2 and count(caches[1], "ptx") == 0
 
