@@ -29,6 +29,7 @@ from gpu_step import Figures, Step, append, read_lines
 FILE = Path(__file__).resolve()
 VARIABLE = "MUOMNI_BENCH_OUT"
 PATHS = "child_paths"  # of the files of a kernel, in Triton's cache
+CHECKS, CHECKS_FAILED = "checks failed; see gpu.log", 3  # how a step ended, its exit status
 BUDGET = 560  # seconds: a call of ten minutes, less what starting takes
 
 
@@ -64,13 +65,13 @@ def all_steps() -> list[Step]:
 
 
 def known_figures(lines: list[dict[str, Any]], step: str) -> dict[str, Any]:
-    """What earlier calls measured of a step: all of it, unless the step itself failed."""
+    """What earlier calls measured of a step: all of it, unless it broke off with an error."""
     found: dict[str, Any] = {}
     for line in lines:
         if line["step"] == step:
             if "figure" in line:
                 found[line["figure"]] = line["value"]
-            elif line["error"] not in (None, "out of time"):
+            elif line["error"] not in (None, "out of time", CHECKS):
                 found = {}
     return found
 
@@ -95,7 +96,8 @@ def run_all(names: list[tuple[str, int]], out: Path, budget: float, env: dict[st
         for name, limit in names:
             left = end - time.monotonic()
             # This machine may be a fresh one, which has compiled nothing.
-            if name in ended and ended[name] is None and name != "compilation":
+            if name in ended and ended[name] in (None, CHECKS) and name != "compilation":
+                fine = fine and ended[name] is None
                 continue
             if left < 5:
                 print(f"{name}: no time left", flush=True)
@@ -120,6 +122,7 @@ def _run_process(
     try:
         code = process.wait(limit)
         error = None if code == 0 else f"exit {code}; see gpu.log"
+        error = CHECKS if code == CHECKS_FAILED else error
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)  # and what it started
         process.wait()
@@ -167,7 +170,11 @@ def main() -> int:
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        run_one(args.one, args.path)
+        try:
+            run_one(args.one, args.path)
+        except AssertionError as error:
+            print(f"checks failed: {error}")
+            return CHECKS_FAILED
         return 0
     if VARIABLE not in os.environ:
         parser.error(f"set {VARIABLE} to the folder for the results")
