@@ -35,18 +35,13 @@ from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 
 from muomni_fast import fused, network, reference, triton_vocoder
-from muomni_fast.kernels import (
-    configs,
-    conv,
-    conv_configs,
-    conv_weight_grad,
-    mrf_grouped,
-    mrf_strip,
-)
-from muomni_fast.kernels.code_sums import code_sums
-from muomni_fast.kernels.half_norms import half_norms
-from muomni_fast.kernels.rvq_decode import rvq_decode
-from muomni_fast.kernels.rvq_encode import rvq_encode
+from muomni_fast.kernels import launch
+from muomni_fast.kernels.rvq.code_sums import code_sums
+from muomni_fast.kernels.rvq.decode import rvq_decode
+from muomni_fast.kernels.rvq.encode import rvq_encode
+from muomni_fast.kernels.rvq.half_norms import half_norms
+from muomni_fast.kernels.vocoder import configs as conv_configs
+from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, weight_grad
 
 TOOLS = Path(nvidia.__file__).parent / "bin"
 OPCODES = r"\b(HGMMA|HMMA|FFMA|DFMA|LDL|STL|LDG|LDGSTS|STG|LDS|STS|BAR)\b"
@@ -164,7 +159,7 @@ def generator_case(
     return Case(f"generator {preset}, {kind}, {what}", launch, dots=True, main=main)
 
 
-PRECISION_USERS = (conv, conv_weight_grad, mrf_grouped, mrf_strip)
+PRECISION_USERS = (conv, weight_grad, mrf_step, mrf_strip)
 # Kernels of a generator whose products are too few, or whose tiles too small, for warp groups.
 NO_DOTS = ("_conv_post_kernel", "_conv_post_grad_kernel")
 SMALL_DOTS = ("_weight_grad_kernel",)
@@ -240,7 +235,7 @@ def compiling_for(capability: int) -> Iterator[dict[str, Any]]:
     Yields the kernels, each once, by what sets them apart.
     """
     kernels: dict[str, Any] = {}
-    run, architecture = triton.JITFunction.run, configs.architecture
+    run, architecture = triton.JITFunction.run, launch.architecture
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **named)
@@ -253,11 +248,11 @@ def compiling_for(capability: int) -> Iterator[dict[str, Any]]:
 
     triton.runtime.driver.set_active(AbsentGPU(capability))
     triton.JITFunction.run = compile_only
-    configs.architecture = lambda device: f"sm_{capability}"
+    launch.architecture = lambda device: f"sm_{capability}"
     try:
         yield kernels
     finally:
-        triton.JITFunction.run, configs.architecture = run, architecture
+        triton.JITFunction.run, launch.architecture = run, architecture
 
 
 def machine_code(kernel: Any) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from timing import milliseconds
 from torch import Tensor
 
 import muomni_fast
-from muomni_fast.kernels import certificate
+from muomni_fast.kernels.rvq import certificate
 
 
 def parity(figures: Figures) -> None:

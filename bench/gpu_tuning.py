@@ -26,9 +26,10 @@ from torch import Tensor
 
 import muomni_fast
 from muomni_fast import fused, triton_vocoder
-from muomni_fast.kernels import configs, conv_configs, tables
-from muomni_fast.kernels.configs import EncodeConfig
-from muomni_fast.kernels.conv_configs import ConvConfig
+from muomni_fast.kernels import launch, tables
+from muomni_fast.kernels.rvq.configs import EncodeConfig
+from muomni_fast.kernels.vocoder import configs as conv_configs
+from muomni_fast.kernels.vocoder.configs import ConvConfig
 
 Row = dict[str, Any]
 # (channels, items, rows) of the default generator's stages, 1 s each.
@@ -46,7 +47,7 @@ QUICK = 0.1  # seconds for one timing
 
 def table_path() -> Path:
     """Where the table goes."""
-    name = f"{configs.architecture(torch.device('cuda'))}.json"
+    name = f"{launch.architecture(torch.device('cuda'))}.json"
     return Path(os.environ["MUOMNI_BENCH_OUT"]) / name
 
 
@@ -121,7 +122,7 @@ def convolving_with(config: ConvConfig) -> Iterator[None]:
 @contextlib.contextmanager
 def in_strips(row: Row, channels: int) -> Iterator[None]:
     """Stages of so many channels in one launch with this row."""
-    key = configs.architecture(torch.device("cuda")), 2, channels
+    key = launch.architecture(torch.device("cuda")), 2, channels
     entry = tables.config_of(row, ConvConfig), row["programs_per_multiprocessor"]
     with unittest.mock.patch.dict(conv_configs.STRIP, {key: entry}):
         yield

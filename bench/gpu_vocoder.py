@@ -22,8 +22,9 @@ from vocoder_problems import (
 
 import muomni_fast
 from muomni_fast import fused, reference, triton_vocoder
-from muomni_fast.kernels import conv_configs
-from muomni_fast.kernels.conv_configs import StripConfig
+from muomni_fast.kernels import launch
+from muomni_fast.kernels.vocoder import configs as conv_configs
+from muomni_fast.kernels.vocoder.configs import StripConfig
 
 # name -> generator, items; a second of audio each
 SHAPES = {
@@ -59,7 +60,7 @@ def always_strip(x: Tensor, taps: Any, dilations: Any, paired: bool) -> StripCon
     channels = x.shape[2]
     usual = conv_configs.conv_config(channels, channels, x, x.numel() // channels)
     tile, _ = conv_configs.strip_tile(x) or (usual, 1)
-    programs = conv_configs.multiprocessors(x.device)
+    programs = launch.multiprocessors(x.device)
     return conv_configs.strip_of(x, taps, dilations, paired, tile, programs, 512)
 
 

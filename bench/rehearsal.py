@@ -140,23 +140,23 @@ def _take_the_gpus_place() -> None:
     import triton
 
     from muomni_fast import backend, triton_rvq, triton_vocoder  # noqa: F401  # all launchers
-    from muomni_fast.kernels import configs, conv_configs, rvq_encode
+    from muomni_fast.kernels import launch
+    from muomni_fast.kernels.rvq.encode import rvq_encode
 
     driver = _stub_driver() if os.environ[MODE] == "launches" else _NoDriver()
     triton.runtime.driver.set_active(driver)
     if os.environ[MODE] == "names":
         triton.compiler.compile = _gather_name
     replace_everywhere(backend._obstacle, lambda op, tensors, choice: None)
-    replace_everywhere(configs.architecture, lambda device: "sm_90")
-    replace_everywhere(conv_configs.multiprocessors, lambda device: 132)
-    replace_everywhere(conv_configs.interpreted, lambda like: False)
-    launch = rvq_encode.rvq_encode
+    replace_everywhere(launch.architecture, lambda device: "sm_90")
+    replace_everywhere(launch.multiprocessors, lambda device: 132)
+    replace_everywhere(launch.interpreted, lambda like: False)
 
     def encode(*args: Any, **named: Any) -> Any:
-        codes, sums = launch(*args, **named)
+        codes, sums = rvq_encode(*args, **named)
         return codes.zero_(), sums  # nothing has written them
 
-    replace_everywhere(launch, encode)
+    replace_everywhere(rvq_encode, encode)
 
 
 class _NoDriver:

@@ -41,7 +41,7 @@ def rvq_encode(
 
     A code is the nearest codeword in real arithmetic, whatever the device: rows that the fast
     scores cannot decide are measured again. Only the rounding of the projection may differ between
-    devices (`kernels.certificate.projection_error` bounds it).
+    devices (`kernels.rvq.certificate.projection_error` bounds it).
 
     Args:
         mel: (..., n_mels), any float dtype but float8; half precision is upcast to float32.

@@ -2,7 +2,7 @@
 
 What runs on a CPU, and on a GPU where no kernel can (there it waits for the device at every block,
 so CUDA graphs cannot capture it). A block of rows is scored against a codebook by one GEMM; where
-two codes are too close for its rounding (`kernels.certificate`), the rows are measured by the
+two codes are too close for its rounding (`kernels.rvq.certificate`), the rows are measured by the
 reference's exact search. So codes are exact, and no N x K matrix exists.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .kernels.certificate import FLUSH, score_beta
+from .kernels.rvq.certificate import FLUSH, score_beta
 from .reference import rvq
 from .reference.checks import refuse_in_capture
 from .reference.rvq import search
@@ -42,7 +42,7 @@ def encode(
     exact: bool = True,
     with_sums: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Codes of frames: arguments and results of `kernels.rvq_encode.rvq_encode`, float64 besides.
+    """Codes of frames: arguments and results of `kernels.rvq.encode.rvq_encode`, float64 besides.
 
     `exact` changes nothing: here a lowest score costs less to certify than to find otherwise.
     """
@@ -162,7 +162,7 @@ class _CertifiedSearch:
 def decode(
     codes: Tensor, tables: Tensor, weight: Tensor | None, bias: Tensor | None, invalid: Tensor
 ) -> Tensor:
-    """Frames of codes: arguments and results of `kernels.rvq_decode.rvq_decode`.
+    """Frames of codes: arguments and results of `kernels.rvq.decode.rvq_decode`.
 
     Raises:
         IndexError: a code is out of range, on a CPU; elsewhere it is counted and adds nothing.
@@ -194,7 +194,7 @@ def decode(
 
 
 def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
-    """Sums of the rows of every code: arguments and results of `kernels.code_sums.code_sums`."""
+    """Sums of the rows of every code: arguments and results of the kernel's `code_sums`."""
     if codes.device.type == "cpu":
         return rvq.code_sums(codes, rows, codebook_size)
     # Without atomics on a GPU, unlike index_add_; codes out of range go to a row of their own.

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .kernels.conv import conv
-from .kernels.conv_configs import strip_config
-from .kernels.conv_post import conv_post, conv_post_grad
-from .kernels.conv_weight_grad import conv_weight_grad
-from .kernels.mrf_grouped import mrf_step
-from .kernels.mrf_strip import mrf_strip
+from .kernels.vocoder.configs import strip_config
+from .kernels.vocoder.conv import conv
+from .kernels.vocoder.conv_post import conv_post, conv_post_grad
+from .kernels.vocoder.mrf_step import mrf_step
+from .kernels.vocoder.mrf_strip import mrf_strip
+from .kernels.vocoder.weight_grad import conv_weight_grad
 from .network import Blocks
 from .reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
 from .triton_layouts import (

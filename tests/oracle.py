@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from muomni_fast.kernels.certificate import projection_error
+from muomni_fast.kernels.rvq.certificate import projection_error
 
 TOLERANCES = {
     # dtype: rtol, atol of float outputs against a float64 computation of the same formula

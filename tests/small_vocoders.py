@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 import muomni_fast
 from muomni_fast import fused, reference, triton_vocoder
-from muomni_fast.kernels import conv_configs
-from muomni_fast.kernels.conv_configs import StripConfig
+from muomni_fast.kernels.vocoder import configs as conv_configs
+from muomni_fast.kernels.vocoder.configs import StripConfig
 
 TYPE_1 = dict(
     n_mels=12,

@@ -12,8 +12,9 @@ from torch import Tensor
 from vocoder_problems import GENERATORS
 
 from muomni_fast import fused, reference
-from muomni_fast.kernels import configs, conv_configs
-from muomni_fast.kernels.mrf_strip import mrf_strip
+from muomni_fast.kernels import launch
+from muomni_fast.kernels.vocoder import configs as conv_configs
+from muomni_fast.kernels.vocoder.mrf_strip import mrf_strip
 from muomni_fast.network import Blocks
 
 # Strips
@@ -35,17 +36,17 @@ def stages(name: str, dtype: torch.dtype) -> list[tuple[Tensor, Blocks]]:
 @pytest.mark.parametrize("name", GENERATORS)
 def test_every_stage_can_run_in_one_launch(monkeypatch, name, architecture, dtype):
     """Where a tile's strips for the whole device would not fit scratch, with fewer programs."""
-    monkeypatch.setattr(configs, "architecture", lambda device: architecture)
+    monkeypatch.setattr(launch, "architecture", lambda device: architecture)
     for x, blocks in stages(name, dtype):
         arguments = x, blocks.taps, blocks.dilations, blocks.paired
         config = always_strip(*arguments)
-        assert 1 <= config.programs <= conv_configs.MULTIPROCESSORS[architecture]
+        assert 1 <= config.programs <= launch.MULTIPROCESSORS[architecture]
         assert config.length >= config.conv.block_t and config.length % config.conv.block_t == 0
         assert conv_configs.scratch_bytes(*arguments, config) <= conv_configs.MOST_SCRATCH
 
 
 def test_fewer_programs_only_where_scratch_asks_for_it(monkeypatch):
-    monkeypatch.setattr(configs, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
     found = {}
     for name in ("default", "v1"):
         for x, blocks in stages(name, torch.float32):
@@ -57,8 +58,8 @@ def test_fewer_programs_only_where_scratch_asks_for_it(monkeypatch):
 
 def test_the_table_never_takes_fewer_programs(monkeypatch):
     """There a stage runs step by step instead."""
-    for architecture, count in conv_configs.MULTIPROCESSORS.items():
-        monkeypatch.setattr(configs, "architecture", lambda device, name=architecture: name)
+    for architecture, count in launch.MULTIPROCESSORS.items():
+        monkeypatch.setattr(launch, "architecture", lambda device, name=architecture: name)
         for name in GENERATORS:
             for x, blocks in stages(name, torch.bfloat16):
                 config = conv_configs.strip_config(x, blocks.taps, blocks.dilations, blocks.paired)
@@ -94,7 +95,7 @@ SETTINGS = [
 ASK = """
 import sys, types, torch
 from muomni_fast import torch_rvq
-from muomni_fast.kernels.conv_configs import dot_precision
+from muomni_fast.kernels.launch import dot_precision
 cudnn, cuda = torch.backends.cudnn, torch.device("cuda")
 for setting in sys.argv[1:]:
     exec(setting)
@@ -121,8 +122,8 @@ LIST = """
 import json, pkgutil, importlib, triton
 from muomni_fast import kernels
 found = {}
-for module in pkgutil.iter_modules(kernels.__path__):
-    module = importlib.import_module(f"{kernels.__name__}.{module.name}")
+for module in pkgutil.walk_packages(kernels.__path__, f"{kernels.__name__}."):
+    module = importlib.import_module(module.name)
     for name, kernel in vars(module).items():
         if isinstance(kernel, triton.JITFunction) and name.endswith("_kernel"):
             found[name] = [
@@ -162,5 +163,5 @@ def test_a_single_row_has_the_stride_of_many(layout):
         rows = torch.empty(count, 16) if layout == "rows" else torch.empty(16, count).T
         rows = torch.empty(count, 3, 16)[:, 1] if layout == "a slice" else rows
         rows = rows if rows.stride(1) == 1 else rows.contiguous()  # as launchers do
-        strides.add(configs.row_stride(rows))
+        strides.add(launch.row_stride(rows))
     assert strides <= {16, 48}

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from muomni_fast import triton_vocoder as run
-from muomni_fast.kernels import conv_configs
-from muomni_fast.kernels.conv import round_to_tf32
-from muomni_fast.kernels.conv_configs import ConvConfig
-from muomni_fast.kernels.conv_post import conv_post
+from muomni_fast.kernels.vocoder import configs as conv_configs
+from muomni_fast.kernels.vocoder.configs import ConvConfig
+from muomni_fast.kernels.vocoder.conv_post import conv_post
+from muomni_fast.kernels.vocoder.taps import round_to_tf32
 from muomni_fast.network import Blocks, Network
 
 pytestmark = ON_KERNELS
@@ -27,7 +27,7 @@ ROWS = [1, 2, 15, 16, 17]  # fewer than a kernel reaches, and around a tile
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles whose edges a few rows reach: parts of a tap at once, or several taps."""
     config = ConvConfig(16, 16, request.param, 4, 1)
-    monkeypatch.setattr(conv_configs, "INTERPRETED", config)
+    monkeypatch.setattr(conv_configs, "INTERPRETER_TILE", config)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_post(channels, rows):
 @pytest.mark.parametrize("shares", [1, 3])
 def test_gradients_of_rows_shared_out_unevenly(monkeypatch, shares):
     """Among fewer programs than there are tiles of rows."""
-    monkeypatch.setattr(conv_configs, "INTERPRETED", ConvConfig(16, 16, 64, 4, 1))
-    monkeypatch.setattr("muomni_fast.kernels.conv_weight_grad.GRAD_PROGRAMS", shares)
-    monkeypatch.setattr("muomni_fast.kernels.conv_post.GRAD_SHARES", shares)
+    monkeypatch.setattr(conv_configs, "INTERPRETER_TILE", ConvConfig(16, 16, 64, 4, 1))
+    monkeypatch.setattr("muomni_fast.kernels.vocoder.weight_grad.GRAD_PROGRAMS", shares)
+    monkeypatch.setattr("muomni_fast.kernels.vocoder.conv_post.GRAD_SHARES", shares)
     test_pre(None, 8, 16, rows=50)
     test_post(8, rows=300)
 

@@ -22,12 +22,12 @@ from torch.nn import functional as F
 
 import muomni_fast
 from muomni_fast import reference, torch_rvq
-from muomni_fast.kernels import certificate
-from muomni_fast.kernels.code_sums import code_sums
-from muomni_fast.kernels.configs import ENCODE
-from muomni_fast.kernels.half_norms import half_norms
-from muomni_fast.kernels.rvq_decode import rvq_decode
-from muomni_fast.kernels.rvq_encode import rvq_encode
+from muomni_fast.kernels.rvq import certificate
+from muomni_fast.kernels.rvq.code_sums import code_sums
+from muomni_fast.kernels.rvq.configs import ENCODE
+from muomni_fast.kernels.rvq.decode import rvq_decode
+from muomni_fast.kernels.rvq.encode import rvq_encode
+from muomni_fast.kernels.rvq.half_norms import half_norms
 
 pytestmark = ON_KERNELS
 
@@ -216,7 +216,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Grows by one with every row that is measured against a whole codebook in float64."""
     if DEVICE.type == "cuda":
         pytest.skip("watches the interpreter")
-    name, found = "muomni_fast.kernels.rvq_encode._nearest_in_float64", []
+    name, found = "muomni_fast.kernels.rvq.encode._nearest_in_float64", []
     search = pkgutil.resolve_name(name)
 
     def counted(row, *arguments):

@@ -10,11 +10,11 @@ from interpreter import Launch, watched
 from oracle import midpoints
 from torch import Tensor
 
-from muomni_fast.kernels.code_sums import _code_sums_kernel, code_sums
-from muomni_fast.kernels.configs import decode_config, encode_config
-from muomni_fast.kernels.half_norms import half_norms
-from muomni_fast.kernels.rvq_decode import _rvq_decode_kernel, decode_constants, rvq_decode
-from muomni_fast.kernels.rvq_encode import _rvq_encode_kernel, encode_constants, rvq_encode
+from muomni_fast.kernels.rvq.code_sums import _code_sums_kernel, code_sums
+from muomni_fast.kernels.rvq.configs import decode_config, encode_config
+from muomni_fast.kernels.rvq.decode import _rvq_decode_kernel, decode_constants, rvq_decode
+from muomni_fast.kernels.rvq.encode import _rvq_encode_kernel, encode_constants, rvq_encode
+from muomni_fast.kernels.rvq.half_norms import half_norms
 
 pytestmark = ON_INTERPRETER
 CPU = torch.device("cpu")

@@ -17,8 +17,9 @@ from vocoder_problems import generator as problem
 
 from muomni_fast import fused, network, reference
 from muomni_fast import triton_vocoder as run
-from muomni_fast.kernels import conv, conv_configs, conv_weight_grad, mrf_grouped, mrf_strip
-from muomni_fast.kernels.conv_configs import ConvConfig
+from muomni_fast.kernels.vocoder import configs as conv_configs
+from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, weight_grad
+from muomni_fast.kernels.vocoder.configs import ConvConfig
 from muomni_fast.network import Blocks, Network
 from muomni_fast.reference import hifigan
 
@@ -42,7 +43,7 @@ Blocky = tuple[str, tuple[int, ...], tuple[tuple[int, ...], ...]]
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles whose edges a few rows reach."""
-    monkeypatch.setattr(conv_configs, "INTERPRETED", ConvConfig(16, 16, 64, 4, 1))
+    monkeypatch.setattr(conv_configs, "INTERPRETER_TILE", ConvConfig(16, 16, 64, 4, 1))
 
 
 # Residual blocks
@@ -80,7 +81,7 @@ def test_mrf_forward_and_gradients(case, rows):
 
 @pytest.mark.parametrize("channels", [6, 24, 48])
 def test_mrf_of_any_width(monkeypatch, channels):
-    monkeypatch.setattr(conv_configs, "INTERPRETED", ConvConfig(32, 32, 32, 4, 1))
+    monkeypatch.setattr(conv_configs, "INTERPRETER_TILE", ConvConfig(32, 32, 32, 4, 1))
     module, tensors, blocks = mrf(MRFS["1"], channels)
     x = torch.randn(2, channels, 17)
     assert_close(
@@ -302,7 +303,7 @@ def test_small_integers_are_exact(monkeypatch, case):
 
 def multiply_in(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """Float32 operands, everywhere."""
-    for module in (conv, conv_weight_grad, mrf_grouped, mrf_strip):
+    for module in (conv, weight_grad, mrf_step, mrf_strip):
         monkeypatch.setattr(module, "dot_precision", lambda _: precision)
 
 
@@ -315,7 +316,7 @@ def test_noise_of_rounded_products(monkeypatch, precision, least):
         weight.normal_(std=(2 / 1.01 / weight[0].numel()) ** 0.5)  # leaky_relu halves it
     set_weights(module, tensors)
     x = torch.randn(1, 32, 256)
-    monkeypatch.setattr(conv_configs, "INTERPRETED", ConvConfig(256, 64, 64, 4, 1))
+    monkeypatch.setattr(conv_configs, "INTERPRETER_TILE", ConvConfig(256, 64, 64, 4, 1))
     multiply_in(monkeypatch, precision)
     out = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=False)[0]
     assert snr_db(out, module(x.double()).detach()) >= least
@@ -338,7 +339,7 @@ def cut_off(values: Tensor) -> Tensor:
 
 def test_tf32_operands_are_rounded_to_nearest(monkeypatch):
     """Not cut off, as tensor cores do, which costs 13 dB."""
-    monkeypatch.setattr(conv_configs, "INTERPRETED", ConvConfig(512, 128, 256, 4, 1))
+    monkeypatch.setattr(conv_configs, "INTERPRETER_TILE", ConvConfig(512, 128, 256, 4, 1))
     with torch.no_grad():
         model, mel = problem("default"), torch.randn(1, 128, 2)
         exact = copy.deepcopy(model).double()(mel.double())
@@ -351,7 +352,7 @@ def test_tf32_operands_are_rounded_to_nearest(monkeypatch):
 def test_tf32_gradients_of_weights_are_rounded_to_nearest(monkeypatch):
     multiply_in(monkeypatch, "tf32")
     y, x = torch.randn(1, 300, 16), torch.randn(1, 300, 16)
-    found, sums = conv_weight_grad.conv_weight_grad(y, x, (1,), (1,), (0,))
+    found, sums = weight_grad.conv_weight_grad(y, x, (1,), (1,), (0,))
     exact = nearest_tf32(y)[0].double().T @ nearest_tf32(x)[0].double()
     assert_close(found.view(16, 16), exact)
     assert_close(sums[0], y[0].double().sum(0))  # the bias is no product
@@ -367,10 +368,10 @@ def test_only_tf32_products_are_rounded(monkeypatch, path, precision):
     for work in (
         lambda: generate(mel, tensors, shape),
         lambda: differentiate(grad, mel, tensors, shape),
-        lambda: conv_weight_grad.conv_weight_grad(mel, mel, (1,), (1,), (0,)),
+        lambda: weight_grad.conv_weight_grad(mel, mel, (1,), (1,), (0,)),
     ):
         seen = []
-        for module in (conv, conv_weight_grad):
+        for module in (conv, weight_grad):
             monkeypatch.setattr(module, "round_to_tf32", lambda x, seen=seen: seen.append(x) or x)
         work()
         assert bool(seen) == (precision == "tf32")

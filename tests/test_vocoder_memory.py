@@ -16,13 +16,13 @@ from torch import Tensor
 import muomni_fast
 from muomni_fast import fused, network, reference
 from muomni_fast import triton_vocoder as run
-from muomni_fast.kernels import conv_configs
-from muomni_fast.kernels.conv import _conv_kernel
-from muomni_fast.kernels.conv_configs import ConvConfig, reaches, strip_halo
-from muomni_fast.kernels.conv_post import _conv_post_grad_kernel, _conv_post_kernel
-from muomni_fast.kernels.conv_weight_grad import _weight_grad_kernel
-from muomni_fast.kernels.mrf_grouped import _mrf_step_kernel
-from muomni_fast.kernels.mrf_strip import _mrf_strip_kernel
+from muomni_fast.kernels.vocoder import configs as conv_configs
+from muomni_fast.kernels.vocoder.configs import ConvConfig, reaches, strip_halo
+from muomni_fast.kernels.vocoder.conv import _conv_kernel
+from muomni_fast.kernels.vocoder.conv_post import _conv_post_grad_kernel, _conv_post_kernel
+from muomni_fast.kernels.vocoder.mrf_step import _mrf_step_kernel
+from muomni_fast.kernels.vocoder.mrf_strip import _mrf_strip_kernel
+from muomni_fast.kernels.vocoder.weight_grad import _weight_grad_kernel
 from muomni_fast.network import Blocks
 from muomni_fast.reference.presets import presets
 
@@ -34,7 +34,7 @@ probe = test_rvq_memory.probe
 
 @pytest.fixture(autouse=True)
 def tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conv_configs, "INTERPRETED", ConvConfig(16, 16, 64, 4, 1))
+    monkeypatch.setattr(conv_configs, "INTERPRETER_TILE", ConvConfig(16, 16, 64, 4, 1))
 
 
 # Bounds, and who writes what
@@ -199,7 +199,7 @@ def test_launches_of_a_generator(monkeypatch, preset, steps):
     config = {**presets()[preset].vocoder, "upsample_initial_channel": 16, "weight_norm": False}
     model = muomni_fast.HiFiGANVocoder(**config).eval()
     mel = torch.randn(1, model.n_mels, 1)
-    monkeypatch.setattr(conv_configs, "INTERPRETED", ConvConfig(256, 16, 64, 4, 1))
+    monkeypatch.setattr(conv_configs, "INTERPRETER_TILE", ConvConfig(256, 16, 64, 4, 1))
     with watched() as launches, torch.no_grad():
         audio = model(mel)
     assert len(launches) == steps

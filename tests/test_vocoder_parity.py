@@ -31,7 +31,7 @@ from muomni_fast import (
     triton_vocoder,
     vocoder_ops,
 )
-from muomni_fast.kernels import conv_configs
+from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.network import Blocks
 from muomni_fast.reference.presets import presets
 from muomni_fast.reference.stages import VocoderStage
@@ -48,7 +48,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """What runs; large tiles, so that interpreting takes seconds."""
     monkeypatch.setenv("MUOMNI_FAST_BACKEND", request.param)
     tile = conv_configs.ConvConfig(256, 128, 128, 4, 1)
-    monkeypatch.setattr(conv_configs, "INTERPRETED", tile)
+    monkeypatch.setattr(conv_configs, "INTERPRETER_TILE", tile)
     return request.param
 
 

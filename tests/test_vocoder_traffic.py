@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import muomni_fast
 from muomni_fast import reference, triton_vocoder
-from muomni_fast.kernels import conv_configs
-from muomni_fast.kernels.conv_configs import MOST_SCRATCH, ConvConfig, StripConfig
+from muomni_fast.kernels.vocoder import configs as conv_configs
+from muomni_fast.kernels.vocoder.configs import MOST_SCRATCH, ConvConfig, StripConfig
 
 FRAMES = 1000  # of 16 x 1 s
 
@@ -61,7 +61,7 @@ def test_six_times_less_than_eager(monkeypatch, path):
     """bfloat16 kernels against eager float32, the default shape, 16 x 1 s."""
     tile = ConvConfig(512, 128, 128, 4, 1)
     monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")
-    monkeypatch.setattr(conv_configs, "INTERPRETED", tile)
+    monkeypatch.setattr(conv_configs, "INTERPRETER_TILE", tile)
     if path == "strip":
         config = lambda x, *_: StripConfig(tile.fitted(x.shape[2], x.shape[2]), 2, 512)
         monkeypatch.setattr(triton_vocoder, "strip_config", config)

@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..launch import MAX_REGISTERS, power_of_two, row_stride
 from . import certificate
-from .configs import MAX_REGISTERS, EncodeConfig, encode_config, power_of_two, row_stride
+from .configs import EncodeConfig, encode_config
 from .half_norms import half_norms
 
 FLUSH = tl.constexpr(certificate.FLUSH)

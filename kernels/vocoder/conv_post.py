@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import MAX_REGISTERS, power_of_two
-from .conv import item_rows, leaky_relu
+from ..launch import MAX_REGISTERS, power_of_two
+from .taps import item_rows, leaky_relu
 
 BLOCK_T = 128
 GRAD_BLOCK_T = 64

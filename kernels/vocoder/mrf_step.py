@@ -14,27 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import MAX_REGISTERS
-from .conv import accumulate_taps, derivative, item_rows, leaky_relu
-from .conv_configs import conv_config, dot_precision
-
-
-@triton.jit
-def pick(VALUES: tl.constexpr, index):
-    """VALUES[index], of a tuple known at compile time."""
-    value = VALUES[0]
-    for i in tl.static_range(1, len(VALUES)):
-        value = tl.where(index == i, VALUES[i], value)
-    return value
-
-
-@triton.jit
-def weights_before(TAPS: tl.constexpr, branch, SIZE: tl.constexpr):
-    """Weights of one step's branches before this one, of SIZE per tap."""
-    before = 0
-    for i in tl.static_range(len(TAPS)):
-        before += tl.where(branch > i, TAPS[i] * SIZE, 0)
-    return before
+from ..launch import MAX_REGISTERS, dot_precision
+from .configs import conv_config
+from .taps import accumulate_taps, derivative, item_rows, leaky_relu, pick, weights_before
 
 
 @triton.jit(do_not_specialize=["B", "T", "rate"])  # or every length of a stream would compile

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import CODE_SUMS, power_of_two, row_stride
+from ..launch import power_of_two, row_stride
+from .configs import CODE_SUMS
 
 
 # K is the model's own; rows may be loaded in wide pieces where 16 divides their stride.

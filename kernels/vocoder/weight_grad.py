@@ -12,10 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import MAX_REGISTERS
-from .conv import INTERPRETED, item_rows, leaky_relu, round_to_tf32
-from .conv_configs import GRAD_PROGRAMS, dot_precision, grad_config
-from .mrf_grouped import pick, weights_before
+from ..launch import MAX_REGISTERS, dot_precision
+from .configs import GRAD_PROGRAMS, grad_config
+from .taps import INTERPRETED, item_rows, leaky_relu, pick, round_to_tf32, weights_before
 
 
 # Lengths and what follows from them, or every batch would compile.

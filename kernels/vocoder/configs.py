@@ -6,14 +6,12 @@ channels and dtype alone: a result is the same bits in any batch, at any length,
 """
 
 import dataclasses
-import os
 
-import torch
 from torch import Tensor
 
-from . import configs
-from .configs import power_of_two
-from .tables import in_use
+from .. import launch
+from ..launch import interpreted, multiprocessors, power_of_two
+from ..tables import in_use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +54,7 @@ SMALL_GRID = in_use("conv, small grid", ConvConfig, "bytes", "columns")
 GRAD = in_use("weight_grad", ConvConfig, "bytes")
 GRAD_PROGRAMS = 512  # into which a weight gradient's rows are split, about
 # Interpreted, every operation of a program costs the same at any size.
-INTERPRETED = ConvConfig(256, 64, 64, 4, 1)
+INTERPRETER_TILE = ConvConfig(256, 64, 64, 4, 1)
 WIDEST = 128
 
 
@@ -69,9 +67,9 @@ def conv_config(n: int, channels: int, like: Tensor, rows: int) -> ConvConfig:
         rows: it writes, of all items and branches.
     """
     if interpreted(like):
-        return INTERPRETED.fitted(n, channels)
+        return INTERPRETER_TILE.fitted(n, channels)
     width = min(power_of_two(n), WIDEST)
-    key = configs.architecture(like.device), like.element_size(), width
+    key = launch.architecture(like.device), like.element_size(), width
     config = CONV[key].fitted(n, channels)
     if key in SMALL_GRID:
         programs = -(-rows // config.block_t) * -(-n // config.block_n)
@@ -82,9 +80,9 @@ def conv_config(n: int, channels: int, like: Tensor, rows: int) -> ConvConfig:
 
 def grad_config(n: int, channels: int, like: Tensor) -> ConvConfig:
     """The row of `GRAD` for the weights of a convolution from `channels` to `n` columns."""
-    config = INTERPRETED
+    config = INTERPRETER_TILE
     if not interpreted(like):
-        config = GRAD[configs.architecture(like.device), like.element_size()]
+        config = GRAD[launch.architecture(like.device), like.element_size()]
     return dataclasses.replace(config, block_n=min(config.block_n, power_of_two(n)))
 
 
@@ -112,7 +110,6 @@ STRIP = {
 }
 MOST_SCRATCH = 30 << 20  # bytes: stays in the last cache
 LONGEST_STRIP = 1024
-MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132}  # where there is no device to ask
 
 
 def reaches(
@@ -134,7 +131,7 @@ def strip_halo(taps: tuple[int, ...], dilations: tuple[tuple[int, ...], ...], pa
 
 def strip_tile(x: Tensor) -> tuple[ConvConfig, int] | None:
     """The row of `STRIP` for the stage of `x`, (B, T, C), if there is one."""
-    return STRIP.get((configs.architecture(x.device), x.element_size(), x.shape[2]))
+    return STRIP.get((launch.architecture(x.device), x.element_size(), x.shape[2]))
 
 
 def strip_config(
@@ -186,29 +183,3 @@ def scratch_bytes(
     slices of a strip and its halo."""
     rows = strip.length + 2 * strip_halo(taps, dilations, paired)
     return strip.programs * 2 * len(taps) * rows * x.shape[2] * x.element_size()
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Of a device, or of its architecture where it is not there."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return MULTIPROCESSORS[configs.architecture(device)]
-
-
-def interpreted(like: Tensor) -> bool:
-    """Whether kernels on this tensor run in Triton's interpreter."""
-    return like.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def dot_precision(like: Tensor) -> str:
-    """How float32 operands are multiplied: as torch's own convolutions there would be.
-
-    "tf32" where torch may round to it, else three such products, which keep float32's accuracy.
-    """
-    if like.element_size() == 2:
-        return "ieee"
-    # What torch's convolutions ask, whichever of its interfaces set it; `cudnn.allow_tf32` raises
-    # where it was the newer one.
-    if like.device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32":
-        return "tf32"
-    return "tf32x3"

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import power_of_two
+from ..launch import power_of_two
 
 
 @triton.jit

@@ -18,17 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import MAX_REGISTERS
-from .conv import accumulate_taps, item_rows, leaky_relu
-from .conv_configs import (
-    MOST_SCRATCH,
-    StripConfig,
-    dot_precision,
-    reaches,
-    scratch_bytes,
-    strip_halo,
-)
-from .mrf_grouped import pick, weights_before
+from ..launch import MAX_REGISTERS, dot_precision
+from .configs import MOST_SCRATCH, StripConfig, reaches, scratch_bytes, strip_halo
+from .taps import accumulate_taps, item_rows, leaky_relu, pick, weights_before
 
 
 @triton.jit

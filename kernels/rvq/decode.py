@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .configs import MAX_REGISTERS, DecodeConfig, decode_config, power_of_two, row_stride
+from ..launch import MAX_REGISTERS, power_of_two, row_stride
+from .configs import DecodeConfig, decode_config
 
 # The sums of wider rows do not fit the registers beside a product: torch multiplies those.
 LARGEST_FUSED_DIM = 256
