@@ -34,7 +34,7 @@ from torch import Tensor
 from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 
-from muomni_fast import fused, network, reference, triton_vocoder
+from muomni_fast import reference
 from muomni_fast.kernels import launch
 from muomni_fast.kernels.rvq.code_sums import code_sums
 from muomni_fast.kernels.rvq.decode import rvq_decode
@@ -42,6 +42,9 @@ from muomni_fast.kernels.rvq.encode import rvq_encode
 from muomni_fast.kernels.rvq.half_norms import half_norms
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, weight_grad
+from muomni_fast.vocoder import generator as network
+from muomni_fast.vocoder import plan as fused
+from muomni_fast.vocoder import triton_backend as triton_vocoder
 
 TOOLS = Path(nvidia.__file__).parent / "bin"
 OPCODES = r"\b(HGMMA|HMMA|FFMA|DFMA|LDL|STL|LDG|LDGSTS|STG|LDS|STS|BAR)\b"

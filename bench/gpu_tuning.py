@@ -25,11 +25,12 @@ from timing import milliseconds
 from torch import Tensor
 
 import muomni_fast
-from muomni_fast import fused, triton_vocoder
 from muomni_fast.kernels import launch, tables
 from muomni_fast.kernels.rvq.configs import EncodeConfig
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import ConvConfig
+from muomni_fast.vocoder import plan as fused
+from muomni_fast.vocoder import triton_backend as triton_vocoder
 
 Row = dict[str, Any]
 # (channels, items, rows) of the default generator's stages, 1 s each.

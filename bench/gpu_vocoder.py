@@ -21,10 +21,12 @@ from vocoder_problems import (
 )
 
 import muomni_fast
-from muomni_fast import fused, reference, triton_vocoder
+from muomni_fast import reference
 from muomni_fast.kernels import launch
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import StripConfig
+from muomni_fast.vocoder import plan as fused
+from muomni_fast.vocoder import triton_backend as triton_vocoder
 
 # name -> generator, items; a second of audio each
 SHAPES = {

@@ -139,7 +139,9 @@ def replace_everywhere(original: Any, other: Any) -> None:
 def _take_the_gpus_place() -> None:
     import triton
 
-    from muomni_fast import backend, triton_rvq, triton_vocoder  # noqa: F401  # all launchers
+    import muomni_fast.rvq.triton_backend
+    import muomni_fast.vocoder.triton_backend  # noqa: F401  # all launchers
+    from muomni_fast import backend
     from muomni_fast.kernels import launch
     from muomni_fast.kernels.rvq.encode import rvq_encode
 

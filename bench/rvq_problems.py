@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muomni_fast import ops
 from muomni_fast.kernels.rvq.encode import rvq_encode
+from muomni_fast.rvq import ops
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from oracle import midpoints, stagewise_mismatches, unexcused_mismatches  # noqa: E402

@@ -6,8 +6,8 @@ Importing this needs torch and numpy only; triton is used where it is installed.
 
 from . import functional
 from .backend import BackendUnavailableError, doctor, explain
+from .codec import SpeechCodec
 from .counters import CodeRangeError, raise_if_errors
-from .modules import MRF, RVQ, HiFiGANVocoder, NeuralVocoder, ResBlock, SpeechCodec
 from .reference import (
     GriffinLimVocoder,
     MelConfig,
@@ -19,6 +19,8 @@ from .reference import (
     unpool_frames,
 )
 from .reference.errors import AudioFormatError, CheckpointError, DataError, TrainingError
+from .rvq.modules import RVQ
+from .vocoder.modules import MRF, HiFiGANVocoder, NeuralVocoder, ResBlock
 
 __version__ = "0.1.0"
 

@@ -22,15 +22,8 @@ log = logging.getLogger("muomni_fast")
 
 VARIABLE = "MUOMNI_FAST_BACKEND"
 CHOICES = ("auto", "triton", "torch")
-# Every operation a kernel may serve, and the module that launches it.
-KERNELS = {
-    "rvq_encode": "triton_rvq",
-    "rvq_decode": "triton_rvq",
-    "rvq_quantize": "triton_rvq",
-    "code_sums": "triton_rvq",
-    "mrf": "triton_vocoder",
-    "generator": "triton_vocoder",
-}
+# Every operation a kernel may serve.
+OPERATIONS = ("rvq_encode", "rvq_decode", "rvq_quantize", "code_sums", "mrf", "generator")
 # tf32 and asynchronous copies.
 LEAST_CAPABILITY = (8, 0)
 LARGEST_DIM = 512  # a row of residuals stays on chip
@@ -66,8 +59,8 @@ def _obstacle(op: str, tensors: Sequence[Tensor], choice: str) -> str | None:
 
     A generator has a hundred tensors: what is the same for all is asked once.
     """
-    if op not in KERNELS:
-        raise ValueError(f"op: expected one of {', '.join(KERNELS)}, got {op!r}")
+    if op not in OPERATIONS:
+        raise ValueError(f"op: expected one of {', '.join(OPERATIONS)}, got {op!r}")
     # Interpreted kernels are for whoever asks for them: they are slow.
     interpreted = choice == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     asked = None
@@ -191,7 +184,7 @@ def doctor() -> dict[str, Any]:
         "devices": dict(zip(devices, names, strict=True)),
         VARIABLE: requested(),
         "operations": {
-            op: {device: explain(op, _probe(device)) for device in devices} for op in KERNELS
+            op: {device: explain(op, _probe(device)) for device in devices} for op in OPERATIONS
         },
     }
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from muomni_fast.network import Blocks, Network
+from muomni_fast.vocoder.generator import Blocks, Network
 
 
 @contextlib.contextmanager

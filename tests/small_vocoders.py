@@ -5,9 +5,11 @@ import torch
 from torch import Tensor, nn
 
 import muomni_fast
-from muomni_fast import fused, reference, triton_vocoder
+from muomni_fast import reference
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import StripConfig
+from muomni_fast.vocoder import plan as fused
+from muomni_fast.vocoder import triton_backend as triton_vocoder
 
 TYPE_1 = dict(
     n_mels=12,

@@ -11,11 +11,12 @@ from gpu_vocoder import always_strip
 from torch import Tensor
 from vocoder_problems import GENERATORS
 
-from muomni_fast import fused, reference
+from muomni_fast import reference
 from muomni_fast.kernels import launch
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.mrf_strip import mrf_strip
-from muomni_fast.network import Blocks
+from muomni_fast.vocoder import plan as fused
+from muomni_fast.vocoder.generator import Blocks
 
 # Strips
 

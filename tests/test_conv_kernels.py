@@ -11,12 +11,12 @@ from kernel_checks import all_close, doubles, turned, with_gradients
 from torch import Tensor
 from torch.nn import functional as F
 
-from muomni_fast import triton_vocoder as run
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import ConvConfig
 from muomni_fast.kernels.vocoder.conv_post import conv_post
 from muomni_fast.kernels.vocoder.taps import round_to_tf32
-from muomni_fast.network import Blocks, Network
+from muomni_fast.vocoder import triton_backend as run
+from muomni_fast.vocoder.generator import Blocks, Network
 
 pytestmark = ON_KERNELS
 

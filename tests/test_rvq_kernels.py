@@ -21,13 +21,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import muomni_fast
-from muomni_fast import reference, torch_rvq
+from muomni_fast import reference
 from muomni_fast.kernels.rvq import certificate
 from muomni_fast.kernels.rvq.code_sums import code_sums
 from muomni_fast.kernels.rvq.configs import ENCODE
 from muomni_fast.kernels.rvq.decode import rvq_decode
 from muomni_fast.kernels.rvq.encode import rvq_encode
 from muomni_fast.kernels.rvq.half_norms import half_norms
+from muomni_fast.rvq import torch_backend as torch_rvq
 
 pytestmark = ON_KERNELS
 

@@ -11,7 +11,8 @@ from torch.library import opcheck
 from torch.nn import functional as F
 
 import muomni_fast
-from muomni_fast import functional, ops, reference
+from muomni_fast import functional, reference
+from muomni_fast.rvq import ops
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -288,7 +289,7 @@ def test_a_lowered_matmul_precision_does_not_reach_the_codes(monkeypatch, precis
     """Products rounded to tf32 or bfloat16, as torch then may, change no code."""
     from interpreter import truncated
 
-    from muomni_fast import torch_rvq
+    from muomni_fast.rvq import torch_backend as torch_rvq
 
     rvq, mel = muomni_fast.RVQ(codebook_size=1000), torch.randn(3000, 128)
     codes = rvq.encode(mel)

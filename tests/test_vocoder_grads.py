@@ -18,7 +18,9 @@ from small_vocoders import (
 from torch import Tensor, nn
 
 import muomni_fast
-from muomni_fast import reference, torch_vocoder, vocoder_ops
+from muomni_fast import reference
+from muomni_fast.vocoder import ops as vocoder_ops
+from muomni_fast.vocoder import torch_backend as torch_vocoder
 
 PRECISIONS = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
 

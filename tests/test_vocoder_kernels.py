@@ -15,13 +15,15 @@ from small_vocoders import strips
 from torch import Tensor, nn
 from vocoder_problems import generator as problem
 
-from muomni_fast import fused, network, reference
-from muomni_fast import triton_vocoder as run
+from muomni_fast import reference
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, weight_grad
 from muomni_fast.kernels.vocoder.configs import ConvConfig
-from muomni_fast.network import Blocks, Network
 from muomni_fast.reference import hifigan
+from muomni_fast.vocoder import generator as network
+from muomni_fast.vocoder import plan as fused
+from muomni_fast.vocoder import triton_backend as run
+from muomni_fast.vocoder.generator import Blocks, Network
 
 pytestmark = ON_KERNELS
 

@@ -14,8 +14,7 @@ from small_vocoders import strips
 from torch import Tensor
 
 import muomni_fast
-from muomni_fast import fused, network, reference
-from muomni_fast import triton_vocoder as run
+from muomni_fast import reference
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import ConvConfig, reaches, strip_halo
 from muomni_fast.kernels.vocoder.conv import _conv_kernel
@@ -23,8 +22,11 @@ from muomni_fast.kernels.vocoder.conv_post import _conv_post_grad_kernel, _conv_
 from muomni_fast.kernels.vocoder.mrf_step import _mrf_step_kernel
 from muomni_fast.kernels.vocoder.mrf_strip import _mrf_strip_kernel
 from muomni_fast.kernels.vocoder.weight_grad import _weight_grad_kernel
-from muomni_fast.network import Blocks
 from muomni_fast.reference.presets import presets
+from muomni_fast.vocoder import generator as network
+from muomni_fast.vocoder import plan as fused
+from muomni_fast.vocoder import triton_backend as run
+from muomni_fast.vocoder.generator import Blocks
 
 pytestmark = ON_INTERPRETER
 TAPS, DILATIONS = (3, 5), ((1, 3), (1, 2))

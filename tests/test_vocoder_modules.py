@@ -18,7 +18,8 @@ from small_vocoders import (
 from torch import Tensor, nn
 
 import muomni_fast
-from muomni_fast import functional, reference, torch_inference
+from muomni_fast import functional, reference
+from muomni_fast.vocoder import torch_inference
 
 
 @both_modes

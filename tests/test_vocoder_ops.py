@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.library import opcheck
 
 import muomni_fast
-from muomni_fast import fused, vocoder_ops
+from muomni_fast.vocoder import ops as vocoder_ops
+from muomni_fast.vocoder import plan as fused
 
 
 def detached(arguments: tuple) -> tuple:

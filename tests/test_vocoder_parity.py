@@ -22,19 +22,15 @@ from vocoder_problems import (
 )
 
 import muomni_fast
-from muomni_fast import (
-    MelConfig,
-    fused,
-    log_mel,
-    reference,
-    torch_vocoder,
-    triton_vocoder,
-    vocoder_ops,
-)
+from muomni_fast import MelConfig, log_mel, reference
 from muomni_fast.kernels.vocoder import configs as conv_configs
-from muomni_fast.network import Blocks
 from muomni_fast.reference.presets import presets
 from muomni_fast.reference.stages import VocoderStage
+from muomni_fast.vocoder import ops as vocoder_ops
+from muomni_fast.vocoder import plan as fused
+from muomni_fast.vocoder import torch_backend as torch_vocoder
+from muomni_fast.vocoder import triton_backend as triton_vocoder
+from muomni_fast.vocoder.generator import Blocks
 
 pytestmark = pytest.mark.cpu_rounding
 CPU = torch.device("cpu")

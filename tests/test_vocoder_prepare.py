@@ -11,7 +11,7 @@ from vocoder_problems import generator, in_float64, keep_variance, snr_db
 
 import muomni_fast
 from muomni_fast import reference
-from muomni_fast.vocoder_ops import MANY_FRAMES, MANY_ROWS
+from muomni_fast.vocoder.ops import MANY_FRAMES, MANY_ROWS
 
 pytestmark = pytest.mark.cpu_rounding
 

@@ -8,9 +8,10 @@ from interpreter import Launch, watched
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import muomni_fast
-from muomni_fast import reference, triton_vocoder
+from muomni_fast import reference
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import MOST_SCRATCH, ConvConfig, StripConfig
+from muomni_fast.vocoder import triton_backend as triton_vocoder
 
 FRAMES = 1000  # of 16 x 1 s
 

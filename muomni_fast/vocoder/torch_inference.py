@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .network import Blocks, Layers, Network
-from .reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
+from ..reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
+from .generator import Blocks, Layers, Network
 
 CHANNELS_LAST = torch.channels_last
 # Values of an activation at once, 4 MB of float32; 2^19 to 2^21 are about equal.

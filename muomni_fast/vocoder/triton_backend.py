@@ -1,4 +1,4 @@
-"""The layers of a HiFi-GAN generator on Triton kernels, under the names that `torch_vocoder` and
+"""The layers of a HiFi-GAN generator on Triton kernels, under the names that `torch_backend` and
 `torch_inference` have.
 
 Activations are channels-last, (B, T, C); those of all blocks of a stage lie in one tensor,
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .kernels.vocoder.configs import strip_config
-from .kernels.vocoder.conv import conv
-from .kernels.vocoder.conv_post import conv_post, conv_post_grad
-from .kernels.vocoder.mrf_step import mrf_step
-from .kernels.vocoder.mrf_strip import mrf_strip
-from .kernels.vocoder.weight_grad import conv_weight_grad
-from .network import Blocks
-from .reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
+from ..kernels.vocoder.configs import strip_config
+from ..kernels.vocoder.conv import conv
+from ..kernels.vocoder.conv_post import conv_post, conv_post_grad
+from ..kernels.vocoder.mrf_step import mrf_step
+from ..kernels.vocoder.mrf_strip import mrf_strip
+from ..kernels.vocoder.weight_grad import conv_weight_grad
+from ..reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
+from .generator import Blocks
 from .triton_layouts import (
     for_input,
     grad_weights,

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import vocoder_ops
-from .network import Blocks, Network
-from .reference import hifigan
-from .reference.checks import require_channels
-from .reference.rvq_checks import require_same_device
-from .transforms import autocast, learning, refuse_transforms
-from .vocoder_ops import Packed
+from ..operators import autocast, learning, refuse_transforms
+from ..reference import hifigan
+from ..reference.checks import require_channels
+from ..reference.rvq_checks import require_same_device
+from . import ops as vocoder_ops
+from .generator import Blocks, Network
+from .ops import Packed
 
 
 def resblock_forward(block: Any, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What a HiFi-GAN generator computes, forward and backward, whatever runs its layers.
 
-Backends (`triton_vocoder`, `torch_inference`, `torch_vocoder`) have the same functions, `pre`,
+Backends (`triton_backend`, `torch_inference`, `torch_backend`) have the same functions, `pre`,
 `up`, `mrf`, `post` and, but for the second, the gradient of each, on activations in a layout of
 their own. Only the kernels take a batch's lengths. Here is what calls them in order.
 """

@@ -17,10 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backend, network, torch_inference, torch_vocoder
-from .network import Blocks, Network
-from .ops import _one_by_one, _operator, _refusal
-from .reference.checks import refuse_in_capture
+from .. import backend
+from ..operators import one_by_one, operator, refusal
+from ..reference.checks import refuse_in_capture
+from . import generator as network
+from . import torch_backend as torch_vocoder
+from . import torch_inference
+from .generator import Blocks, Network
 
 # On a CPU, from so many on, laying weights out anew costs less than it then saves. Fewer run in
 # torch's layout unless prepared, so the two may round differently (`HiFiGANVocoder.prepare`).
@@ -56,7 +59,7 @@ def _backend(
         raise RuntimeError(f"{op}: prepared for {prepared_for}, but {chosen} runs here")
     if chosen == "torch":
         return torch_inference if channels_last else torch_vocoder
-    from . import triton_vocoder
+    from . import triton_backend as triton_vocoder
 
     return triton_vocoder
 
@@ -92,7 +95,7 @@ def _unshared(found: Sequence[Tensor], others: Sequence[Tensor] = ()) -> list[Te
     return result
 
 
-@_operator("generator")
+@operator("generator")
 def generator(
     mel: Tensor,
     tensors: Sequence[Tensor],
@@ -143,7 +146,7 @@ def _(mel: Tensor, tensors: Any, lengths: Any, rates: Any, *rest: Any) -> Tensor
     return mel.new_empty(mel.shape[0], mel.shape[2] * _network(rates, rates, "1|1:1").hop)
 
 
-@_operator("generator_train")
+@operator("generator_train")
 def generator_train(
     mel: Tensor,
     tensors: Sequence[Tensor],
@@ -175,7 +178,7 @@ def _(
     return audio, network.fake_kept(run, mel, tensors[0].shape[0], shape)
 
 
-@_operator("generator_backward")
+@operator("generator_backward")
 def generator_backward(
     grad: Tensor,
     audio: Tensor,
@@ -263,7 +266,7 @@ torch.library.register_autograd(
 )
 
 
-@_operator("mrf")
+@operator("mrf")
 def mrf(x: Tensor, tensors: Sequence[Tensor], blocks: str, prepared_for: str | None) -> Tensor:
     """The mean of a stage's residual blocks, (B, C, T), without a gradient.
 
@@ -282,7 +285,7 @@ def _(x: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@_operator("mrf_train")
+@operator("mrf_train")
 def mrf_train(x: Tensor, tensors: Sequence[Tensor], blocks: str) -> tuple[Tensor, list[Tensor]]:
     """`mrf`, and what its backward needs, laid out as the backend that ran has it."""
     run, shape = _backend("mrf", x, *tensors), Blocks.parse(blocks)
@@ -295,7 +298,7 @@ def _(x: Tensor, tensors: Sequence[Tensor], blocks: str) -> tuple[Tensor, list[T
     return x.new_empty(x.shape), run.fake_kept(x, x.shape[1], x.shape[2], Blocks.parse(blocks))
 
 
-@_operator("mrf_backward")
+@operator("mrf_backward")
 def mrf_backward(
     grad: Tensor,
     x: Tensor,
@@ -339,6 +342,6 @@ def _mrf_backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
 torch.library.register_autograd("muomni::mrf_train", _mrf_backward, setup_context=_save_mrf)
 
 for _op in (generator, generator_train, mrf, mrf_train):
-    torch.library.register_vmap(_op.name(), _one_by_one(_op))
+    torch.library.register_vmap(_op.name(), one_by_one(_op))
 for _op in (generator_backward, mrf_backward):
-    torch.library.register_autograd(_op.name(), _refusal(_op.name()))
+    torch.library.register_autograd(_op.name(), refusal(_op.name()))

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .kernels.rvq.certificate import FLUSH, score_beta
-from .reference import rvq
-from .reference.checks import refuse_in_capture
-from .reference.rvq import search
-from .reference.rvq_checks import code_range_error
-from .reference.search import nearest_code, nearest_in_float64
+from ..kernels.rvq.certificate import FLUSH, score_beta
+from ..reference import rvq
+from ..reference.checks import refuse_in_capture
+from ..reference.rvq import search
+from ..reference.rvq_checks import code_range_error
+from ..reference.search import nearest_code, nearest_in_float64
 
 __all__ = ["code_sums", "decode", "encode", "half_norms", "matmul_precision"]
 

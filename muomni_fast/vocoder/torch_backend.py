@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .network import Blocks, Layers, Network
-from .reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
+from ..reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
+from .generator import Blocks, Layers, Network
 
 Pair = tuple[Tensor, Tensor]  # a convolution's weight and bias
 Needs = Sequence[bool]

@@ -6,45 +6,28 @@ compiled or exported program still does. Backwards are operators without a formu
 a second derivative raises instead of being wrong.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
-from . import backend, torch_rvq
-from .counters import counters
-from .reference.checks import full_precision
-
-_library = torch.library.Library("muomni", "DEF")
+from .. import backend
+from ..counters import counters
+from ..operators import one_by_one, operator, refusal
+from ..reference.checks import full_precision
+from . import torch_backend as torch_rvq
 
 
 def _backend(op: str, *tensors: Tensor) -> ModuleType:
     """The module whose `encode`, `decode` and `code_sums` run `op` on these tensors."""
     if backend.choose(op, *tensors) == "torch":
         return torch_rvq
-    from . import triton_rvq
+    from . import triton_backend as triton_rvq
 
     return triton_rvq
-
-
-def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Register a function as an operator of its own, for CPU and CUDA tensors.
-
-    What `torch.library.custom_op` does, less 30 us a call and the second its first call takes.
-    """
-
-    def register(function: Callable[..., Any]) -> Any:
-        schema = torch.library.infer_schema(function, mutates_args=())
-        _library.define(name + schema)
-        for key in ("CPU", "CUDA"):
-            _library.impl(name, torch.no_grad()(function), key)
-        return getattr(torch.ops.muomni, name).default
-
-    return register
 
 
 def half_norms(codebooks: Tensor) -> Tensor:
@@ -52,7 +35,7 @@ def half_norms(codebooks: Tensor) -> Tensor:
     return _backend("rvq_encode", codebooks).half_norms(codebooks)
 
 
-@_operator("rvq_encode")
+@operator("rvq_encode")
 def rvq_encode(
     mel: Tensor,
     codebooks: Tensor,
@@ -87,13 +70,13 @@ def _fake_decode(codes: Tensor, tables: Tensor, weight: Tensor | None, bias: Any
 
 
 # An autograd formula written in Python costs a call as much as decoding a frame: two operators.
-rvq_decode = _operator("rvq_decode")(_decode)
-rvq_decode_inference = _operator("rvq_decode_inference")(_decode)
+rvq_decode = operator("rvq_decode")(_decode)
+rvq_decode_inference = operator("rvq_decode_inference")(_decode)
 for _op in (rvq_decode, rvq_decode_inference):
     torch.library.register_fake(_op.name())(_fake_decode)
 
 
-@_operator("rvq_decode_backward")
+@operator("rvq_decode_backward")
 def rvq_decode_backward(
     grad: Tensor, codes: Tensor, tables: Tensor, weight: Tensor | None, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,7 +135,7 @@ def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("muomni::rvq_decode", _decode_backward, setup_context=_save_decode)
 
 
-@_operator("rvq_quantize")
+@operator("rvq_quantize")
 def rvq_quantize(
     mel: Tensor,
     codebooks: Tensor,
@@ -196,7 +179,7 @@ def _(
     return frames, codebooks.new_empty(mel.shape[0], dim), *losses, codes
 
 
-@_operator("rvq_quantize_backward")
+@operator("rvq_quantize_backward")
 def rvq_quantize_backward(
     d_frames: Tensor,
     d_quantized: Tensor,
@@ -292,7 +275,7 @@ torch.library.register_autograd(
 )
 
 
-@_operator("code_sums")
+@operator("code_sums")
 def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
     """(N,) int64, (N, D) -> sums of the rows of every code (codebook_size, D) float64."""
     return _backend("code_sums", rows).code_sums(codes, rows, codebook_size)
@@ -303,37 +286,9 @@ def _(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
     return rows.new_empty(codebook_size, rows.shape[1], dtype=torch.float64)
 
 
-def _item(arg: Any, dim: Any, item: int) -> Any:
-    """One item of a batched argument, or of each tensor in a list."""
-    if isinstance(arg, (list, tuple)) and dim is not None:
-        return [_item(*pair, item) for pair in zip(arg, dim, strict=True)]
-    return arg if dim is None else arg.select(dim, item)
-
-
-def _one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
-    """vmap's rule: run the operator once per item and stack what comes out."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        results = []
-        for item in range(info.batch_size):
-            pairs = zip(args, in_dims, strict=True)
-            results.append(op(*(_item(a, d, item) for a, d in pairs)))
-        stacked = tree_map(lambda *same: torch.stack(same), *results)
-        return stacked, tree_map(lambda _: 0, stacked)
-
-    return rule
-
-
 for _op in (rvq_encode, rvq_decode, rvq_decode_inference, rvq_quantize, code_sums):
-    torch.library.register_vmap(_op.name(), _one_by_one(_op))
-
-
-def _refusal(name: str) -> Callable[..., Any]:
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(f"{name} has no derivative")
-
-    return backward
+    torch.library.register_vmap(_op.name(), one_by_one(_op))
 
 
 for _op in (rvq_decode_backward, rvq_quantize_backward, code_sums):
-    torch.library.register_autograd(_op.name(), _refusal(_op.name()))
+    torch.library.register_autograd(_op.name(), refusal(_op.name()))

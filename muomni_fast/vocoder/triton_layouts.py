@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .network import Blocks, Layers, Network
+from .generator import Blocks, Layers, Network
 
 
 def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
-    """Weights and biases as torch has them -> as the functions of `triton_vocoder` take them."""
+    """Weights and biases as torch has them -> as the functions of `triton_backend` take them."""
     raw = Layers.of(tensors, len(network.rates), sum(network.blocks.sizes))
     pairs = zip(raw.ups, network.rates, strict=True)
     return Layers(
@@ -30,7 +30,7 @@ def pack(tensors: Sequence[Tensor], network: Network) -> list[Tensor]:
 
 
 def unpacked(tensors: Sequence[Tensor], network: Network) -> Layers:
-    """What `pack` gave -> as the functions of `triton_vocoder` take them."""
+    """What `pack` gave -> as the functions of `triton_backend` take them."""
     stages = len(network.rates)
     return Layers.of(tensors, stages, (len(tensors) - 4) // stages - 2)
 

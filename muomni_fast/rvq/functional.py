@@ -1,0 +1,198 @@
+"""The quantizer's operations as functions, each on the fastest backend that can run it.
+
+They run as operators (`ops`): Triton kernels on a GPU, certified blocks of GEMM scores on a CPU,
+both exact. Dimension letters: N frames in all, Q codebooks, K codes each, D codebook_dim.
+"""
+
+import torch
+from torch import Tensor
+
+from ..operators import learning, refuse_transforms
+from ..reference.rvq import RVQOutput, work_dtype
+from ..reference.rvq_checks import (
+    require_decodable,
+    require_encodable,
+    require_finite_frames,
+    require_precision,
+    require_projection_back,
+    require_same_device,
+)
+from . import ops
+
+__all__ = ["code_sums", "rvq_decode", "rvq_encode", "rvq_quantize"]
+
+
+def rvq_encode(
+    mel: Tensor,
+    codebooks: Tensor,
+    proj_in_weight: Tensor | None = None,
+    proj_in_bias: Tensor | None = None,
+    *,
+    precision: str = "exact",
+    check_finite: bool = False,
+    half_norms: Tensor | None = None,
+) -> Tensor:
+    """Codes of mel frames (SoundStream, algorithm 1); no gradient.
+
+    A code is the nearest codeword in real arithmetic, whatever the device: rows that the fast
+    scores cannot decide are measured again. Only the rounding of the projection may differ between
+    devices (`kernels.rvq.certificate.projection_error` bounds it).
+
+    Args:
+        mel: (..., n_mels), any float dtype but float8; half precision is upcast to float32.
+        codebooks: (Q, K, D).
+        proj_in_weight: (D, n_mels), or None when n_mels == D.
+        proj_in_bias: (D,).
+        precision: "exact", or "fast" to let a GPU take the lowest TF32 score as it is. On a CPU
+            both are exact.
+        check_finite: raise if a frame holds a NaN or an infinity; otherwise it gets code 0 at every
+            stage and is counted (`muomni_fast.raise_if_errors`).
+        half_norms: (Q, K) float32, what `rvq.ops.half_norms` gives (||c||^2 / 2, summed in
+            float64), if at hand, to spare computing them; wrong ones give wrong codes.
+
+    Returns:
+        (..., Q) int64; the lowest index wins a tie.
+
+    Raises:
+        TypeError: `mel` is not floating point, or is float8.
+        ValueError: a shape or device does not fit, `precision` is unknown, or `check_finite` found
+            something.
+        BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
+    """
+    require_precision(precision)
+    require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
+    if half_norms is not None:
+        if half_norms.shape != codebooks.shape[:2] or half_norms.dtype != torch.float32:
+            expected = tuple(codebooks.shape[:2])
+            got = tuple(half_norms.shape), half_norms.dtype
+            raise ValueError(f"half_norms: expected {expected} float32, got {got[0]} {got[1]}")
+        require_same_device(codebooks=codebooks, half_norms=half_norms)
+    if check_finite:
+        require_finite_frames(mel)
+    dtype = work_dtype(mel, codebooks)
+    with torch.no_grad():
+        codes = ops.rvq_encode(
+            _rows(mel, dtype),
+            codebooks.to(dtype),
+            half_norms,
+            _cast(proj_in_weight, dtype),
+            _cast(proj_in_bias, dtype),
+            precision == "exact",
+        )
+    return codes.reshape(*mel.shape[:-1], codes.shape[-1])
+
+
+def rvq_decode(
+    codes: Tensor,
+    codebooks: Tensor,
+    proj_out_weight: Tensor | None = None,
+    proj_out_bias: Tensor | None = None,
+) -> Tensor:
+    """Mel frames of codes: proj_out(sum of codewords), accumulated in float32.
+
+    Args:
+        codes: (..., k) integers, 1 <= k <= Q; fewer than Q is a coarse decoding.
+        codebooks: (Q, K, D).
+        proj_out_weight: (n_mels, D), or None.
+        proj_out_bias: (n_mels,).
+
+    Returns:
+        (..., n_mels), the dtype of `codebooks`. Gradients reach codebooks and projection.
+
+    Raises:
+        TypeError: `codes` is not an integer tensor.
+        ValueError: the number of codebooks does not fit.
+        IndexError: a code is negative or not below K, on a CPU; on a GPU it adds nothing to the
+            frame and `muomni_fast.raise_if_errors` raises.
+        NotImplementedError: forward-mode differentiation, or `torch.func` gradients.
+        BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
+    """
+    require_decodable(codes, codebooks, proj_out_weight, proj_out_bias)
+    refuse_transforms("rvq_decode", codebooks, proj_out_weight, proj_out_bias)
+    dtype = work_dtype(codebooks)
+    learns = learning(codebooks, proj_out_weight, proj_out_bias)
+    # Half precision codebooks are added up in float32 and only the frame is rounded.
+    frames = (ops.rvq_decode if learns else ops.rvq_decode_inference)(
+        codes.reshape(-1, codes.shape[-1]).long(),
+        codebooks.to(dtype),
+        _cast(proj_out_weight, dtype),
+        _cast(proj_out_bias, dtype),
+    )
+    return frames.reshape(*codes.shape[:-1], frames.shape[-1]).to(codebooks.dtype)
+
+
+def rvq_quantize(
+    mel: Tensor,
+    codebooks: Tensor,
+    proj_in_weight: Tensor | None = None,
+    proj_in_bias: Tensor | None = None,
+    proj_out_weight: Tensor | None = None,
+    proj_out_bias: Tensor | None = None,
+) -> RVQOutput:
+    """Quantize for training: gradients reach both projections (straight through) and every
+    codebook.
+
+    Between forward and backward only the input, the codes and the weights are kept. Gradients of
+    codebooks are summed by code in a fixed order, so they are the same bits every time.
+
+    Args:
+        mel, codebooks, proj_in_weight, proj_in_bias: as in `rvq_encode`.
+        proj_out_weight, proj_out_bias: as in `rvq_decode`.
+
+    Returns:
+        RVQOutput: mel (..., n_mels) and quantized (..., D) in the dtype of `mel`; codes (..., Q)
+        int64; commitment_loss and codebook_loss (Q,) float32.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: as in `rvq_encode`.
+        NotImplementedError: forward-mode differentiation, or `torch.func` gradients.
+        RuntimeError: a second derivative.
+    """
+    require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
+    require_projection_back(codebooks, proj_out_weight, proj_out_bias)
+    weights = codebooks, proj_in_weight, proj_in_bias, proj_out_weight, proj_out_bias
+    refuse_transforms("rvq_quantize", mel, *weights)
+    dtype = work_dtype(mel, codebooks)
+    out, quantized, commitment, codebook_loss, codes = ops.rvq_quantize(
+        _rows(mel, dtype), *(_cast(weight, dtype) for weight in weights)
+    )
+    lead = mel.shape[:-1]
+    return RVQOutput(
+        mel=out.reshape(*lead, out.shape[-1]).to(mel.dtype),
+        codes=codes.reshape(*lead, codes.shape[-1]),
+        quantized=quantized.reshape(*lead, quantized.shape[-1]).to(mel.dtype),
+        commitment_loss=commitment,
+        codebook_loss=codebook_loss,
+    )
+
+
+def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
+    """Sum of the rows of every code, the same bits every time: what EMA codebooks average.
+
+    Args:
+        codes: (N,) int64, 0 to codebook_size - 1.
+        rows: (N, D) float32.
+        codebook_size: K.
+
+    Returns:
+        (K, D) float64.
+
+    Raises:
+        ValueError: the shapes or devices do not fit.
+        BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
+    """
+    if codes.ndim != 1 or rows.ndim != 2 or len(codes) != len(rows):
+        got = f"{tuple(codes.shape)} and {tuple(rows.shape)}"
+        raise ValueError(f"codes, rows: expected (N,) and (N, D), got {got}")
+    require_same_device(codes=codes, rows=rows)
+    return ops.code_sums(codes, rows, codebook_size)
+
+
+def _rows(mel: Tensor, dtype: torch.dtype) -> Tensor:
+    """(..., n_mels) -> (N, n_mels); half precision stays, as operators upcast it themselves."""
+    rows = mel.reshape(-1, mel.shape[-1])
+    return rows.double() if dtype == torch.float64 else rows
+
+
+def _cast(weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if weight is None else weight.to(dtype)

@@ -1,0 +1,1 @@
+"""The HiFi-GAN generator on the fastest backend."""
