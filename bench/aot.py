@@ -130,7 +130,7 @@ def generator_case(
     """All launches of a generator, 16 x 1 s; `train` with the gradients, `whole` with every stage
     in one launch that there is a tile for; in float32, where the table has none, all of them with
     the tiles of single convolutions, as bench/gpu_vocoder.py forces them."""
-    shape = reference.hifigan.PRESETS.get(preset, {})
+    shape = reference.vocoder.hifigan.PRESETS.get(preset, {})
     with torch.device("meta"):
         model = reference.HiFiGANVocoder(**shape).to(dtype)
     tensors = [tensor.detach() for tensor in fused.tensors_of(model)]

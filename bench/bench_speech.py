@@ -13,8 +13,8 @@ import torch
 
 import muomni_fast
 from muomni_fast import reference
-from muomni_fast.reference.presets import presets
-from muomni_fast.reference.stages import VocoderStage
+from muomni_fast.reference.training.presets import presets
+from muomni_fast.reference.training.vocoder_stage import VocoderStage
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CONFIG = presets()["muomni"]  # the default shapes

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from muomni_fast import reference
-from muomni_fast.reference.hifigan import LEAKY_SLOPE, PRESETS
+from muomni_fast.reference.vocoder.hifigan import LEAKY_SLOPE, PRESETS
 
 GENERATORS: dict[str, dict[str, Any]] = {"default": {}, **PRESETS}
 # Half of a leaky_relu's inputs are multiplied by its slope.

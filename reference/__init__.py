@@ -4,14 +4,14 @@ The modules here need torch and numpy only. Reading audio, training and checkpoi
 extra and are imported from their own modules (`data`, `trainer`, `checkpoint`).
 """
 
-from .discriminators import MultiPeriodDiscriminator, MultiScaleDiscriminator
-from .griffin_lim import GriffinLimVocoder
-from .hifigan import MRF, HiFiGANVocoder, ResBlock
-from .mel import MelConfig, log_mel, mel_filterbank, pool_frames, unpool_frames
-from .pipeline import SpeechCodec
-from .rvq import RVQ, RVQOutput, rvq_decode, rvq_encode, rvq_quantize
-from .search import nearest_code
-from .vocoder import NeuralVocoder
+from .audio.mel import MelConfig, log_mel, mel_filterbank, pool_frames, unpool_frames
+from .codec import SpeechCodec
+from .rvq.quantizer import RVQ, RVQOutput, rvq_decode, rvq_encode, rvq_quantize
+from .rvq.search import nearest_code
+from .vocoder.discriminators import MultiPeriodDiscriminator, MultiScaleDiscriminator
+from .vocoder.griffin_lim import GriffinLimVocoder
+from .vocoder.hifigan import MRF, HiFiGANVocoder, ResBlock
+from .vocoder.neural import NeuralVocoder
 
 __all__ = [
     "MRF",

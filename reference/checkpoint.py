@@ -6,12 +6,10 @@ constructor arguments and the `MelConfig`. Replacing the JSON is the one moment 
 checkpoint becomes the checkpoint: whatever happens before leaves the previous one whole.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import io
 import json
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +19,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .atomic import write_atomically
+from .audio.mel import MelConfig
 from .errors import CheckpointError
-from .mel import MelConfig
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -32,36 +31,6 @@ NOT_OURS = (
     "expected the .json of a checkpoint that training here wrote "
     "(published HiFi-GAN files load by HiFiGANVocoder.from_hifigan)"
 )
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file so that a crash or a full disk leaves the old one or the new one, never a part.
-
-    Raises:
-        CheckpointError: the file cannot be written; names the path and its size.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")  # one writer; a killed one's is written over
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise CheckpointError(
-            f"{path}: cannot write {len(content):,} bytes: {error.strerror}; "
-            "the previous file, if any, is intact"
-        ) from error
-    # The rename itself reaches the disk with its folder, where the system can be told so.
-    with contextlib.suppress(OSError):
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
 @dataclasses.dataclass(frozen=True)

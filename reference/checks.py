@@ -118,3 +118,10 @@ def require_equal_lengths(**sequences: Sequence[Any]) -> None:
 def full_precision(like: Tensor) -> torch.autocast:
     """Switch autocast off where `like` lives: distances decide codes, and mels are compared."""
     return torch.autocast(device_type=like.device.type, enabled=False)
+
+
+def require_same_device(**tensors: Tensor | None) -> None:
+    devices = {name: t.device for name, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        where = ", ".join(f"{name} is on {device}" for name, device in devices.items())
+        raise ValueError(f"expected one device: {where}")

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 import muomni_fast.reference as backend
-from muomni_fast.reference.clips import find_clips, split_clips
-from muomni_fast.reference.data import SpeechDataset, read_held_out
+from muomni_fast.reference.audio.mel import pool_frames
 from muomni_fast.reference.errors import CheckpointError, DataError
-from muomni_fast.reference.mel import pool_frames
-from muomni_fast.reference.run_folder import RunFolder
-from muomni_fast.reference.stages import validate_rvq
 from muomni_fast.reference.train import load_product, source_of
-from muomni_fast.reference.trainer import START_FRAMES
+from muomni_fast.reference.training.clips import find_clips, split_clips
+from muomni_fast.reference.training.data import SpeechDataset, read_held_out
+from muomni_fast.reference.training.run_folder import RunFolder
+from muomni_fast.reference.training.rvq_stage import validate_rvq
+from muomni_fast.reference.training.trainer import START_FRAMES
 
 
 class FaissQuantizer:

@@ -17,7 +17,7 @@ from typing import Any
 
 try:
     import muomni_fast.reference as reference_backend
-    from muomni_fast.reference.trainer import Trainer
+    from muomni_fast.reference.training.trainer import Trainer
 except ModuleNotFoundError as error:
     if error.name not in ("muomni_fast", "tqdm"):
         raise
@@ -28,19 +28,19 @@ except ModuleNotFoundError as error:
 
 import torch
 
-from muomni_fast.reference import distributed
+from muomni_fast.reference.audio.mel import require_same_mel
 from muomni_fast.reference.checkpoint import load_model, restore
-from muomni_fast.reference.clips import Clip, find_clips, fingerprint, split_clips
-from muomni_fast.reference.data import SpeechDataset, read_held_out
 from muomni_fast.reference.errors import (
     CheckpointError,
     DataError,
     TrainingError,
 )
-from muomni_fast.reference.mel import require_same_mel
-from muomni_fast.reference.presets import TrainConfig, presets
-from muomni_fast.reference.run_folder import RunFolder
-from muomni_fast.reference.stages import STAGES
+from muomni_fast.reference.training import distributed
+from muomni_fast.reference.training.clips import Clip, find_clips, fingerprint, split_clips
+from muomni_fast.reference.training.data import SpeechDataset, read_held_out
+from muomni_fast.reference.training.presets import TrainConfig, presets
+from muomni_fast.reference.training.registry import STAGES
+from muomni_fast.reference.training.run_folder import RunFolder
 
 log = logging.getLogger("muomni_fast.train")
 
@@ -212,13 +212,13 @@ def train(options: argparse.Namespace) -> RunFolder:
         results = trainer.run()
         if rank == 0:
             if stage_name == "rvq":
-                from muomni_fast.reference.report import compare_sizes
+                from muomni_fast.reference.training.report import compare_sizes
 
                 mels = [mel for _, mel in pairs]
                 results["sizes"] = compare_sizes(config, data, mels, results["start"])
             folder.add_results(stage_name, results)
     if rank == 0:
-        from muomni_fast.reference.report import write_report
+        from muomni_fast.reference.training.report import write_report
 
         products = {
             stage_name: load_product(folder, stage_name, config, backend)

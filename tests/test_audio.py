@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from muomni_fast import AudioFormatError
-from muomni_fast.reference.audio import audio_info, read_audio, write_audio
+from muomni_fast.reference.audio.files import audio_info, read_audio, write_audio
 
 soundfile = pytest.importorskip("soundfile")
 RATE = 16000
@@ -114,7 +114,7 @@ def test_hostile_headers(tmp_path):
 
 
 def test_headers_that_would_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("muomni_fast.reference.audio.MAX_SAMPLES", 20_000)
+    monkeypatch.setattr("muomni_fast.reference.audio.files.MAX_SAMPLES", 20_000)
     stereo = np.stack([TONE, TONE], 1)
     with pytest.raises(AudioFormatError, match="declares 32,000 samples, more than 20,000"):
         audio_info(write(tmp_path / "a.flac", stereo))
@@ -122,7 +122,7 @@ def test_headers_that_would_fill_the_memory(tmp_path, monkeypatch):
 
 
 def test_hours_are_refused_before_decoding(tmp_path, monkeypatch):
-    monkeypatch.setattr("muomni_fast.reference.audio.MAX_SECONDS", 0.5)
+    monkeypatch.setattr("muomni_fast.reference.audio.files.MAX_SECONDS", 0.5)
     with pytest.raises(AudioFormatError, match="declares 1 s"):
         audio_info(write(tmp_path / "a.wav"))
 

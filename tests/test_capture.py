@@ -14,9 +14,9 @@ from torch._subclasses import FakeTensorMode
 
 import muomni_fast
 from muomni_fast import counters, functional, reference
+from muomni_fast.reference.audio.mel import window_like
 from muomni_fast.reference.checks import require_lengths
-from muomni_fast.reference.mel import window_like
-from muomni_fast.reference.search import nearest_code
+from muomni_fast.reference.rvq.search import nearest_code
 
 CUDA = torch.device("cuda", 0)
 
@@ -62,8 +62,8 @@ def test_what_waits_is_refused_by_name_in_a_capture(capturing):
     frames, lengths = torch.empty(2, 3, 4, device=CUDA), torch.zeros(2, device=CUDA).long()
     for name, call in (
         ("check_finite", lambda: functional.rvq_encode(mel, books, check_finite=True)),
-        ("check_finite", lambda: reference.rvq.rvq_encode(mel, books, check_finite=True)),
-        ("codes", lambda: reference.rvq.rvq_decode(codes, books)),
+        ("check_finite", lambda: reference.rvq_encode(mel, books, check_finite=True)),
+        ("codes", lambda: reference.rvq_decode(codes, books)),
         ("encode", lambda: nearest_code(mel, torch.empty(16, 8, device=CUDA))),
         ("lengths", lambda: models[0](frames, lengths)),
         ("prepare", lambda: models[1].eval().prepare()),

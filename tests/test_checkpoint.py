@@ -13,7 +13,7 @@ import torch
 
 import muomni_fast
 from muomni_fast import HiFiGANVocoder, MelConfig, NeuralVocoder, reference
-from muomni_fast.reference import checkpoint
+from muomni_fast.reference import atomic, checkpoint
 from muomni_fast.reference.errors import CheckpointError
 
 pytest.importorskip("safetensors")
@@ -97,7 +97,7 @@ def test_a_crash_at_any_write_keeps_the_previous_checkpoint(saved, monkeypatch):
 
             new = reference.RVQ()
             with monkeypatch.context() as patch:
-                patch.setattr(checkpoint.os, call, failing)
+                patch.setattr(atomic.os, call, failing)
                 try:
                     checkpoint.save_model(saved, "rvq", new, MelConfig())
                 except CheckpointError as error:
@@ -115,9 +115,9 @@ def test_content_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     for call in ("fsync", "replace"):
         real = getattr(os, call)
         monkeypatch.setattr(
-            checkpoint.os, call, lambda *args, c=call, r=real: (order.append(c), r(*args))
+            atomic.os, call, lambda *args, c=call, r=real: (order.append(c), r(*args))
         )
-    checkpoint.write_atomically(tmp_path / "a", b"content")
+    atomic.write_atomically(tmp_path / "a", b"content")
     assert order == ["fsync", "replace", "fsync"]  # the file, its name, the folder
 
 

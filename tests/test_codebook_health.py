@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from muomni_fast.reference import RVQ, nearest_code
-from muomni_fast.reference.codebook_health import (
+from muomni_fast.reference.training.codebook_health import (
     CodebookHealth,
     code_sums,
     kmeans,

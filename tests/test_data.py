@@ -9,8 +9,8 @@ import torch
 from conftest import SPEECH
 
 from muomni_fast import DataError, MelConfig, log_mel
-from muomni_fast.reference.clips import Clip, find_clips, split_clips
-from muomni_fast.reference.data import SpeechDataset
+from muomni_fast.reference.training.clips import Clip, find_clips, split_clips
+from muomni_fast.reference.training.data import SpeechDataset
 
 soundfile = pytest.importorskip("soundfile")
 RATE, MEL = 16000, MelConfig()

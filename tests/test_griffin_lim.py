@@ -6,9 +6,9 @@ import torch
 from conftest import SPEECH
 
 from muomni_fast import GriffinLimVocoder, MelConfig, log_mel
-from muomni_fast.reference.audio import read_audio
-from muomni_fast.reference.griffin_lim import MOMENTUM, mel_to_magnitude
-from muomni_fast.reference.mel import mel_filterbank
+from muomni_fast.reference.audio.files import read_audio
+from muomni_fast.reference.audio.mel import mel_filterbank
+from muomni_fast.reference.vocoder.griffin_lim import MOMENTUM, mel_to_magnitude
 
 CLIPS = ["ada-02", "ben-09", "cal-15"]
 

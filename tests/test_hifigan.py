@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import muomni_fast
 from muomni_fast import MelConfig, MultiPeriodDiscriminator, MultiScaleDiscriminator, reference
-from muomni_fast.reference import losses
 from muomni_fast.reference.errors import CheckpointError
-from muomni_fast.reference.hifigan import PRESETS
+from muomni_fast.reference.training import losses
+from muomni_fast.reference.vocoder.hifigan import PRESETS
 
 SMALL = dict(upsample_initial_channel=32)
 

@@ -14,8 +14,8 @@ from muomni_fast import (
     unpool_frames,
 )
 from muomni_fast import reference as ref
-from muomni_fast.reference.audio import read_audio
-from muomni_fast.reference.mel import mel_filterbank, pad_audio, require_same_mel
+from muomni_fast.reference.audio.files import read_audio
+from muomni_fast.reference.audio.mel import mel_filterbank, pad_audio, require_same_mel
 
 CONFIGS = [
     MelConfig(),

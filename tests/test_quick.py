@@ -15,9 +15,9 @@ from muomni_fast.reference import log_mel
 
 pytest.importorskip("soundfile")
 from muomni_fast.reference.checkpoint import load_model, load_state  # noqa: E402
-from muomni_fast.reference.clips import find_clips  # noqa: E402
-from muomni_fast.reference.data import read_clip  # noqa: E402
-from muomni_fast.reference.run_folder import RunFolder  # noqa: E402
+from muomni_fast.reference.training.clips import find_clips  # noqa: E402
+from muomni_fast.reference.training.data import read_clip  # noqa: E402
+from muomni_fast.reference.training.run_folder import RunFolder  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

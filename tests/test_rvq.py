@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import muomni_fast
 from muomni_fast import reference
-from muomni_fast.reference.search import nearest_code
+from muomni_fast.reference.rvq.search import nearest_code
 
 
 @pytest.fixture(params=[reference.RVQ, muomni_fast.RVQ], ids=["reference", "fast"])

@@ -7,9 +7,10 @@ import torch
 
 import muomni_fast
 from muomni_fast import log_mel, reference
-from muomni_fast.reference.losses import QUIET, spectral_convergence
-from muomni_fast.reference.presets import TrainConfig, presets
-from muomni_fast.reference.stages import RVQStage, VocoderStage, validate_rvq
+from muomni_fast.reference.training.losses import QUIET, spectral_convergence
+from muomni_fast.reference.training.presets import TrainConfig, presets
+from muomni_fast.reference.training.rvq_stage import RVQStage, validate_rvq
+from muomni_fast.reference.training.vocoder_stage import VocoderStage
 
 SMOKE = presets()["smoke"]
 CPU = torch.device("cpu")

@@ -15,14 +15,15 @@ import pytest
 import torch
 from conftest import ROOT, SPEECH
 
-from muomni_fast.reference.presets import TrainConfig, presets
+from muomni_fast.reference.training.presets import TrainConfig, presets
 
 soundfile = pytest.importorskip("soundfile")
 for module in ("safetensors", "soxr", "matplotlib", "tqdm"):
     pytest.importorskip(module)
 
-from muomni_fast.reference import stages, train, trainer  # noqa: E402
+from muomni_fast.reference import train  # noqa: E402
 from muomni_fast.reference.checkpoint import load_training_state  # noqa: E402
+from muomni_fast.reference.training import rvq_stage, trainer  # noqa: E402
 
 SCRIPT = ROOT / "reference" / "train.py"
 SMOKE = ["--preset", "smoke"]
@@ -344,14 +345,14 @@ def test_settings_that_do_not_fit_are_named():
 def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
     """Make the loss NaN at some calls."""
     calls = {"n": 0}
-    real = stages.RVQStage.loss
+    real = rvq_stage.RVQStage.loss
 
     def loss(self, pass_name, batch):
         value, figures = real(self, pass_name, batch)
         calls["n"] += 1
         return (value * float("nan") if calls["n"] in bad_steps else value), figures
 
-    monkeypatch.setattr(stages.RVQStage, "loss", loss)
+    monkeypatch.setattr(rvq_stage.RVQStage, "loss", loss)
 
 
 def test_a_nan_loss_skips_its_step_and_is_counted(tmp_path, monkeypatch, caplog):
@@ -390,7 +391,7 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path, monkey
 
 
 def test_a_gradient_that_is_not_finite_skips_its_step(tmp_path, monkeypatch):
-    real = stages.RVQStage.loss
+    real = rvq_stage.RVQStage.loss
     calls: list[int] = []
     counted = []
     monkeypatch.setattr(trainer.Trainer, "_count_nan", lambda self, loss: counted.append(self.step))
@@ -402,7 +403,7 @@ def test_a_gradient_that_is_not_finite_skips_its_step(tmp_path, monkeypatch):
             value = value + (self.rvq.proj_in.weight[0, 0] * 0).sqrt()  # 0, with gradient NaN
         return value, figures
 
-    monkeypatch.setattr(stages.RVQStage, "loss", counting)
+    monkeypatch.setattr(rvq_stage.RVQStage, "loss", counting)
     assert train.main([*SMOKE, "--stage", "rvq", "--out", str(tmp_path / "run")]) == 0
     assert counted == [2, 3]
 

@@ -19,7 +19,7 @@ from muomni_fast import reference
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, weight_grad
 from muomni_fast.kernels.vocoder.configs import ConvConfig
-from muomni_fast.reference import hifigan
+from muomni_fast.reference.vocoder import hifigan
 from muomni_fast.vocoder import generator as network
 from muomni_fast.vocoder import plan as fused
 from muomni_fast.vocoder import triton_backend as run

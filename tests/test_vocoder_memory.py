@@ -22,7 +22,7 @@ from muomni_fast.kernels.vocoder.conv_post import _conv_post_grad_kernel, _conv_
 from muomni_fast.kernels.vocoder.mrf_step import _mrf_step_kernel
 from muomni_fast.kernels.vocoder.mrf_strip import _mrf_strip_kernel
 from muomni_fast.kernels.vocoder.weight_grad import _weight_grad_kernel
-from muomni_fast.reference.presets import presets
+from muomni_fast.reference.training.presets import presets
 from muomni_fast.vocoder import generator as network
 from muomni_fast.vocoder import plan as fused
 from muomni_fast.vocoder import triton_backend as run

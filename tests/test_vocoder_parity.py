@@ -24,8 +24,8 @@ from vocoder_problems import (
 import muomni_fast
 from muomni_fast import MelConfig, log_mel, reference
 from muomni_fast.kernels.vocoder import configs as conv_configs
-from muomni_fast.reference.presets import presets
-from muomni_fast.reference.stages import VocoderStage
+from muomni_fast.reference.training.presets import presets
+from muomni_fast.reference.training.vocoder_stage import VocoderStage
 from muomni_fast.vocoder import ops as vocoder_ops
 from muomni_fast.vocoder import plan as fused
 from muomni_fast.vocoder import torch_backend as torch_vocoder

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import muomni_fast
 from muomni_fast import reference
-from muomni_fast.reference.streaming import Latency
+from muomni_fast.reference.vocoder.streaming import Latency
 
 
 @pytest.mark.parametrize("mode", ["training", "inference", "prepared"])
@@ -149,7 +149,7 @@ def test_chunks_that_do_not_fit_are_refused(chunk, error, message):
 
 CONTEXTS = CONFIGS | {
     "default": dict(n_mels=4, upsample_initial_channel=16),
-    "v3": reference.hifigan.PRESETS["v3"] | dict(n_mels=4, upsample_initial_channel=8),
+    "v3": reference.vocoder.hifigan.PRESETS["v3"] | dict(n_mels=4, upsample_initial_channel=8),
     "kernel equals rate": TYPE_2 | dict(upsample_kernel_sizes=(3, 2)),
     "long kernels": TYPE_1 | dict(upsample_kernel_sizes=(18, 12)),
 }

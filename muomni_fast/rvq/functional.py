@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from ..operators import learning, refuse_transforms
-from ..reference.rvq import RVQOutput, work_dtype
-from ..reference.rvq_checks import (
+from ..reference.checks import require_same_device
+from ..reference.rvq.checks import (
     require_decodable,
     require_encodable,
     require_finite_frames,
     require_precision,
     require_projection_back,
-    require_same_device,
 )
+from ..reference.rvq.quantizer import RVQOutput, work_dtype
 from . import ops
 
 __all__ = ["code_sums", "rvq_decode", "rvq_encode", "rvq_quantize"]

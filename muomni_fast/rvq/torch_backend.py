@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..kernels.rvq.certificate import FLUSH, score_beta
-from ..reference import rvq
 from ..reference.checks import refuse_in_capture
-from ..reference.rvq import search
-from ..reference.rvq_checks import code_range_error
-from ..reference.search import nearest_code, nearest_in_float64
+from ..reference.rvq import quantizer as rvq
+from ..reference.rvq.checks import code_range_error
+from ..reference.rvq.quantizer import search
+from ..reference.rvq.search import nearest_code, nearest_in_float64
 
 __all__ = ["code_sums", "decode", "encode", "half_norms", "matmul_precision"]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..reference import hifigan
+from ..reference.vocoder import hifigan
 from .plan import fusible, run_blocks
 
 

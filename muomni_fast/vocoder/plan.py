@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..operators import autocast, learning, refuse_transforms
-from ..reference import hifigan
-from ..reference.checks import require_channels
-from ..reference.rvq_checks import require_same_device
+from ..reference.checks import require_channels, require_same_device
+from ..reference.vocoder import hifigan
 from . import ops as vocoder_ops
 from .generator import Blocks, Network
 from .ops import Packed

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
+from ..reference.vocoder.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
 from .generator import Blocks, Layers, Network
 
 CHANNELS_LAST = torch.channels_last

@@ -17,7 +17,7 @@ from ..kernels.vocoder.conv_post import conv_post, conv_post_grad
 from ..kernels.vocoder.mrf_step import mrf_step
 from ..kernels.vocoder.mrf_strip import mrf_strip
 from ..kernels.vocoder.weight_grad import conv_weight_grad
-from ..reference.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
+from ..reference.vocoder.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
 from .generator import Blocks
 from .triton_layouts import (
     for_input,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .checks import refuse_in_capture, require_float, require_tensor
+from ..checks import refuse_in_capture, require_float, require_same_device, require_tensor
 
 
 def require_precision(precision: str) -> None:
@@ -92,13 +92,6 @@ def require_codebooks(codebooks: Tensor) -> None:
     require_tensor("codebooks", codebooks)
     if codebooks.ndim != 3 or codebooks.shape[0] < 1 or codebooks.shape[1] < 2:
         raise ValueError(f"codebooks: expected (Q, K >= 2, D), got {tuple(codebooks.shape)}")
-
-
-def require_same_device(**tensors: Tensor | None) -> None:
-    devices = {name: t.device for name, t in tensors.items() if t is not None}
-    if len(set(devices.values())) > 1:
-        where = ", ".join(f"{name} is on {device}" for name, device in devices.items())
-        raise ValueError(f"expected one device: {where}")
 
 
 def code_range_error(low: int, high: int, size: int) -> IndexError:

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from .checks import require_hop, require_n_mels
-from .hifigan import PRESETS as PUBLISHED
-from .hifigan import HiFiGANVocoder
-from .mel import MelConfig
-from .rvq import RVQ
+from ..audio.mel import MelConfig
+from ..checks import require_hop, require_n_mels
+from ..rvq.quantizer import RVQ
+from ..vocoder.hifigan import PRESETS as PUBLISHED
+from ..vocoder.hifigan import HiFiGANVocoder
 
 
 @dataclasses.dataclass(frozen=True)

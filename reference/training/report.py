@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .audio import write_audio
-from .checkpoint import write_atomically
+from ..atomic import write_atomically
+from ..audio.files import write_audio
+from ..audio.mel import MelConfig, log_mel, pool_frames
+from ..codec import SpeechCodec
+from ..rvq.quantizer import RVQ
+from ..vocoder.griffin_lim import GriffinLimVocoder
 from .clips import Clip
 from .codebook_health import start_from_data
 from .data import SpeechDataset
-from .griffin_lim import GriffinLimVocoder
-from .mel import MelConfig, log_mel, pool_frames
-from .pipeline import SpeechCodec
 from .presets import TrainConfig
 from .run_folder import RunFolder, read_metrics
-from .rvq import RVQ
-from .stages import validate_rvq
+from .rvq_stage import validate_rvq
 from .trainer import START_FRAMES
 
 SHOWN_CLIPS = 3

@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,3 +89,15 @@ def _require_same_kind(chunk: Tensor, first: Tensor) -> None:
         raise ValueError(
             f"mel_chunks: expected a batch of {first.shape[0]}, as before, got {chunk.shape[0]}"
         )
+
+
+def one_clip(vocoder: nn.Module, mel: Tensor | np.ndarray) -> Tensor:
+    """Run a vocoder on one clip: (n_mels, T), tensor or array -> (T * hop_length,) tensor."""
+    mel = torch.as_tensor(mel)
+    if mel.ndim != 2:
+        raise ValueError(f"mel: expected one clip (n_mels, T), got {tuple(mel.shape)}")
+    parameter = next(vocoder.parameters(), None)
+    if parameter is not None:
+        mel = mel.to(parameter)
+    with torch.no_grad():
+        return vocoder(mel[None])[0]

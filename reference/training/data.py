@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .audio import audio_info, read_audio
+from ..audio.files import audio_info, read_audio
+from ..audio.mel import MelConfig, log_mel
+from ..errors import AudioFormatError, DataError
 from .clips import Clip
-from .errors import AudioFormatError, DataError
-from .mel import MelConfig, log_mel
 
 log = logging.getLogger(__name__)
 

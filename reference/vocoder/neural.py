@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_model, restore
-from .checks import require_hop, require_n_mels
-from .griffin_lim import GriffinLimVocoder, one_clip
+from ..audio.mel import MelConfig, require_same_mel
+from ..checkpoint import load_model, restore
+from ..checks import require_hop, require_n_mels
+from .griffin_lim import GriffinLimVocoder
 from .hifigan import HiFiGANVocoder
-from .mel import MelConfig, require_same_mel
+from .streaming import one_clip
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import full_precision, refuse_in_capture, require_finite
-from .rvq_checks import (
+from ..checks import full_precision, refuse_in_capture, require_finite
+from .checks import (
     code_range_error,
     require_decodable,
     require_encodable,

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_atomically
-from .errors import CheckpointError
+from ..atomic import write_atomically
+from ..errors import CheckpointError
 from .presets import TrainConfig
 
 RUNS = Path("runs")

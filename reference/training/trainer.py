@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..checkpoint import load_training_state, save_model, save_training_state
+from ..errors import CheckpointError, TrainingError
 from . import distributed
-from .checkpoint import load_training_state, save_model, save_training_state
 from .data import SpeechDataset
-from .errors import CheckpointError, TrainingError
 from .presets import TrainConfig
 from .run_folder import MetricsTable, RunFolder
-from .stages import Batch, Stage
+from .stage import Batch, Stage
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .checks import refuse_in_capture
+from ..checks import refuse_in_capture
 
 # Elements of a (rows, K, D) block of differences, 2 MB in float32: what stays in a core's cache.
 BLOCK_ELEMENTS = 1 << 19

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import full_precision, refuse_in_capture, require_tensor
+from ..checks import full_precision, refuse_in_capture, require_tensor
 
 
 @dataclasses.dataclass(frozen=True)

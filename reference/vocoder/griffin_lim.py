@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import full_precision, require_mel
-from .mel import MelConfig, filterbank_like, spectrogram, window_like
+from ..audio.mel import MelConfig, filterbank_like, spectrogram, window_like
+from ..checks import full_precision, require_mel
+from .streaming import one_clip
 
 NNLS_STEPS = 64
 MOMENTUM = 0.99  # librosa's default
@@ -106,15 +107,3 @@ class GriffinLimVocoder(nn.Module):
     def mel_to_audio(self, mel: Tensor | np.ndarray) -> Tensor:
         """Invert one clip: (n_mels, T) -> (T * hop_length,)."""
         return one_clip(self, mel)
-
-
-def one_clip(vocoder: nn.Module, mel: Tensor | np.ndarray) -> Tensor:
-    """Run a vocoder on one clip: (n_mels, T), tensor or array -> (T * hop_length,) tensor."""
-    mel = torch.as_tensor(mel)
-    if mel.ndim != 2:
-        raise ValueError(f"mel: expected one clip (n_mels, T), got {tuple(mel.shape)}")
-    parameter = next(vocoder.parameters(), None)
-    if parameter is not None:
-        mel = mel.to(parameter)
-    with torch.no_grad():
-        return vocoder(mel[None])[0]

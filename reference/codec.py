@@ -6,13 +6,13 @@ from typing import ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from .audio.mel import MelConfig, log_mel, pool_frames, require_same_mel, unpool_frames
 from .checkpoint import load_model, restore
 from .checks import require_hop, require_n_mels, require_tensor
-from .griffin_lim import GriffinLimVocoder
-from .hifigan import HiFiGANVocoder
-from .mel import MelConfig, log_mel, pool_frames, require_same_mel, unpool_frames
-from .rvq import RVQ
-from .vocoder import NeuralVocoder
+from .rvq.quantizer import RVQ
+from .vocoder.griffin_lim import GriffinLimVocoder
+from .vocoder.hifigan import HiFiGANVocoder
+from .vocoder.neural import NeuralVocoder
 
 
 class Quantizer(Protocol):

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoint import load_foreign_checkpoint, load_state
-from .checks import (
+from ..audio.mel import read_hifigan_config
+from ..checkpoint import load_foreign_checkpoint, load_state
+from ..checks import (
     refuse_in_capture,
     require_channels,
     require_equal_lengths,
@@ -25,9 +26,7 @@ from .checks import (
     require_lengths,
     require_mel,
 )
-from .griffin_lim import one_clip
-from .mel import read_hifigan_config
-from .streaming import Context, Latency, stream
+from .streaming import Context, Latency, one_clip, stream
 from .weight_norm import CONVOLUTIONS, accept_both_kinds, fold, normed
 
 LEAKY_SLOPE = 0.1

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .rvq import RVQ, code_sums
-from .search import nearest_code
+from ..rvq.quantizer import RVQ, code_sums
+from ..rvq.search import nearest_code
 
 KMEANS_STEPS = 30
 KMEANS_ROWS = 40000  # a start needs no more frames than this

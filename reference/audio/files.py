@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import write_atomically
-from .errors import AudioFormatError
+from ..atomic import write_atomically
+from ..errors import AudioFormatError
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus")
 SUBTYPES = {

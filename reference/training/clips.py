@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .audio import EXTENSIONS
-from .errors import DataError
+from ..audio.files import EXTENSIONS
+from ..errors import DataError
 
 HELD_OUT = 0.1  # share of speakers, or of each speaker's clips, that training never sees
 LEAST_SPEAKERS = 5  # with fewer known speakers, clips are held out instead

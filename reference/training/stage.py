@@ -1,0 +1,82 @@
+"""The stages of training: what each one learns, for the one loop of `trainer.py` to run.
+
+A stage is a small object: its models, an optimiser for each pass of a step, the loss of a pass, and
+how it is validated. It knows nothing of accumulation, precision, processes, logging or checkpoints.
+"""
+
+import abc
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+
+
+class Stage(abc.ABC):
+    """One stage of training.
+
+    Attributes:
+        name: of the stage; also the kind and name of its model checkpoint.
+        starts_from_data: whether `start` does anything.
+        by_length: whether a clip counts by its length, or once an epoch.
+        steps, batch_size: of its recipe.
+        models: all modules with learned state; the one called `name` is the product.
+        optimisers: one per pass, in the order a step runs them.
+    """
+
+    name: str
+    starts_from_data = False
+    by_length = False
+    steps: int
+    batch_size: int
+    models: dict[str, nn.Module]
+    optimisers: dict[str, torch.optim.Optimizer]
+
+    @abc.abstractmethod
+    def loss(self, pass_name: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one pass over one (micro-)batch, and figures to log."""
+
+    @abc.abstractmethod
+    def validate(self, clips: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Held-out figures of whole clips (audio (L,), log-mel (n_mels, T))."""
+
+    @abc.abstractmethod
+    def begin(self) -> None:
+        """Make the optimisers: once weights are in place, before the first step or a restore."""
+
+    def start(self, frames: Tensor) -> None:
+        """Set weights from data, where `starts_from_data`: (N, n_mels) frames on the CPU."""
+        raise NotImplementedError
+
+    def passes(self, step: int) -> list[str]:
+        """The passes of this step, in order."""
+        return list(self.optimisers)
+
+    def learning_rate_factor(self, step: int, epoch: int) -> float:
+        """What the optimisers' own rates are multiplied by."""
+        return cosine(step, self.steps)
+
+    def after_step(self, parts: Sequence[Batch]) -> dict[str, float]:
+        """Upkeep after a step over its micro-batches; figures to log."""
+        return {}
+
+    def extra_state(self) -> dict[str, Any]:
+        """What resuming needs beyond models and optimisers."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `extra_state` gave."""
+        assert not state
+
+    @property
+    def product(self) -> nn.Module:
+        """The model this stage is for."""
+        return self.models[self.name]
+
+
+def cosine(step: int, steps: int) -> float:
+    """Half a cosine from 1 at step 0 to 0 at `steps`."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))

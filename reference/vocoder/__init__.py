@@ -1,0 +1,1 @@
+"""Vocoders in plain PyTorch."""
