@@ -1,5 +1,4 @@
-"""What all tests share. Without a GPU, Triton kernels run in its interpreter, which must be decided
-here, before anything imports triton."""
+"""What all tests share."""
 
 import os
 import sys
@@ -9,34 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.environment import DEVICE, NO_INTERPRETER  # before anything imports triton
+from support.interpreter import probe, round_like_tensor_cores  # noqa: F401  # a fixture
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-os.environ.pop("MUOMNI_FAST_BACKEND", None)
-
-from muomni_fast.backend import BackendUnavailableError, interpreter_obstacle
+from muomni_fast.backend import BackendUnavailableError
 
 # Fills fresh memory with NaN (integers: the largest), so that an output nobody wrote shows.
 torch.use_deterministic_algorithms(True)
-
-# Where tests that run on either put their tensors.
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ROOT = Path(__file__).resolve().parent.parent
-SPEECH = ROOT / "reference" / "speech"
-# Marks of tests that run kernels, on the GPU where there is one, and of those that watch them run.
-INTERPRETERS_NUMPY = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
-ON_KERNELS = [pytest.mark.usefixtures("kernel_device"), INTERPRETERS_NUMPY]
-if DEVICE.type == "cuda":
-    ON_KERNELS.append(pytest.mark.gpu)
-ON_INTERPRETER = [
-    pytest.mark.skipif(DEVICE.type == "cuda", reason="watches the interpreter"),
-    INTERPRETERS_NUMPY,
-]
-# Versions of Triton and numpy that do not go together.
-NO_INTERPRETER = interpreter_obstacle() if DEVICE.type == "cpu" else None
-if NO_INTERPRETER is not None:
-    for marks in (ON_KERNELS, ON_INTERPRETER):
-        marks.append(pytest.mark.skip(reason=NO_INTERPRETER))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,6 +41,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Leave torch's own frames out of a failure, the last one excepted: a compiled call or a
     backward has dozens. `--full-trace` shows them."""
     report = yield
+    # A worker process cannot send a file's name that is no UTF-8.
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
     if not item.config.getoption("fulltrace"):
         for traceback, *_ in getattr(report.longrepr, "chain", ()):
             *before, last = traceback.reprentries
@@ -127,8 +109,6 @@ def full_float32() -> Iterator[None]:
 @pytest.fixture
 def kernel_device(full_float32: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors are created where kernels run; interpreted products round as tensor cores do."""
-    from interpreter import round_like_tensor_cores
-
     if DEVICE.type == "cpu":
         round_like_tensor_cores(monkeypatch)
     with torch.device(DEVICE):

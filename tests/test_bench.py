@@ -11,8 +11,8 @@ from pathlib import Path
 import gpu
 import pytest
 import report
-from conftest import ROOT
 from gpu_step import Step, append, read_lines
+from support.environment import ROOT
 
 from muomni_fast.kernels import tables
 

@@ -1,14 +1,14 @@
 """What must neither wait for a GPU nor allocate while a CUDA graph is captured.
 
 Without a GPU: tensors are fake ones on CUDA, and torch is made to say that a capture goes on. That
-captured calls work is in test_rvq_gpu.py and test_vocoder_gpu.py.
+captured calls work is in rvq/test_gpu.py and vocoder/test_gpu.py.
 """
 
 from collections.abc import Iterator
 
 import pytest
 import torch
-from small_vocoders import TINY
+from support.small_vocoders import TINY
 from torch import nn
 from torch._subclasses import FakeTensorMode
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from conftest import ROOT
+from support.environment import ROOT
 
 # Compiling needs a process that never interprets.
 ENV = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -26,7 +26,7 @@ def test_main_configurations_compile_within_budget_for_both_architectures():
 def test_a_configuration_that_spills_is_caught():
     plant = """
 import aot
-from muomni_fast.kernels import configs
+from muomni_fast.kernels.rvq import configs
 configs.ENCODE["sm_90", 64] = configs.EncodeConfig(128, 128, 128, 32, "ieee", 4, 1)
 print(aot.report(aot.CASES[0], 90, set())[0]["problems"])
 """

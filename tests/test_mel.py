@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SPEECH
+from support.environment import SPEECH
 
 from muomni_fast import (
     GriffinLimVocoder,

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from support.environment import ROOT
 
 import muomni_fast
 from muomni_fast import BackendUnavailableError, functional, reference
@@ -280,7 +280,7 @@ def test_gpu_tests_are_found_without_optional_packages(tmp_path):
         env=os.environ | {"PYTHONPATH": paths, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )
     assert done.returncode == 0, done.stdout
-    for name in ("test_rvq_gpu.py::", "test_vocoder_gpu.py::"):
+    for name in ("rvq/test_gpu.py::", "vocoder/test_gpu.py::"):
         assert name in done.stdout
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from activations import branch_by_branch, signs_given, signs_of, signs_seen
+from support.activations import branch_by_branch, signs_given, signs_of, signs_seen
 from torch import Tensor, nn
 from vocoder_problems import (
     GENERATORS,

@@ -3,14 +3,13 @@
 import contextlib
 from collections.abc import Iterator
 
-import interpreter as watch
 import numpy as np
 import pytest
-import test_rvq_memory
 import torch
-from conftest import ON_INTERPRETER
-from interpreter import Launch, watched
-from small_vocoders import strips
+from support import interpreter as watch
+from support.environment import ON_INTERPRETER
+from support.interpreter import Launch, Probe, watched
+from support.small_vocoders import strips
 from torch import Tensor
 
 import muomni_fast
@@ -31,7 +30,6 @@ from muomni_fast.vocoder.generator import Blocks
 pytestmark = ON_INTERPRETER
 TAPS, DILATIONS = (3, 5), ((1, 3), (1, 2))
 SHAPE = 16, 16, 64, "ieee", 1  # a tile
-probe = test_rvq_memory.probe
 
 
 @pytest.fixture(autouse=True)
@@ -222,7 +220,7 @@ def sizes(beyond: int, rows: str) -> tuple[int, int]:
     return (2, beyond // 16) if rows == "long" else (beyond // 256 + 1, 16)
 
 
-def farthest(found: test_rvq_memory.Probe, tensor: Tensor) -> None:
+def farthest(found: Probe, tensor: Tensor) -> None:
     """Elements from a tensor's first to the last one written."""
     return (int(max(a.max() for a in found.written if len(a))) - tensor.data_ptr()) // 4
 

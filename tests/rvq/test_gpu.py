@@ -1,5 +1,5 @@
 """The quantizer where only a GPU can tell: graphs, streams, devices, huge tensors, errors on the
-device. Parity on a GPU is test_rvq_kernels.py's, and bench/gpu.py's at full size."""
+device. Parity on a GPU is test_kernels.py's, and bench/gpu.py's at full size."""
 
 import pytest
 import torch
@@ -101,7 +101,7 @@ def test_tf32_settings_do_not_reach_the_codes(rvq):
 
 
 def test_the_torch_path_is_exact_too(rvq, monkeypatch):
-    from oracle import unexcused_mismatches
+    from support.oracle import unexcused_mismatches
 
     monkeypatch.setenv("MUOMNI_FAST_BACKEND", "torch")
     mel, weight = torch.randn(20_000, 128, device="cuda"), rvq.proj_in.weight.detach()

@@ -1,6 +1,5 @@
 """The training loop: its outputs, resuming, reproducibility, several processes, and failures."""
 
-import csv
 import json
 import os
 import random
@@ -13,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SPEECH
+from support.environment import SPEECH
+from support.training import SCRIPT, assert_same, losses, rows, run
 
 from muomni_fast.reference.training.presets import TrainConfig, presets
 
@@ -25,45 +25,7 @@ from muomni_fast.reference import train  # noqa: E402
 from muomni_fast.reference.checkpoint import load_training_state  # noqa: E402
 from muomni_fast.reference.training import rvq_stage, trainer  # noqa: E402
 
-SCRIPT = ROOT / "reference" / "train.py"
 SMOKE = ["--preset", "smoke"]
-
-
-def run(
-    *arguments: str | Path, timeout: float = 300, **env: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, SCRIPT, "--device", "cpu", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=os.environ | env,
-    )
-
-
-def rows(folder: Path, stage: str) -> list[dict[str, str]]:
-    with open(folder / f"metrics-{stage}.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def losses(folder: Path, stage: str, column: str = "loss") -> np.ndarray:
-    return np.array([float(row[column]) for row in rows(folder, stage)])
-
-
-def assert_same(a: object, b: object, where: str = "state") -> None:
-    """Bit-equality of nested states."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 """The vocoder where only a GPU can tell: graphs, streams, devices, huge tensors, the same bits in
-any batch. Parity there is test_vocoder_kernels.py's, and bench/gpu_vocoder.py's at full size."""
+any batch. Parity there is test_mrf_kernels.py's, and bench/gpu_vocoder.py's at full size."""
 
 import pytest
 import torch

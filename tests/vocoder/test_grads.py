@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_vocoders import (
+from support.small_vocoders import (
     EXACT,
     TYPE_1,
     arguments,

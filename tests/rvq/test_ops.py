@@ -287,7 +287,7 @@ def test_vmap():
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_a_lowered_matmul_precision_does_not_reach_the_codes(monkeypatch, precision):
     """Products rounded to tf32 or bfloat16, as torch then may, change no code."""
-    from interpreter import truncated
+    from support.interpreter import truncated
 
     from muomni_fast.rvq import torch_backend as torch_rvq
 
@@ -407,7 +407,7 @@ def test_any_view_encodes_like_its_copy(data):
 
 
 def test_streaming_frame_by_frame_equals_the_batch():
-    from oracle import unexcused_mismatches
+    from support.oracle import unexcused_mismatches
 
     rvq, mel = muomni_fast.RVQ().eval(), torch.randn(400, 128)
     codes = rvq.encode(mel)

@@ -5,9 +5,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from conftest import ON_KERNELS
-from interpreter import nearest_tf32
-from kernel_checks import all_close, doubles, turned, with_gradients
+from support.environment import ON_KERNELS
+from support.interpreter import nearest_tf32
+from support.kernel_checks import all_close, doubles, turned, with_gradients
 from torch import Tensor
 from torch.nn import functional as F
 

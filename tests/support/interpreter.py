@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -177,3 +177,41 @@ def watched() -> Iterator[list[Launch]]:
         patch.setattr(interpreter.InterpreterBuilder, "set_grid_idx", step)
         patch.setattr(interpreter, "_interpreter", _Recorder(interpreter._interpreter, launches))
         yield launches
+
+
+class Probe:
+    """Stands in for the interpreter's memory: notes addresses, reads zeros, writes nothing."""
+
+    def __init__(self, real: object) -> None:
+        self.real = real
+        self.read: list[np.ndarray] = []
+        self.written: list[np.ndarray] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.real, name)
+
+    def load(self, pointers, mask, other, dtype):
+        self.read.append(pointers[mask])
+        return np.full(pointers.shape, self.value, dtype)
+
+    def store(self, pointers, values, mask):
+        self.written.append(pointers[mask])
+
+    value = 0  # of everything read
+
+
+@pytest.fixture
+def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Probe]]:
+    """Make the next launch's single program the one of a given number."""
+    from triton.runtime import interpreter
+
+    def start(program: int) -> Probe:
+        number = np.array([program], dtype=np.int32)
+        handle = interpreter.TensorHandle(number, interpreter.tl.int32)
+        found = Probe(interpreter._interpreter)
+        builder = interpreter.InterpreterBuilder
+        monkeypatch.setattr(builder, "create_get_program_id", lambda self, axis: handle)
+        monkeypatch.setattr(interpreter, "_interpreter", found)
+        return found
+
+    return start

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_vocoders import (
+from support.small_vocoders import (
     EXACT,
     TINY,
     TYPE_1,

@@ -1,13 +1,11 @@
 """What the quantizer's kernels do to memory, watched in the interpreter."""
 
-from collections.abc import Callable, Iterator
-
 import numpy as np
 import pytest
 import torch
-from conftest import ON_INTERPRETER
-from interpreter import Launch, watched
-from oracle import midpoints
+from support.environment import ON_INTERPRETER
+from support.interpreter import Launch, watched
+from support.oracle import midpoints
 from torch import Tensor
 
 from muomni_fast.kernels.rvq.code_sums import _code_sums_kernel, code_sums
@@ -85,44 +83,6 @@ def test_encode_moves_each_input_once():
     shared = sum(t.numel() * t.element_size() for t in (books, weight, half_norms(books)))
     frames = rows * (128 * 4 + 2 * 8)
     assert frames + programs * shared <= launch.l2_bytes() <= 1.02 * (frames + programs * shared)
-
-
-class Probe:
-    """Stands in for the interpreter's memory: notes addresses, reads zeros, writes nothing."""
-
-    def __init__(self, real: object) -> None:
-        self.real = real
-        self.read: list[np.ndarray] = []
-        self.written: list[np.ndarray] = []
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.real, name)
-
-    def load(self, pointers, mask, other, dtype):
-        self.read.append(pointers[mask])
-        return np.full(pointers.shape, self.value, dtype)
-
-    def store(self, pointers, values, mask):
-        self.written.append(pointers[mask])
-
-    value = 0  # of everything read
-
-
-@pytest.fixture
-def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Probe]]:
-    """Make the next launch's single program the one of a given number."""
-    from triton.runtime import interpreter
-
-    def start(program: int) -> Probe:
-        number = np.array([program], dtype=np.int32)
-        handle = interpreter.TensorHandle(number, interpreter.tl.int32)
-        found = Probe(interpreter._interpreter)
-        builder = interpreter.InterpreterBuilder
-        monkeypatch.setattr(builder, "create_get_program_id", lambda self, axis: handle)
-        monkeypatch.setattr(interpreter, "_interpreter", found)
-        return found
-
-    return start
 
 
 @pytest.mark.parametrize("beyond", [2**31, 2**33])

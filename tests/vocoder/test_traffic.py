@@ -4,7 +4,7 @@ by its operators."""
 import numpy as np
 import pytest
 import torch
-from interpreter import Launch, watched
+from support.interpreter import Launch, watched
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import muomni_fast

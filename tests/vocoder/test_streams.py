@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from small_vocoders import CONFIGS, EXACT, TYPE_1, TYPE_2, both_modes, every_config, fast_of, pair
+from support.small_vocoders import (
+    CONFIGS,
+    EXACT,
+    TYPE_1,
+    TYPE_2,
+    both_modes,
+    every_config,
+    fast_of,
+    pair,
+)
 from torch import Tensor
 
 import muomni_fast

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_vocoders import EXACT, TINY, TYPE_1, every_block, every_config, fast_of, pair
+from support.small_vocoders import EXACT, TINY, TYPE_1, every_block, every_config, fast_of, pair
 from torch import Tensor, nn
 from vocoder_problems import generator, in_float64, keep_variance, snr_db
 

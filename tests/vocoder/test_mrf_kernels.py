@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICE, ON_KERNELS
-from interpreter import nearest_tf32, truncated
-from kernel_checks import all_close, assert_close, doubles, with_gradients
-from oracle import snr_db
-from small_vocoders import strips
+from support.environment import DEVICE, ON_KERNELS
+from support.interpreter import nearest_tf32, truncated
+from support.kernel_checks import all_close, assert_close, doubles, with_gradients
+from support.oracle import snr_db
+from support.small_vocoders import strips
 from torch import Tensor, nn
 from vocoder_problems import generator as problem
 

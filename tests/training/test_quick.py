@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle import unexcused_mismatches
-from test_train import losses, run
+from support.oracle import unexcused_mismatches
+from support.training import losses, run
 
 import muomni_fast
 from muomni_fast.reference import log_mel

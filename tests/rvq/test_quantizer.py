@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from oracle import (
+from support.oracle import (
     HARD,
     TOLERANCES,
     midpoints,

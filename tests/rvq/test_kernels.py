@@ -7,9 +7,9 @@ import pkgutil
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICE, ON_KERNELS
-from interpreter import round_like_tensor_cores, truncated
-from oracle import (
+from support.environment import DEVICE, ON_KERNELS
+from support.interpreter import round_like_tensor_cores, truncated
+from support.oracle import (
     HARD,
     midpoints,
     mismatches,

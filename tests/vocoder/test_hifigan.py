@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracle import snr_db
+from support.oracle import snr_db
 from torch.nn import functional as F
 
 import muomni_fast

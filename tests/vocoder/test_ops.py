@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from small_vocoders import (
+from support.small_vocoders import (
     EXACT,
     TINY,
     TINY_2,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SPEECH
+from support.environment import SPEECH
 
 from muomni_fast import DataError, MelConfig, log_mel
 from muomni_fast.reference.training.clips import Clip, find_clips, split_clips
