@@ -38,13 +38,12 @@ from muomni_fast import reference
 from muomni_fast.kernels import launch
 from muomni_fast.kernels.rvq.code_sums import code_sums
 from muomni_fast.kernels.rvq.decode import rvq_decode
-from muomni_fast.kernels.rvq.encode import rvq_encode
-from muomni_fast.kernels.rvq.half_norms import half_norms
+from muomni_fast.kernels.rvq.encode import half_norms, rvq_encode
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, weight_grad
 from muomni_fast.vocoder import generator as network
-from muomni_fast.vocoder import plan as fused
 from muomni_fast.vocoder import triton_backend as triton_vocoder
+from muomni_fast.vocoder.plan import plan_of_generator
 
 TOOLS = Path(nvidia.__file__).parent / "bin"
 OPCODES = r"\b(HGMMA|HMMA|FFMA|DFMA|LDL|STL|LDG|LDGSTS|STG|LDS|STS|BAR)\b"
@@ -133,8 +132,8 @@ def generator_case(
     shape = reference.vocoder.hifigan.PRESETS.get(preset, {})
     with torch.device("meta"):
         model = reference.HiFiGANVocoder(**shape).to(dtype)
-    tensors = [tensor.detach() for tensor in fused.tensors_of(model)]
-    net = fused.network_of(model)
+    tensors = [tensor.detach() for tensor in plan_of_generator(model).tensors()]
+    net = plan_of_generator(model).shape
     mel = meta(16, model.n_mels, 87, dtype=dtype)
 
     def strip(x: Tensor, *_: Any) -> conv_configs.StripConfig | None:

@@ -29,8 +29,8 @@ from muomni_fast.kernels import launch, tables
 from muomni_fast.kernels.rvq.configs import EncodeConfig
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import ConvConfig
-from muomni_fast.vocoder import plan as fused
 from muomni_fast.vocoder import triton_backend as triton_vocoder
+from muomni_fast.vocoder.plan import blocks_of, plan_of_blocks
 
 Row = dict[str, Any]
 # (channels, items, rows) of the default generator's stages, 1 s each.
@@ -103,8 +103,8 @@ def stage(channels: int, items: int, rows: int) -> Callable[[], Tensor]:
     """A stage of residual blocks in bfloat16, ready to run; captured, as hosts are slow."""
     torch.manual_seed(0)
     mrf = muomni_fast.MRF(channels, TAPS, DILATIONS).to("cuda", torch.bfloat16)
-    blocks = fused.blocks_of(list(mrf.resblocks))
-    tensors = [t.detach() for t in fused.tensors_of_blocks(list(mrf.resblocks))]
+    blocks = blocks_of(list(mrf.resblocks))
+    tensors = [t.detach() for t in plan_of_blocks(list(mrf.resblocks)).tensors()]
     x = torch.randn(items, rows, channels, device="cuda", dtype=torch.bfloat16)
     packed = triton_vocoder.pack_blocks(tensors, blocks)
     return lambda: triton_vocoder.mrf(x, packed, blocks)[0]

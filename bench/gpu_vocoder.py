@@ -7,11 +7,10 @@ import unittest.mock
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import tests_path  # noqa: F401
 import torch
 from gpu_step import Figures, Step, captured, peaks, same_bits, sanitized
-from timing import milliseconds
-from torch import Tensor
-from vocoder_problems import (
+from support.vocoder_problems import (
     GENERATORS,
     generator,
     in_float64,
@@ -19,14 +18,16 @@ from vocoder_problems import (
     snr_db,
     worst_window_db,
 )
+from timing import milliseconds
+from torch import Tensor
 
 import muomni_fast
 from muomni_fast import reference
 from muomni_fast.kernels import launch
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import StripConfig
-from muomni_fast.vocoder import plan as fused
 from muomni_fast.vocoder import triton_backend as triton_vocoder
+from muomni_fast.vocoder.plan import plan_of_blocks
 
 # name -> generator, items; a second of audio each
 SHAPES = {
@@ -172,7 +173,7 @@ def floor_milliseconds(model: reference.HiFiGANVocoder, mel: Tensor, dtype: torc
         flops += 2 * rows * up.weight.numel()
         rows *= up.stride[0]
         blocks = model.resblocks[level * model.n_kernels : (level + 1) * model.n_kernels]
-        weights = fused.tensors_of_blocks(blocks)[::2]
+        weights = plan_of_blocks(blocks).tensors()[::2]
         flops += 2 * rows * sum(weight.numel() for weight in weights)
     flops += 2 * rows * model.conv_post.weight.numel()
     return 1e3 * mel.shape[0] * flops / peaks()[1] * (1 if dtype.itemsize == 2 else 2)

@@ -240,7 +240,7 @@ def _leave_out_what_takes_long() -> None:
     import gpu_step
     import rvq_problems
     import timing
-    import vocoder_problems
+    from support import vocoder_problems
 
     import muomni_fast
     from muomni_fast import reference

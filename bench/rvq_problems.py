@@ -2,19 +2,16 @@
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import tests_path  # noqa: F401
 import torch
+from support.oracle import midpoints, stagewise_mismatches, unexcused_mismatches
 from torch import Tensor
 
 from muomni_fast.kernels.rvq.encode import rvq_encode
 from muomni_fast.rvq import ops
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from support.oracle import midpoints, stagewise_mismatches, unexcused_mismatches  # noqa: E402
 
 # name -> (n_codebooks, codebook_size, codebook_dim), n_mels of a projection, rows to time
 SHAPES: dict[str, tuple[tuple[int, int, int], int | None, int]] = {

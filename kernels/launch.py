@@ -1,5 +1,6 @@
 """What every launcher asks: the device, its limits, and how float32 is multiplied."""
 
+import functools
 import os
 
 import torch
@@ -14,6 +15,7 @@ SMALLEST_TILE = 16  # of a tensor core
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132}  # where there is no device to ask
 
 
+@functools.cache
 def power_of_two(size: int) -> int:
     """The smallest tile that holds `size`."""
     return max(SMALLEST_TILE, 1 << (size - 1).bit_length())
@@ -26,6 +28,7 @@ def row_stride(rows: Tensor) -> int:
     return rows.stride(0) if len(rows) > 1 else rows.shape[1]
 
 
+@functools.cache
 def architecture(device: torch.device) -> str:
     """The column of the tables for a device; interpreted kernels use the smaller tiles."""
     if device.type != "cuda":

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from .reference.checks import refuse_in_capture
 
-# Of each device: codes out of range, frames that are not finite; (1,) int32 each.
-_counters: dict[torch.device, tuple[Tensor, Tensor]] = {}
+# Of each device: codes out of range, frames that are not finite; (1,) int32 each. `counters` adds a
+# device that is not here yet.
+known: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
 
 class CodeRangeError(IndexError):
@@ -21,7 +22,7 @@ def counters(device: torch.device) -> tuple[Tensor, Tensor]:
     Raises:
         RuntimeError: the device is first met while a CUDA graph is captured.
     """
-    if device not in _counters:
+    if device not in known:
         refuse_in_capture(
             device,
             f"counters: none are on {device} yet, and a graph's memory must not hold them; "
@@ -30,8 +31,8 @@ def counters(device: torch.device) -> tuple[Tensor, Tensor]:
         # A thread of its own has none of the caller's modes: no graph's memory pool, inference
         # mode, default or fake device gets hold of what outlives them.
         with ThreadPoolExecutor(1) as thread:
-            _counters[device] = thread.submit(_zeros, device).result()
-    return _counters[device]
+            known[device] = thread.submit(_zeros, device).result()
+    return known[device]
 
 
 def meet(device: torch.device) -> None:
@@ -64,15 +65,15 @@ def raise_if_errors() -> int:
         CodeRangeError: codes out of range were decoded; says how many.
         RuntimeError: a CUDA graph is being captured.
     """
-    for device in _counters:
+    for device in known:
         refuse_in_capture(device, "raise_if_errors: waits for the GPU; call it after the capture")
     invalid = nonfinite = 0
-    for device, (codes, frames) in _counters.items():
+    for device, (codes, frames) in known.items():
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # kernels on any stream
         invalid, nonfinite = invalid + int(codes), nonfinite + int(frames)
         codes.zero_()
         frames.zero_()
     if invalid:
-        raise CodeRangeError(f"{invalid} codes out of range were decoded, each as nothing")
+        raise CodeRangeError(f"{invalid} codes out of range; each was decoded as zero")
     return nonfinite

@@ -1,6 +1,7 @@
 """What all custom operators share: how they are registered, and what surrounds a call."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,23 +9,90 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map
 
+from .reference.checks import require_same_device
+
 library = torch.library.Library("muomni", "DEF")
+# Where operators run. A meta tensor, say, has no autocast, and asking about it raises.
+DEVICES = ("cpu", "cuda")
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Register a function as an operator of its own, for CPU and CUDA tensors.
 
     What `torch.library.custom_op` does, less 30 us a call and the second its first call takes.
+    Inside there is neither a gradient nor autocast, whatever there is around the call.
     """
 
     def register(function: Callable[..., Any]) -> Any:
+        def on(device: str) -> Callable[..., Any]:
+            def alone(*args: Any) -> Any:
+                # Most calls for inference have neither, and leaving nothing costs nothing.
+                if not torch.is_grad_enabled() and not torch.is_autocast_enabled(device):
+                    return function(*args)
+                with torch.no_grad(), torch.autocast(device, enabled=False):
+                    return function(*args)
+
+            return alone
+
         schema = torch.library.infer_schema(function, mutates_args=())
         library.define(name + schema)
-        for key in ("CPU", "CUDA"):
-            library.impl(name, torch.no_grad()(function), key)
+        for device in DEVICES:
+            library.impl(name, on(device), device.upper())
         return getattr(torch.ops.muomni, name).default
 
     return register
+
+
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """An operator over modules' weights, which it takes in a list.
+
+    Attributes:
+        name: of the operation, for `backend.choose` and errors.
+        inference: takes x, weights, a shape, and the backend that has laid them out, or None.
+        training: takes x, weights and a shape; its first result is that of `inference`.
+    """
+
+    name: str
+    inference: Callable[..., Tensor]
+    training: Callable[..., tuple[Tensor, Any]]
+
+
+def run(
+    operator: Operator,
+    name: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    prepared_for: str | None,
+    *shape: Any,
+) -> Tensor:
+    """Call an operator as autocast would, with a gradient where one may be asked for.
+
+    Args:
+        operator: for training or inference.
+        name: of `x`, for errors.
+        x: the input.
+        weights: as torch has them, or laid out for the backend `prepared_for`, through which no
+            gradient passes.
+        shape: what the operator takes after the weights.
+    """
+    if prepared_for is None:
+        which, who, whose = weights, "a weight", "a weight is"
+        refuse_transforms(operator.name, x, *weights)
+    else:
+        x = x.detach()
+        which, who, whose = weights[:1], "weights", "prepared weights are"  # all are of one kind
+        refuse_transforms(operator.name, x)
+    for weight in which:
+        if weight.device != x.device:
+            require_same_device(**{name: x, who: weight})
+    x, *weights = autocast(x, *weights)
+    for weight in weights[: len(which)]:
+        if weight.dtype != x.dtype:
+            raise TypeError(f"{name} is {x.dtype}, but {whose} {weight.dtype}")
+    if prepared_for is None and learning(x, *weights):
+        return operator.training(x, weights, *shape)[0]
+    return operator.inference(x, weights, *shape, prepared_for)
 
 
 def _item(arg: Any, dim: Any, item: int) -> Any:
@@ -53,10 +121,6 @@ def refusal(name: str) -> Callable[..., Any]:
         raise RuntimeError(f"{name} has no derivative")
 
     return backward
-
-
-# Where operators run. A meta tensor, say, has no autocast, and asking about it raises.
-DEVICES = ("cpu", "cuda")
 
 
 def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
@@ -89,3 +153,37 @@ def autocast(*tensors: Tensor) -> list[Tensor]:
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [t if t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
+def needed(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    """What an operator's backward returned -> None for each gradient not needed."""
+    return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+
+
+def empty_where_needed(like: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+    """Unwritten gradients: of no element where not needed, as an operator cannot return None."""
+    return [t.new_empty(t.shape if need else 0) for t, need in zip(like, needs, strict=True)]
+
+
+def filled(
+    grads: Sequence[Tensor | None], like: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor]:
+    """Gradients in the dtype of what they belong to, contiguous, of no element where not needed."""
+    return unshared(
+        [
+            g.to(t.dtype).contiguous() if need and g is not None else t.new_empty(0)
+            for g, t, need in zip(grads, like, needs, strict=True)
+        ]
+    )
+
+
+def unshared(found: Sequence[Tensor], others: Sequence[Tensor] = ()) -> list[Tensor]:
+    """Tensors that share no memory with each other or with others, copied where they did: what an
+    operator may return."""
+    held, result = {t.untyped_storage().data_ptr() for t in others}, []
+    for tensor in found:
+        if tensor.numel() and tensor.untyped_storage().data_ptr() in held:
+            tensor = tensor.clone()
+        held.add(tensor.untyped_storage().data_ptr())
+        result.append(tensor)
+    return result

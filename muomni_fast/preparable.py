@@ -1,17 +1,97 @@
 """What modules that can be prepared for inference share."""
 
+import logging
+import operator
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from .reference.checks import refuse_in_capture
+
+log = logging.getLogger("muomni_fast")
+_version = operator.attrgetter("_version")
+# What makes a convolution the one it is, besides its weights.
+_settings = operator.itemgetter(
+    "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
+)
+
+
+class Sources:
+    """The parameters of a module from which something was computed: whether they are still these,
+    with these values.
+
+    Writes through `.data`, and to tensors made in inference mode, leave no trace.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        places = [
+            (holder, name, value)
+            for inner in module.modules()
+            for holder in (inner._modules, inner._parameters)
+            for name, value in holder.items()
+        ]
+        self._holders, self._names, self._values = map(list, zip(*places, strict=True))
+        self._tracked = [p for p in module.parameters() if not p.is_inference()]
+        self._versions: list[int] | None = [*map(_version, self._tracked)]
+        self.told = False  # that they have changed
+
+    def unchanged(self) -> bool:
+        """Asked at every call: without a call in Python for each parameter."""
+        found = map(dict.get, self._holders, self._names)
+        same = all(map(operator.is_, found, self._values))
+        return same and [*map(_version, self._tracked)] == self._versions
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_versions": [] if self.unchanged() else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._versions is not None:  # a copy's tensors count their own versions
+            self._versions = [*map(_version, self._tracked)]
+
+
+class Structure:
+    """The modules inside one: whether they are still the same, with the same classes, settings of
+    convolutions, hooks and `forward`."""
+
+    def __init__(self, root: nn.Module) -> None:
+        inside = [*root.modules()]
+        places = [(m._modules, name, child) for m in inside for name, child in m._modules.items()]
+        self._holders, self._names, self._children = map(list, zip(*places, strict=True))
+        self._inside, self._classes = inside, [*map(type, inside)]
+        self._hooks = [hooks for module in inside for hooks in hooks_of(module)]
+        self._hooked = [*map(bool, self._hooks)]
+        self._dicts = [module.__dict__ for module in inside]
+        self._own_forward = [*map(operator.contains, self._dicts, repeat("forward"))]
+        kinds = nn.Conv1d, nn.ConvTranspose1d
+        self._convolutions = [module.__dict__ for module in inside if isinstance(module, kinds)]
+        self._settings = [*map(_settings, self._convolutions)]
+
+    def unchanged(self) -> bool:
+        """Asked at every call: each line passes over a list without a call in Python."""
+        return (
+            all(map(operator.is_, map(dict.get, self._holders, self._names), self._children))
+            and [*map(type, self._inside)] == self._classes
+            and [*map(bool, self._hooks)] == self._hooked
+            and [*map(operator.contains, self._dicts, repeat("forward"))] == self._own_forward
+            and [*map(_settings, self._convolutions)] == self._settings
+        )
+
+
+def hooks_of(module: nn.Module) -> tuple[Any, ...]:
+    """What wants to see the module's calls."""
+    own = module._forward_hooks, module._forward_pre_hooks
+    return *own, module._backward_hooks, module._backward_pre_hooks
 
 
 class Preparable(nn.Module):
     """Drops what `prepare` computed from the weights where they may change."""
 
     _prepared: Any = None
+    _sources: Sources | None = None
 
     def _require_preparable(self) -> None:
         if self.training:
@@ -19,16 +99,40 @@ class Preparable(nn.Module):
         device = next(self.parameters()).device
         refuse_in_capture(device, "prepare: waits for the GPU; call it before the capture")
 
+    def _keep(self, prepared: Any) -> Self:
+        """What `prepare` computed, with what it was computed from."""
+        self._prepared, self._sources = prepared, Sources(self)
+        return self
+
+    def _drop(self) -> None:
+        self._prepared = self._sources = None
+
+    def _current(self) -> Any:
+        """What was prepared, or None where the weights are no longer those it was computed from.
+
+        A compiled or exported program keeps what there was when it was traced.
+        """
+        if self._prepared is None or torch.compiler.is_compiling():
+            return self._prepared
+        assert self._sources is not None
+        if self._sources.unchanged():
+            return self._prepared
+        if not self._sources.told:
+            self._sources.told = True
+            name = type(self).__name__
+            log.warning("%s: weights have changed since prepare(), which is not used", name)
+        return None
+
     def train(self, mode: bool = True) -> Self:
         """As torch's; training drops what `prepare` computed."""
         if mode:
-            self._prepared = None
+            self._drop()
         return super().train(mode)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._prepared = None  # also when a parent module loads
+        self._drop()  # also when a parent module loads
         super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._prepared = None  # another device or dtype
+        self._drop()  # another device or dtype
         return super()._apply(fn, recurse)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
+
 
 def refuse_in_capture(device: torch.device, what: str) -> None:
     """Raise RuntimeError while a CUDA graph is captured: what waits for the GPU there breaks the
@@ -32,11 +34,14 @@ def require_tensor(name: str, value: Any) -> None:
 
 def require_float(name: str, value: Tensor) -> None:
     """Raise TypeError unless `value` has a float dtype of at least 16 bits."""
+    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
+        raise float_error(name, value)
+
+
+def float_error(name: str, value: Any) -> TypeError:
+    """What is raised for an argument that is no tensor, or of no dtype in FLOATS."""
     require_tensor(name, value)
-    if not value.is_floating_point() or value.element_size() < 2:
-        raise TypeError(
-            f"{name}: expected float16, bfloat16, float32 or float64, got {value.dtype}"
-        )
+    return TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {value.dtype}")
 
 
 def require_mel(mel: Tensor, n_mels: int) -> None:

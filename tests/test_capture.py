@@ -24,7 +24,7 @@ CUDA = torch.device("cuda", 0)
 @pytest.fixture
 def capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    monkeypatch.setattr(counters, "_counters", {})
+    monkeypatch.setattr(counters, "known", {})
     with FakeTensorMode():
         yield
 
@@ -74,7 +74,7 @@ def test_what_waits_is_refused_by_name_in_a_capture(capturing):
 
 
 def test_errors_are_not_read_in_a_capture(capturing):
-    counters._counters[CUDA] = ()
+    counters.known[CUDA] = ()
     with pytest.raises(RuntimeError, match=r"raise_if_errors: .* \(a CUDA graph is being captured"):
         muomni_fast.raise_if_errors()
 
@@ -82,18 +82,18 @@ def test_errors_are_not_read_in_a_capture(capturing):
 def test_counters_are_not_made_in_a_capture(capturing):
     with pytest.raises(RuntimeError, match="counters: none are on cuda:0 yet.* move an RVQ there"):
         counters.counters(CUDA)
-    assert not counters._counters
+    assert not counters.known
     counters.meet(CUDA)  # moving a module may be captured
-    assert not counters._counters
+    assert not counters.known
 
 
 def test_counters_outlive_the_callers_modes(monkeypatch):
     """Neither inference tensors, whose zeroing would raise, nor fake ones."""
     for mode in (torch.inference_mode, FakeTensorMode, lambda: torch.device("meta")):
-        monkeypatch.setattr(counters, "_counters", {})
+        monkeypatch.setattr(counters, "known", {})
         with mode():
             counters.counters(torch.device("cpu"))
-        ((codes, frames),) = counters._counters.values()
+        ((codes, frames),) = counters.known.values()
         for counter in (codes, frames):
             assert type(counter) is torch.Tensor and not counter.is_inference()
             assert counter.device.type == "cpu" and counter.tolist() == [0]

@@ -11,12 +11,15 @@ the smallest by more than 2E cannot be the nearest. The sums of tensor cores are
 addition truncated, twice over.
 """
 
+import functools
+
 # Smallest normal float32: what a flushed product, square or operand may lose.
 FLUSH = 2.0**-126
 # Below this a float32 squared distance may have lost terms to underflow.
 UNDERFLOW = 2.0**-100
 
 
+@functools.cache
 def score_beta(dim: int, precision: str) -> float:
     """beta of a dot product of `dim` terms.
 

@@ -70,11 +70,6 @@ class CodeSumsConfig:
 CODE_SUMS = CodeSumsConfig(32, 64, 4)
 
 
-def encode_config(dim: int, device: torch.device) -> EncodeConfig:
-    """The row of `ENCODE` for a codebook_dim and a device."""
-    return ENCODE[launch.architecture(device), power_of_two(dim)]
-
-
 def decode_config(dim: int, device: torch.device, projected: bool) -> DecodeConfig:
     """The row of `DECODE` for a codebook_dim and a device; GATHER for projected tables."""
     return GATHER if projected else DECODE[launch.architecture(device), power_of_two(dim)]

@@ -12,99 +12,28 @@ codebook in float64, one at a time. All of it happens in the tile, so there is n
 second launch and no synchronisation. A row that is not finite has no distances: it gets code 0.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import launch
 from ..launch import MAX_REGISTERS, power_of_two, row_stride
 from . import certificate
-from .configs import EncodeConfig, encode_config
-from .half_norms import half_norms
+from .configs import ENCODE, EncodeConfig
+from .nearest import (
+    codewords,
+    dot,
+    equal,
+    merge_lowest,
+    nearest_in_float64,
+    three_lowest,
+)
 
 FLUSH = tl.constexpr(certificate.FLUSH)
 UNDERFLOW = tl.constexpr(certificate.UNDERFLOW)
-
-
-@triton.jit
-def _dot(a, b, accumulator, PRECISION: tl.constexpr):
-    return tl.dot(a, b, accumulator, input_precision=PRECISION, out_dtype=tl.float32)
-
-
-@triton.jit
-def _three_lowest(scores, o_k):
-    """Lowest score of each row and its code, the second and its code, the third's score."""
-    first = tl.min(scores, 1)
-    code = tl.min(tl.where(scores == first[:, None], o_k[None, :], 0x7FFFFFFF), 1)
-    rest = tl.where(o_k[None, :] == code[:, None], float("inf"), scores)
-    second = tl.min(rest, 1)
-    second_code = tl.min(tl.where(rest == second[:, None], o_k[None, :], 0x7FFFFFFF), 1)
-    rest = tl.where(o_k[None, :] == second_code[:, None], float("inf"), rest)
-    return first, code, second, second_code, tl.min(rest, 1)
-
-
-@triton.jit
-def _merge_lowest(a1, i1, a2, i2, a3, b1, j1, b2, j2, b3):
-    """Merge two results of `_three_lowest`; the first wins a tie."""
-    lower = b1 < a1
-    first, code = tl.where(lower, b1, a1), tl.where(lower, j1, i1)
-    loser, loser_code = tl.where(lower, a1, b1), tl.where(lower, i1, j1)
-    loser_second = tl.where(lower, a2, b2)
-    second, second_code = tl.where(lower, b2, a2), tl.where(lower, j2, i2)
-    third = tl.where(lower, b3, a3)
-    beaten = loser < second
-    third = tl.where(beaten, tl.minimum(second, loser_second), tl.minimum(loser, third))
-    second_code = tl.where(beaten, loser_code, second_code)
-    return first, code, tl.where(beaten, loser, second), second_code, third
-
-
-@triton.jit
-def _codewords(codebook_ptr, codes, o_d, D: tl.constexpr):
-    return tl.load(
-        codebook_ptr + codes[:, None] * D + o_d[None, :], mask=o_d[None, :] < D, other=0.0
-    )  # [len(codes), BLOCK_D]
-
-
-@triton.jit
-def _equal(codebook_ptr, codes, others, D: tl.constexpr):
-    """Whether two codewords of each row are the same. Element by element: whole ones would spill,
-    and it is rarely asked."""
-    unlike = tl.zeros_like(codes)
-    for d in tl.range(0, D):
-        differ = tl.load(codebook_ptr + codes * D + d) != tl.load(codebook_ptr + others * D + d)
-        unlike += differ.to(tl.int32)
-    return unlike == 0
-
-
-@triton.jit
-def _float64_distances(row, codebook_ptr, o_k, o_d, K: tl.constexpr, D: tl.constexpr):
-    words = tl.load(
-        codebook_ptr + o_k[:, None] * D + o_d[None, :],
-        mask=(o_k[:, None] < K) & (o_d[None, :] < D),
-        other=0.0,
-    )
-    difference = words.to(tl.float64) - row.to(tl.float64)[None, :]
-    distance = tl.sum(difference * difference, 1)
-    return tl.where(o_k < K, distance, float("inf"))  # [BLOCK_S]
-
-
-@triton.jit
-def _nearest_in_float64(
-    row, codebook_ptr, o_d, K: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr
-):
-    """The lowest index of the smallest distance of one row [BLOCK_D], which is finite."""
-    best = tl.full([], float("inf"), tl.float64)
-    for k in tl.range(0, K, BLOCK_S):
-        o_k = k + tl.arange(0, BLOCK_S)
-        distance = _float64_distances(row, codebook_ptr, o_k, o_d, K, D)
-        best = tl.minimum(best, tl.min(distance, 0))
-    code = tl.full([], K, tl.int32)
-    limit = best * (1 + (D + 2) * 2.0**-52)  # closer than this counts as tied
-    for k in tl.range(0, K, BLOCK_S):
-        o_k = k + tl.arange(0, BLOCK_S)
-        distance = _float64_distances(row, codebook_ptr, o_k, o_d, K, D)
-        code = tl.minimum(code, tl.min(tl.where(distance <= limit, o_k, K), 0))
-    return tl.where(code < K, code, 0)  # a codebook of NaN has no nearest
 
 
 # Lengths, or every one of a stream would compile. Not the model's own Q, nor the stride of rows,
@@ -155,7 +84,7 @@ def _rvq_encode_kernel(
                 mask=(o_d[None, :] < D) & (o_m[:, None] < M),
                 other=0.0,
             )
-            residual = _dot(x.to(tl.float32), weight, residual, "tf32x3")
+            residual = dot(x.to(tl.float32), weight, residual, "tf32x3")
         if bias_ptr is not None:
             residual += tl.load(bias_ptr + o_d, mask=o_d < D, other=0.0)[None, :]
 
@@ -175,9 +104,9 @@ def _rvq_encode_kernel(
             half_norm = tl.load(half_norms_ptr + q * K + o_k, mask=o_k < K, other=float("inf"))
             largest = tl.maximum(largest, tl.max(tl.where(o_k < K, half_norm, 0.0), 0))
             product = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-            scores = half_norm[None, :] - _dot(residual, words, product, PRECISION)
-            t1, j1, t2, j2, t3 = _three_lowest(scores, o_k)
-            s1, i1, s2, i2, s3 = _merge_lowest(s1, i1, s2, i2, s3, t1, j1, t2, j2, t3)
+            scores = half_norm[None, :] - dot(residual, words, product, PRECISION)
+            t1, j1, t2, j2, t3 = three_lowest(scores, o_k)
+            s1, i1, s2, i2, s3 = merge_lowest(s1, i1, s2, i2, s3, t1, j1, t2, j2, t3)
 
         squares = tl.sum(residual * residual, 1)
         bad = m_n & ((squares < float("inf")) == 0)  # true for NaN
@@ -198,16 +127,16 @@ def _rvq_encode_kernel(
             doubt = m_n & (bad == 0) & ((s2 - s1 > bound) == 0)  # true for NaN
             if tl.max(doubt.to(tl.int32), 0) > 0:
                 # Two candidates: compare them alone, if float32 can tell.
-                difference = _codewords(codebook_ptr, i1, o_d, D) - residual
+                difference = codewords(codebook_ptr, i1, o_d, D) - residual
                 d1 = tl.sum(difference * difference, 1)
-                difference = _codewords(codebook_ptr, i2, o_d, D) - residual
+                difference = codewords(codebook_ptr, i2, o_d, D) - residual
                 d2 = tl.sum(difference * difference, 1)
                 apart = tl.abs(d1 - d2) > (D + 2) * 2.0**-24 * (d1 + d2)
                 two = doubt & (s3 - s1 > bound)
                 settled = two & apart & (tl.maximum(d1, d2) > UNDERFLOW)
                 i1 = tl.where(settled & (d2 < d1), i2, i1)
                 if tl.max((two & (settled == 0)).to(tl.int32), 0) > 0:
-                    same = two & _equal(codebook_ptr, codes=i1, others=i2, D=D)
+                    same = two & equal(codebook_ptr, codes=i1, others=i2, D=D)
                     i1 = tl.where(same, tl.minimum(i1, i2), i1)
                     settled = settled | same
                 # Three or more, or too close: the whole codebook in float64, row by row.
@@ -215,14 +144,14 @@ def _rvq_encode_kernel(
                 row = tl.max(left, 0)
                 while row >= 0:
                     doubtful = tl.sum(tl.where(o_row[:, None] == row, residual, 0.0), 0)
-                    code = _nearest_in_float64(doubtful, codebook_ptr, o_d, K, D, BLOCK_S)
+                    code = nearest_in_float64(doubtful, codebook_ptr, o_d, K, D, BLOCK_S)
                     i1 = tl.where(o_row == row, code, i1)
                     left = tl.where(o_row == row, -1, left)
                     row = tl.max(left, 0)
 
         tl.store(codes_ptr + o_n * Q + q, i1.to(tl.int64), mask=m_n)
         if (q + 1 < Q) or (sums_ptr is not None):
-            residual -= _codewords(codebook_ptr, i1, o_d, D)
+            residual -= codewords(codebook_ptr, i1, o_d, D)
         if sums_ptr is not None:
             rest = tl.sum(tl.where(m_n, tl.sum(residual * residual, 1), 0.0), 0)
             tl.store(sums_ptr + tl.program_id(0) * Q + q, rest)
@@ -258,7 +187,7 @@ def rvq_encode(
     """
     n_codebooks, size, dim = codebooks.shape
     rows, n_mels = mel.shape
-    config = config or encode_config(dim, mel.device)
+    config = config or ENCODE[launch.architecture(mel.device), power_of_two(dim)]
     mel = mel if mel.stride(1) == 1 else mel.contiguous()
     codebooks = codebooks.contiguous()
     programs = triton.cdiv(rows, config.block_n)
@@ -287,6 +216,7 @@ def rvq_encode(
     return codes, None if sums is None else sums.sum(0)
 
 
+@functools.cache
 def encode_constants(
     n_mels: int, size: int, dim: int, exact: bool, config: EncodeConfig
 ) -> dict[str, object]:
@@ -304,3 +234,42 @@ def encode_constants(
         "PRECISION": config.precision,
         "EXACT": exact,
     }
+
+
+# Half the squared norm of every codeword, which scores start from. From float64 sums: the error of
+# float32 ones would exceed what the certificate allows for.
+@triton.jit
+def _half_norms_kernel(
+    codebooks_ptr,  # (rows, D)
+    out_ptr,
+    rows,
+    D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_d = tl.arange(0, BLOCK_D)
+    mask = (o_r[:, None] < rows) & (o_d[None, :] < D)
+    words = tl.load(codebooks_ptr + o_r[:, None] * D + o_d[None, :], mask=mask, other=0.0)
+    words = words.to(tl.float64)
+    tl.store(out_ptr + o_r, (0.5 * tl.sum(words * words, 1)).to(tl.float32), mask=o_r < rows)
+
+
+def half_norms(codebooks: Tensor) -> Tensor:
+    """||c||^2 / 2 of every codeword, from float64 sums: (Q, K, D) float32 -> (Q, K) float32."""
+    n_codebooks, size, dim = codebooks.shape
+    codebooks = codebooks.contiguous()
+    out = codebooks.new_empty(n_codebooks, size)
+    block_r = 32
+    with torch.cuda.device_of(codebooks):
+        _half_norms_kernel[(triton.cdiv(n_codebooks * size, block_r),)](
+            codebooks_ptr=codebooks,
+            out_ptr=out,
+            rows=n_codebooks * size,
+            D=dim,
+            BLOCK_R=block_r,
+            BLOCK_D=power_of_two(dim),
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+    return out

@@ -3,10 +3,10 @@
 The leaky_relu before it is applied on the way in, and a bias added on the way out, so that neither
 moves a tensor of its own.
 
-A transposed convolution (HiFi-GAN's upsampling) is a convolution to rate x C_out columns ordered
+A transposed convolution (HiFi-GAN's upsampling) is a convolution to factor x C_out columns ordered
 (phase, C_out), so that interleaving the phases is a view. A column needs only the taps of its own
-phase: two of three where the kernel is twice the rate. Its gradient is a convolution that moves
-`rate` rows for each row it writes.
+phase: two of three where the kernel is twice the factor. Its gradient is a convolution that moves
+`factor` rows for each row it writes.
 """
 
 import torch
@@ -20,7 +20,7 @@ from .taps import accumulate_taps, derivative, item_rows
 
 
 # Lengths, or every one of a stream would compile; taps, or their loop would be unrolled, and spill.
-@triton.jit(do_not_specialize=["T", "rate", "taps"])
+@triton.jit(do_not_specialize=["T", "rows_per_frame", "taps"])
 def _conv_kernel(
     # (B, T * STRIDE, C), or (B, C, T) where CHANNELS_FIRST; (B, T, N) or None
     x_ptr,
@@ -31,7 +31,7 @@ def _conv_kernel(
     out_ptr,
     lengths_ptr,
     T,
-    rate,
+    rows_per_frame,
     taps,
     N: tl.constexpr,
     C: tl.constexpr,
@@ -50,7 +50,7 @@ def _conv_kernel(
     tiles = tl.cdiv(T, BLOCK_T)
     first_row = (tl.program_id(0) // COLUMNS % tiles) * BLOCK_T
     b = (tl.program_id(0) // (COLUMNS * tiles)).to(tl.int64)
-    rows = item_rows(lengths_ptr, b, rate, T)
+    rows = item_rows(lengths_ptr, b, rows_per_frame, T)
 
     o_t = tl.arange(0, BLOCK_T)
     o_n = column * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -99,7 +99,7 @@ def conv(
     weight: Tensor,
     bias: Tensor | None,
     lengths: Tensor | None = None,
-    rate: int = 1,
+    rows_per_frame: int = 1,
     *,
     padding: int,
     dilation: int = 1,
@@ -115,9 +115,9 @@ def conv(
         x: (B, T * stride, C), or (B, C, T) if `channels_first`.
         weight: (N, taps, C).
         bias: (N,), or None.
-        lengths: (B,) integers; only the first lengths[i] * rate of an item's T rows count, and
-            what is written after them means nothing.
-        rate: rows per unit of `lengths`.
+        lengths: (B,) integers; only the first lengths[i] * rows_per_frame of an item's T rows
+            count, and what is written after them means nothing.
+        rows_per_frame: rows per unit of `lengths`.
         padding: rows before the item that tap 0 of its first row reads.
         dilation: rows between taps; may be negative.
         stride: rows of `x` per row written.
@@ -145,7 +145,7 @@ def conv(
                 out_ptr=out,
                 lengths_ptr=lengths,
                 T=rows,
-                rate=rate,
+                rows_per_frame=rows_per_frame,
                 taps=taps,
                 N=n,
                 C=channels,

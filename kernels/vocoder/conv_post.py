@@ -31,7 +31,8 @@ def _tanh(x):
     return tl.where(tl.abs(x) < 0.6, small, tl.where(x < 0, -large, large))
 
 
-@triton.jit(do_not_specialize=["T", "rate"])  # or every length of a stream would compile
+# Lengths, or every one of a stream would compile.
+@triton.jit(do_not_specialize=["T", "rows_per_frame"])
 def _conv_post_kernel(
     x_ptr,  # (B, T, C)
     w_ptr,  # (TAPS, C)
@@ -39,7 +40,7 @@ def _conv_post_kernel(
     out_ptr,  # (B, T)
     lengths_ptr,  # (B,) or None
     T,
-    rate,
+    rows_per_frame,
     C: tl.constexpr,
     TAPS: tl.constexpr,
     SLOPE: tl.constexpr,
@@ -49,7 +50,7 @@ def _conv_post_kernel(
     tiles = tl.cdiv(T, BLOCK_T)
     first_row = (tl.program_id(0) % tiles) * BLOCK_T
     b = (tl.program_id(0) // tiles).to(tl.int64)
-    rows = item_rows(lengths_ptr, b, rate, T) - first_row
+    rows = item_rows(lengths_ptr, b, rows_per_frame, T) - first_row
     o_t = tl.arange(0, BLOCK_T)
     p_x = x_ptr + (b * T + first_row) * C
     acc = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
@@ -67,7 +68,12 @@ def _conv_post_kernel(
 
 
 def conv_post(
-    x: Tensor, weight: Tensor, bias: Tensor, lengths: Tensor | None, rate: int, slope: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    lengths: Tensor | None,
+    rows_per_frame: int,
+    slope: float,
 ) -> Tensor:
     """Launch tanh(conv(leaky_relu(x))).
 
@@ -75,7 +81,7 @@ def conv_post(
         x: (B, T, C).
         weight: (taps, C).
         bias: (1,).
-        lengths, rate: as in `conv`; zeros after an item's end.
+        lengths, rows_per_frame: as in `conv`; zeros after an item's end.
         slope: of the leaky_relu.
 
     Returns:
@@ -93,7 +99,7 @@ def conv_post(
                 out_ptr=out,
                 lengths_ptr=lengths,
                 T=rows,
-                rate=rate,
+                rows_per_frame=rows_per_frame,
                 C=channels,
                 TAPS=weight.shape[0],
                 SLOPE=slope,
@@ -106,7 +112,7 @@ def conv_post(
     return out
 
 
-@triton.jit(do_not_specialize=["B", "T", "rate"])
+@triton.jit(do_not_specialize=["B", "T", "rows_per_frame"])
 def _conv_post_grad_kernel(
     # (B, T), (B, T), (B, T, C), (TAPS, C)
     grad_ptr,
@@ -120,7 +126,7 @@ def _conv_post_grad_kernel(
     lengths_ptr,
     B,
     T,
-    rate,
+    rows_per_frame,
     C: tl.constexpr,
     TAPS: tl.constexpr,
     SLOPE: tl.constexpr,
@@ -140,7 +146,7 @@ def _conv_post_grad_kernel(
     for i in tl.range(share, B * tiles, tl.num_programs(0) // BANDS):
         b = (i // tiles).to(tl.int64)
         first_row = (i % tiles) * BLOCK_T
-        rows = item_rows(lengths_ptr, b, rate, T) - first_row
+        rows = item_rows(lengths_ptr, b, rows_per_frame, T) - first_row
         start = b * T + first_row
         mask = (o_t < rows)[:, None] & (o_c < C)[None, :]
         offset = start * C + o_t[:, None] * C + o_c[None, :]
@@ -174,14 +180,14 @@ def conv_post_grad(
     x: Tensor,
     weight: Tensor,
     lengths: Tensor | None,
-    rate: int,
+    rows_per_frame: int,
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the gradients of `conv_post`.
 
     Args:
         grad, out: (B, T), of and from `conv_post`.
-        x, weight, lengths, rate, slope: its arguments.
+        x, weight, lengths, rows_per_frame, slope: its arguments.
 
     Returns:
         of x, (B, T, C) in its dtype; of weight and bias, (taps, C) and (1,), float32.
@@ -204,7 +210,7 @@ def conv_post_grad(
             lengths_ptr=lengths,
             B=batch,
             T=rows,
-            rate=rate,
+            rows_per_frame=rows_per_frame,
             C=channels,
             TAPS=weight.shape[0],
             SLOPE=slope,

@@ -19,7 +19,8 @@ from .configs import conv_config
 from .taps import accumulate_taps, derivative, item_rows, leaky_relu, pick, weights_before
 
 
-@triton.jit(do_not_specialize=["B", "T", "rate"])  # or every length of a stream would compile
+# Lengths, or every one of a stream would compile.
+@triton.jit(do_not_specialize=["B", "T", "rows_per_frame"])
 def _mrf_step_kernel(
     # (G, B, T, C), or (B, T, C) where SHARED; residual and sign may be None
     x_ptr,
@@ -33,7 +34,7 @@ def _mrf_step_kernel(
     lengths_ptr,
     B,
     T,
-    rate,
+    rows_per_frame,
     scale,
     C: tl.constexpr,
     TAPS: tl.constexpr,  # of each branch
@@ -57,7 +58,7 @@ def _mrf_step_kernel(
     tiles = tl.cdiv(T, BLOCK_T)
     first_row = (tile % tiles) * BLOCK_T
     b = (tile // tiles).to(tl.int64)
-    rows = item_rows(lengths_ptr, b, rate, T)
+    rows = item_rows(lengths_ptr, b, rows_per_frame, T)
     if first_row >= rows:
         return
     # Everything is counted from this tile's first row on.
@@ -110,7 +111,7 @@ def mrf_step(
     taps: tuple[int, ...],
     dilations: tuple[int, ...],
     lengths: Tensor | None = None,
-    rate: int = 1,
+    rows_per_frame: int = 1,
     *,
     residual: Tensor | None = None,
     sign: Tensor | None = None,
@@ -129,7 +130,7 @@ def mrf_step(
         weights: (C, taps, C) of each branch, one after another in one dimension.
         biases: (G, C), or None.
         taps, dilations: of each branch.
-        lengths, rate: as in `conv`.
+        lengths, rows_per_frame: as in `conv`.
         total: add the branches up; `sign` is shared then.
         scale: multiplies the result.
         slope: of every leaky_relu.
@@ -156,7 +157,7 @@ def mrf_step(
                 lengths_ptr=lengths,
                 B=batch,
                 T=rows,
-                rate=rate,
+                rows_per_frame=rows_per_frame,
                 scale=scale,
                 C=channels,
                 TAPS=taps,

@@ -80,7 +80,8 @@ def _strip_step(
         tl.store(dst_ptr + offset, acc.to(dst_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["B", "T", "rate"])  # or every length of a stream would compile
+# Lengths, or every one of a stream would compile.
+@triton.jit(do_not_specialize=["B", "T", "rows_per_frame"])
 def _mrf_strip_kernel(
     # (B, T, C); per step, (C, taps, C) of each branch; (steps, G, C)
     x_ptr,
@@ -92,7 +93,7 @@ def _mrf_strip_kernel(
     lengths_ptr,
     B,
     T,
-    rate,
+    rows_per_frame,
     scale,
     C: tl.constexpr,
     TAPS: tl.constexpr,  # of each branch
@@ -120,7 +121,7 @@ def _mrf_strip_kernel(
         b = (strip // strips).to(tl.int64)
         first_row = (strip % strips) * LENGTH
         lo = -first_row
-        hi = item_rows(lengths_ptr, b, rate, T) - first_row
+        hi = item_rows(lengths_ptr, b, rows_per_frame, T) - first_row
         x = x_ptr + (b * T + first_row) * C
         for i in tl.range(0, BRANCHES * LOOPS, num_stages=1):
             g = i // LOOPS
@@ -214,7 +215,7 @@ def mrf_strip(
     taps: tuple[int, ...],
     dilations: tuple[tuple[int, ...], ...],
     lengths: Tensor | None = None,
-    rate: int = 1,
+    rows_per_frame: int = 1,
     *,
     paired: bool,
     slope: float,
@@ -228,7 +229,7 @@ def mrf_strip(
         biases: (steps, G, C).
         taps: of each branch.
         dilations: of each branch, equally many.
-        lengths, rate: as in `conv`.
+        lengths, rows_per_frame: as in `conv`.
         paired: residual blocks of type "1", where a second convolution follows each dilated one.
         slope: of every leaky_relu.
         config: what `strip_config` gives.
@@ -261,7 +262,7 @@ def mrf_strip(
                 lengths_ptr=lengths,
                 B=batch,
                 T=rows,
-                rate=rate,
+                rows_per_frame=rows_per_frame,
                 scale=1 / len(taps),
                 C=channels,
                 TAPS=taps,

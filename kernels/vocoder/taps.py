@@ -45,11 +45,11 @@ def round_to_tf32(x):
 
 
 @triton.jit
-def item_rows(lengths_ptr, b, rate, T):
-    """Rows of item `b` that count: all T, or lengths[b] * rate."""
+def item_rows(lengths_ptr, b, rows_per_frame, T):
+    """Rows of item `b` that count: all T, or lengths[b] * rows_per_frame."""
     rows = T
     if lengths_ptr is not None:
-        rows = tl.minimum(T, tl.load(lengths_ptr + b).to(tl.int32) * rate)
+        rows = tl.minimum(T, tl.load(lengths_ptr + b).to(tl.int32) * rows_per_frame)
     return rows
 
 

@@ -18,7 +18,7 @@ from .taps import INTERPRETED, item_rows, leaky_relu, pick, round_to_tf32, weigh
 
 
 # Lengths and what follows from them, or every batch would compile.
-@triton.jit(do_not_specialize=["B", "T", "rate", "splits"])
+@triton.jit(do_not_specialize=["B", "T", "rows_per_frame", "splits"])
 def _weight_grad_kernel(
     # (G, B, T, N), or (B, T, N) where SHARED; (G, B, T * STRIDE, C) likewise, or (B, C, T)
     y_ptr,
@@ -29,7 +29,7 @@ def _weight_grad_kernel(
     lengths_ptr,
     B,
     T,
-    rate,
+    rows_per_frame,
     splits,
     N: tl.constexpr,
     C: tl.constexpr,
@@ -74,7 +74,7 @@ def _weight_grad_kernel(
     ):
         b = (i // tiles).to(tl.int64)
         first_row = (i % tiles) * BLOCK_T
-        rows = item_rows(lengths_ptr, b, rate, T) - first_row
+        rows = item_rows(lengths_ptr, b, rows_per_frame, T) - first_row
         y = tl.load(
             y_branch + (b * T + first_row) * N + o_t[None, :] * N + o_n[:, None],
             mask=(o_t < rows)[None, :] & (o_n < N)[:, None],
@@ -113,7 +113,7 @@ def conv_weight_grad(
     dilations: tuple[int, ...],
     paddings: tuple[int, ...],
     lengths: Tensor | None = None,
-    rate: int = 1,
+    rows_per_frame: int = 1,
     *,
     stride: int = 1,
     slopes: tuple[float, float] = (1.0, 1.0),
@@ -126,7 +126,7 @@ def conv_weight_grad(
         y: (G, B, T, N), or (B, T, N) shared by the branches.
         x: (G, B, T * stride, C) likewise, or (B, C, T) if `channels_first`.
         taps, dilations, paddings: of each branch.
-        lengths, rate, stride: as in `conv`; `rate` counts rows of y.
+        lengths, rows_per_frame, stride: as in `conv`; `rows_per_frame` counts rows of y.
         slopes: of the leaky_relu on y and on x (1: none).
         with_bias: also return the sums of y.
 
@@ -153,7 +153,7 @@ def conv_weight_grad(
             lengths_ptr=lengths,
             B=batch,
             T=rows,
-            rate=rate,
+            rows_per_frame=rows_per_frame,
             splits=splits,
             N=n,
             C=channels,

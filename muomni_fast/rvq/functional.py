@@ -15,8 +15,9 @@ from ..reference.rvq.checks import (
     require_finite_frames,
     require_precision,
     require_projection_back,
+    work_dtype,
 )
-from ..reference.rvq.quantizer import RVQOutput, work_dtype
+from ..reference.rvq.quantizer import RVQOutput
 from . import ops
 
 __all__ = ["code_sums", "rvq_decode", "rvq_encode", "rvq_quantize"]
@@ -45,8 +46,8 @@ def rvq_encode(
         proj_in_bias: (D,).
         precision: "exact", or "fast" to let a GPU take the lowest TF32 score as it is. On a CPU
             both are exact.
-        check_finite: raise if a frame holds a NaN or an infinity; otherwise it gets code 0 at every
-            stage and is counted (`muomni_fast.raise_if_errors`).
+        check_finite: raise if a frame holds a NaN or an infinity; otherwise it gets code 0 in every
+            codebook and is counted (`muomni_fast.raise_if_errors`).
         half_norms: (Q, K) float32, what `rvq.ops.half_norms` gives (||c||^2 / 2, summed in
             float64), if at hand, to spare computing them; wrong ones give wrong codes.
 

@@ -1,16 +1,18 @@
 """The quantizer as a drop-in module: the reference's constructor and state dict."""
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import reference
 from ..counters import meet
 from ..preparable import Preparable
+from ..reference import RVQOutput
 from . import functional, ops
 
 
@@ -19,10 +21,10 @@ class PreparedRVQ:
     """What inference needs of a quantizer's weights, computed once.
 
     Attributes:
-        codebooks: (Q, K, D), all stages in one tensor.
+        codebooks: (Q, K, D), all in one tensor.
         half_norms: (Q, K) float32, ||c||^2 / 2.
-        tables: (Q, K, n_mels), the codewords already projected back, the first stage's with the
-            bias.
+        tables: (Q, K, n_mels), the codewords already projected back, the first codebook's
+            with the bias.
     """
 
     codebooks: Tensor
@@ -33,9 +35,6 @@ class PreparedRVQ:
 class RVQ(Preparable, reference.RVQ):
     __doc__ = reference.RVQ.__doc__
 
-    _encode = staticmethod(functional.rvq_encode)
-    _decode = staticmethod(functional.rvq_decode)
-    _quantize = staticmethod(functional.rvq_quantize)
     code_sums = staticmethod(functional.code_sums)
     _prepared: PreparedRVQ | None = None
 
@@ -44,9 +43,10 @@ class RVQ(Preparable, reference.RVQ):
         """Compute once what encoding and decoding derive from the weights: stacked codebooks, their
         norms, and codewords already projected back, so that decoding only gathers and adds.
 
-        Decoded frames then differ by rounding (the projection is applied before the sum). Nothing
-        watches the weights: `train()`, `load_state_dict()` and `to()` drop what was prepared, other
-        changes need another call.
+        Decoded frames then differ by rounding (the projection is applied before the sum).
+        `train()`, `load_state_dict()` and `to()` drop what was prepared; where weights have changed
+        otherwise, it is not used. Only writes through `.data`, or to weights made in inference
+        mode, are not noticed.
 
         Raises:
             RuntimeError: the module is in training mode.
@@ -58,35 +58,51 @@ class RVQ(Preparable, reference.RVQ):
         if self.proj_out is not None:
             tables = F.linear(tables, self.proj_out.weight.double())
             if self.proj_out.bias is not None:
-                tables[0] += self.proj_out.bias.double()  # the first stage is always decoded
+                tables[0] += self.proj_out.bias.double()  # the first codebook is always decoded
         tables = tables.to(codebooks.dtype)
         if not tables.isfinite().all():
             raise ValueError("prepare: the codebooks or proj_out are not finite")
-        self._prepared = PreparedRVQ(codebooks, ops.half_norms(codebooks.float()), tables)
-        return self
+        return self._keep(PreparedRVQ(codebooks, ops.half_norms(codebooks.float()), tables))
 
     def encode(self, mel: Tensor, precision: str = "exact", check_finite: bool = False) -> Tensor:
         """Codes of mel frames: (..., n_mels) -> (..., n_codebooks) int64; see
         `functional.rvq_encode`."""
-        if self._prepared is None:
-            return super().encode(mel, precision, check_finite)
+        ready = None if self._prepared is None else self._current()
+        layer = self.proj_in
         return functional.rvq_encode(
             mel,
-            self._prepared.codebooks,
-            *self._projection("proj_in"),
+            _stacked(self.codebooks) if ready is None else ready.codebooks,
+            None if layer is None else layer.weight,
+            None if layer is None else layer.bias,
             precision=precision,
             check_finite=check_finite,
-            half_norms=self._prepared.half_norms,
+            half_norms=None if ready is None else ready.half_norms,
         )
 
     def decode(self, codes: Tensor) -> Tensor:
         """Mel frames of codes: (..., k <= n_codebooks) -> (..., n_mels); see
         `functional.rvq_decode`."""
-        if self._prepared is None:
-            return super().decode(codes)
-        return functional.rvq_decode(codes, self._prepared.tables)
+        ready = None if self._prepared is None else self._current()
+        if ready is not None:
+            return functional.rvq_decode(codes, ready.tables)
+        layer = self.proj_out
+        weight, bias = (None, None) if layer is None else (layer.weight, layer.bias)
+        return functional.rvq_decode(codes, _stacked(self.codebooks), weight, bias)
+
+    def forward(self, mel: Tensor) -> RVQOutput:
+        """Quantize for training: (..., n_mels) -> RVQOutput; see `functional.rvq_quantize`."""
+        projections = *self._projection("proj_in"), *self._projection("proj_out")
+        return functional.rvq_quantize(mel, _stacked(self.codebooks), *projections)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         module = super()._apply(fn, recurse)
         meet(self.codebook_weights()[0].device)
         return module
+
+
+_weight = operator.attrgetter("weight")
+
+
+def _stacked(codebooks: nn.ModuleList) -> Tensor:
+    """`stacked_codebooks`, without the search for parameters that a frame costs more than."""
+    return torch.stack(list(map(_weight, codebooks)))

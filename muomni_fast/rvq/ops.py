@@ -7,7 +7,6 @@ a second derivative raises instead of being wrong.
 """
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,19 +14,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import backend
-from ..counters import counters
-from ..operators import one_by_one, operator, refusal
-from ..reference.checks import full_precision
-from . import torch_backend as torch_rvq
+from ..counters import counters, known
+from ..operators import needed, one_by_one, operator, refusal
+from . import torch_backend
+from .backends import Backend
 
 
-def _backend(op: str, *tensors: Tensor) -> ModuleType:
-    """The module whose `encode`, `decode` and `code_sums` run `op` on these tensors."""
+def _backend(op: str, *tensors: Tensor) -> Backend:
+    """What runs `op` on these tensors."""
     if backend.choose(op, *tensors) == "torch":
-        return torch_rvq
-    from . import triton_backend as triton_rvq
+        return torch_backend
+    from . import triton_backend
 
-    return triton_rvq
+    return triton_backend
 
 
 def half_norms(codebooks: Tensor) -> Tensor:
@@ -46,9 +45,8 @@ def rvq_encode(
 ) -> Tensor:
     """(N, n_mels), (Q, K, D), (Q, K), (D, n_mels), (D,) -> codes (N, Q) int64."""
     run = _backend("rvq_encode", mel, codebooks)
-    _, nonfinite = counters(mel.device)
-    with full_precision(mel):
-        return run.encode(mel, codebooks, half_norms, weight, bias, nonfinite, exact=exact)[0]
+    _, nonfinite = known.get(mel.device) or counters(mel.device)
+    return run.encode(mel, codebooks, half_norms, weight, bias, nonfinite, exact=exact)[0]
 
 
 @torch.library.register_fake("muomni::rvq_encode")
@@ -59,9 +57,8 @@ def _(mel: Tensor, codebooks: Tensor, *rest: Any) -> Tensor:
 def _decode(codes: Tensor, tables: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """(N, q) int64, (Q, K, D), (n_mels, D), (n_mels,) -> frames (N, n_mels), or sums (N, D)."""
     run = _backend("rvq_decode", codes, tables)
-    invalid, _ = counters(codes.device)
-    with full_precision(tables):
-        return run.decode(codes, tables, weight, bias, invalid)
+    invalid, _ = known.get(codes.device) or counters(codes.device)
+    return run.decode(codes, tables, weight, bias, invalid)
 
 
 def _fake_decode(codes: Tensor, tables: Tensor, weight: Tensor | None, bias: Any) -> Tensor:
@@ -82,20 +79,19 @@ def rvq_decode_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of tables, weight and bias; an empty tensor for each one not needed."""
     run = _backend("rvq_decode", codes, tables)
-    with full_precision(tables):
-        d_tables, d_weight, d_bias = (tables.new_empty(0) for _ in needs)
-        if needs[0]:
-            to_sums = grad if weight is None else grad @ weight
-            d_tables = tables.new_zeros(tables.shape)
-            for stage in range(codes.shape[1]):
-                sums = run.code_sums(codes[:, stage], to_sums, tables.shape[1])
-                d_tables[stage].copy_(sums)
-        if needs[1]:
-            sums = run.decode(codes, tables, None, None, _scratch(codes))
-            d_weight = grad.t() @ sums
-        if needs[2]:
-            d_bias = grad.sum(0)
-    return d_tables, d_weight, d_bias
+    grad_tables, grad_weight, grad_bias = (tables.new_empty(0) for _ in needs)
+    if needs[0]:
+        to_sums = grad if weight is None else grad @ weight
+        grad_tables = tables.new_zeros(tables.shape)
+        for q in range(codes.shape[1]):
+            sums = run.code_sums(codes[:, q], to_sums, tables.shape[1])
+            grad_tables[q].copy_(sums)
+    if needs[1]:
+        sums = run.decode(codes, tables, None, None, _scratch(codes))
+        grad_weight = grad.t() @ sums
+    if needs[2]:
+        grad_bias = grad.sum(0)
+    return grad_tables, grad_weight, grad_bias
 
 
 @torch.library.register_fake("muomni::rvq_decode_backward")
@@ -103,21 +99,18 @@ def _(
     grad: Tensor, codes: Tensor, tables: Tensor, weight: Tensor | None, needs: Sequence[bool]
 ) -> tuple[Tensor, ...]:
     shapes = tables.shape, None if weight is None else weight.shape, grad.shape[1:]
-    return _empty_where_needed(grad, shapes, needs)
+    return _empty(grad, shapes, needs)
+
+
+def _empty(like: Tensor, shapes: Sequence[Any], needs: Sequence[bool]) -> Any:
+    """`operators.empty_where_needed`, from shapes."""
+    pairs = zip(shapes, needs, strict=True)
+    return tuple(like.new_empty(shape if need else 0) for shape, need in pairs)
 
 
 def _scratch(codes: Tensor) -> Tensor:
     """A counter nobody reads: the forward has counted what is out of range."""
     return codes.new_zeros(1, dtype=torch.int32)
-
-
-def _empty_where_needed(like: Tensor, shapes: Sequence[Any], needs: Sequence[bool]) -> Any:
-    pairs = zip(shapes, needs, strict=True)
-    return tuple(like.new_empty(shape if need else 0) for shape, need in pairs)
-
-
-def _needed(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
 
 
 def _save_decode(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -129,7 +122,7 @@ def _decode_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     codes, tables, weight = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[1:])
     grads = rvq_decode_backward(grad.contiguous(), codes, tables, weight, needs)
-    return None, *_needed(grads, needs)
+    return None, *needed(grads, needs)
 
 
 torch.library.register_autograd("muomni::rvq_decode", _decode_backward, setup_context=_save_decode)
@@ -146,18 +139,15 @@ def rvq_quantize(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Frames (N, n_mels), sums of codewords (N, D), two losses (Q,), and codes (N, Q) int64.
 
-    The losses are the mean squares of what each stage leaves: equal values, but the first has the
-    gradient of the commitment loss, the second that of the codebook loss.
+    The losses are the mean squares of what each codebook leaves: equal values, but the first has
+    the gradient of the commitment loss, the second that of the codebook loss.
     """
     run = _backend("rvq_quantize", mel, codebooks)
-    invalid, nonfinite = counters(mel.device)
-    with full_precision(mel):
-        codes, sums = run.encode(
-            mel, codebooks, None, in_weight, in_bias, nonfinite, with_sums=True
-        )
-        quantized = run.decode(codes, codebooks, None, None, invalid)
-        frames = _frames(quantized, out_weight, out_bias)
-        loss = sums / max(1, quantized.numel())
+    invalid, nonfinite = known.get(mel.device) or counters(mel.device)
+    codes, sums = run.encode(mel, codebooks, None, in_weight, in_bias, nonfinite, with_sums=True)
+    quantized = run.decode(codes, codebooks, None, None, invalid)
+    frames = _frames(quantized, out_weight, out_bias)
+    loss = sums / max(1, quantized.numel())
     return frames, quantized, loss, loss.clone(), codes
 
 
@@ -181,10 +171,10 @@ def _(
 
 @operator("rvq_quantize_backward")
 def rvq_quantize_backward(
-    d_frames: Tensor,
-    d_quantized: Tensor,
-    d_commitment: Tensor,
-    d_codebook: Tensor,
+    grad_frames: Tensor,
+    grad_quantized: Tensor,
+    grad_commitment: Tensor,
+    grad_codebook: Tensor,
     codes: Tensor,
     mel: Tensor,
     codebooks: Tensor,
@@ -196,47 +186,46 @@ def rvq_quantize_backward(
     """Gradients of `rvq_quantize`'s arguments in order; an empty tensor for each not needed.
 
     Straight through: what arrives at the sum of codewords also goes to the projected frame. The
-    commitment loss moves the frame, the codebook loss the codewords; both by what a stage leaves,
-    which is recomputed from the codes.
+    commitment loss moves the frame, the codebook loss the codewords; both by what a codebook
+    leaves, which is recomputed from the codes.
     """
     run = _backend("rvq_quantize", mel, codebooks)
     need_mel, need_codebooks, need_in, need_in_bias, need_out, need_out_bias = needs
     grads = [codebooks.new_empty(0) for _ in needs]
-    with full_precision(mel):
-        if need_out:
-            quantized = run.decode(codes, codebooks, None, None, _scratch(codes))
-            grads[4] = d_frames.t() @ quantized
-        if need_out_bias:
-            grads[5] = d_frames.sum(0)
-        if any(needs[:4]):
-            frames = mel.to(codebooks.dtype)
-            residual = frames if in_weight is None else F.linear(frames, in_weight, in_bias)
-            to_z = d_frames if out_weight is None else d_frames @ out_weight  # (N, D)
-            to_codewords = to_z + d_quantized
+    if need_out:
+        quantized = run.decode(codes, codebooks, None, None, _scratch(codes))
+        grads[4] = grad_frames.t() @ quantized
+    if need_out_bias:
+        grads[5] = grad_frames.sum(0)
+    if any(needs[:4]):
+        frames = mel.to(codebooks.dtype)
+        residual = frames if in_weight is None else F.linear(frames, in_weight, in_bias)
+        to_z = grad_frames if out_weight is None else grad_frames @ out_weight  # (N, D)
+        to_codewords = to_z + grad_quantized
+        if need_codebooks:
+            grads[1] = torch.empty_like(codebooks)
+        scale = 2 / max(1, residual.numel())
+        for q, codebook in enumerate(codebooks):
+            residual = residual - F.embedding(codes[:, q], codebook)
+            to_z = torch.addcmul(to_z, residual, grad_commitment[q], value=scale)
             if need_codebooks:
-                grads[1] = torch.empty_like(codebooks)
-            scale = 2 / max(1, residual.numel())
-            for stage, codebook in enumerate(codebooks):
-                residual = residual - F.embedding(codes[:, stage], codebook)
-                to_z = torch.addcmul(to_z, residual, d_commitment[stage], value=scale)
-                if need_codebooks:
-                    rows = torch.addcmul(to_codewords, residual, d_codebook[stage], value=-scale)
-                    grads[1][stage].copy_(run.code_sums(codes[:, stage], rows, codebook.shape[0]))
-            if need_mel:
-                grads[0] = (to_z if in_weight is None else to_z @ in_weight).to(mel.dtype)
-            if need_in:
-                grads[2] = to_z.t() @ frames
-            if need_in_bias:
-                grads[3] = to_z.sum(0)
+                rows = torch.addcmul(to_codewords, residual, grad_codebook[q], value=-scale)
+                grads[1][q].copy_(run.code_sums(codes[:, q], rows, codebook.shape[0]))
+        if need_mel:
+            grads[0] = (to_z if in_weight is None else to_z @ in_weight).to(mel.dtype)
+        if need_in:
+            grads[2] = to_z.t() @ frames
+        if need_in_bias:
+            grads[3] = to_z.sum(0)
     return tuple(grads)  # type: ignore[return-value]  # six, as `needs`
 
 
 @torch.library.register_fake("muomni::rvq_quantize_backward")
 def _(
-    d_frames: Tensor,
-    d_quantized: Tensor,
-    d_commitment: Tensor,
-    d_codebook: Tensor,
+    grad_frames: Tensor,
+    grad_quantized: Tensor,
+    grad_commitment: Tensor,
+    grad_codebook: Tensor,
     codes: Tensor,
     mel: Tensor,
     codebooks: Tensor,
@@ -251,9 +240,9 @@ def _(
         None if in_weight is None else in_weight.shape,
         codebooks.shape[2:],
         None if out_weight is None else out_weight.shape,
-        d_frames.shape[1:],
+        grad_frames.shape[1:],
     ]
-    grads = _empty_where_needed(codebooks, shapes, needs)
+    grads = _empty(codebooks, shapes, needs)
     return grads[0].to(mel.dtype) if needs[0] else grads[0], *grads[1:]
 
 
@@ -267,7 +256,7 @@ def _save_quantize(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _quantize_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     grads, needs = grads[:-1], list(ctx.needs_input_grad)  # codes have none
     result = rvq_quantize_backward(*(g.contiguous() for g in grads), *ctx.saved_tensors, needs)
-    return tuple(_needed(result, needs))
+    return tuple(needed(result, needs))
 
 
 torch.library.register_autograd(

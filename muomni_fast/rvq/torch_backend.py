@@ -24,11 +24,14 @@ __all__ = ["code_sums", "decode", "encode", "half_norms", "matmul_precision"]
 
 # Scores held at once, 2 MB of float32. Fastest of 2^17 to 2^20 on two cores.
 BLOCK_SCORES = 1 << 19
-# Up to so many the plain search of all differences costs less than setting up the other; up to the
-# fewest, one in float64 throughout.
+# Numbers in the differences of all frames and codewords. Up to so many, measuring all of them costs
+# less than setting up the search by scores; up to the fewest, measuring them in float64 at once
+# costs less than in float32 with a second look.
 FEW_DIFFERENCES = 1 << 18
 FEWEST_DIFFERENCES = 1 << 14
-SOLE = 1 << 20  # above every codebook_size, and float32 still counts in ones
+# A row's candidates are added up, code k as SOLE + k: the sum is below 2 SOLE only if there is
+# exactly one. Above every codebook_size, and small enough for float32 to count in ones.
+SOLE = 1 << 20
 
 
 def encode(
@@ -46,11 +49,13 @@ def encode(
 
     `exact` changes nothing: here a lowest score costs less to certify than to find otherwise.
     """
-    refuse_in_capture(mel.device, "rvq_encode: its torch path waits for the GPU at every block")
+    if mel.is_cuda:
+        refuse_in_capture(mel.device, "rvq_encode: its torch path waits for the GPU at every block")
     n_codebooks, size, dim = codebooks.shape
+    precision = matmul_precision(mel.device)
     differences = len(mel) * size * dim
     if differences <= FEW_DIFFERENCES and not with_sums:
-        z = _project(mel, weight, bias, out=codebooks.new_empty(len(mel), dim))
+        z = _project(mel, weight, bias, codebooks.new_empty(len(mel), dim), precision)
         if not math.isfinite(z.sum()):
             nonfinite += _not_finite(z)
         nearest = nearest_in_float64 if differences <= FEWEST_DIFFERENCES else nearest_code
@@ -62,24 +67,24 @@ def encode(
     if codebooks.dtype == torch.float64:
         certified = None
     else:
-        certified = _CertifiedSearch(codebooks, norms, block)
+        certified = _CertifiedSearch(codebooks, norms, block, precision)
     for start in range(0, len(mel), block):
         rows = mel[start : start + block]
-        residual = _project(rows, weight, bias, out=buffer[: len(rows)])
+        residual = _project(rows, weight, bias, buffer[: len(rows)], precision)
         if certified is None:
             nonfinite += _not_finite(residual)
-        for stage, codebook in enumerate(codebooks):
+        for q, codebook in enumerate(codebooks):
             if certified is None:
                 index = nearest_code(residual, codebook)
             else:
-                index, doubtful = certified.nearest(residual, stage)
-                if stage == 0 and doubtful is not None:
+                index, doubtful = certified.nearest(residual, q)
+                if q == 0 and doubtful is not None:
                     nonfinite += _not_finite(residual[doubtful])
-            codes[start : start + block, stage] = index
-            if with_sums or stage + 1 < n_codebooks:
+            codes[start : start + block, q] = index
+            if with_sums or q + 1 < n_codebooks:
                 residual -= torch.index_select(codebook, 0, index, out=words[: len(rows)])
             if sums is not None:
-                sums[stage] += residual.square().sum()
+                sums[q] += residual.square().sum()
     return codes, None if sums is None else sums.to(codebooks.dtype)
 
 
@@ -93,12 +98,14 @@ def half_norms(codebooks: Tensor) -> Tensor:
     return codebooks.double().square().sum(-1).mul_(0.5).to(codebooks.dtype)
 
 
-def _project(mel: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor) -> Tensor:
-    """What the first stage quantizes: (n, n_mels) -> `out` (n, D), in float32 even where torch may
-    round products further."""
+def _project(
+    mel: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor, precision: str
+) -> Tensor:
+    """What the first codebook quantizes: (n, n_mels) -> `out` (n, D), in float32 even where torch
+    may round products further."""
     if weight is None:
         return out.copy_(mel)
-    if out.dtype == torch.float32 and matmul_precision(mel.device) != "ieee":
+    if out.dtype == torch.float32 and precision != "ieee":
         out.copy_(mel.double() @ weight.double().t())
     else:
         torch.mm(mel.to(out.dtype), weight.t(), out=out)
@@ -123,32 +130,31 @@ class _CertifiedSearch:
         codebooks: (Q, K, D) float32.
         norms: (Q, K), what `half_norms` gives, or None.
         block: most rows at once.
+        precision: of products, what `matmul_precision` says.
     """
 
-    def __init__(self, codebooks: Tensor, norms: Tensor | None, block: int) -> None:
+    def __init__(self, codebooks: Tensor, norms: Tensor | None, block: int, precision: str) -> None:
         _, size, dim = codebooks.shape
         self.codebooks = codebooks
         self.half_norms = half_norms(codebooks) if norms is None else norms
         # Twice the bound E is slope * ||x|| + offset. beta applies to the half-norms too, which may
         # sit in the product's own sum; a per mille covers the rounding of the bound itself.
-        beta = 1.001 * (score_beta(dim, matmul_precision(codebooks.device)) + 2.0**-23)
+        beta = 1.001 * (score_beta(dim, precision) + 2.0**-23)
         underflow = (dim * FLUSH) ** 0.5  # of a norm
         radii = (2 * self.half_norms.amax(-1)).sqrt_().add_(underflow)  # (Q,)
         self.slopes = 2 * beta * radii
         self.offsets = self.slopes * (radii + underflow) + 4 * dim * FLUSH
         self.scores = codebooks.new_empty(block, size)
-        # Summed over a row's candidates these name a sole one, and count more: the sum of any two
-        # is SOLE or more above what one can be.
         self.names = SOLE + torch.arange(size, device=codebooks.device, dtype=codebooks.dtype)
 
-    def nearest(self, residual: Tensor, stage: int) -> tuple[Tensor, Tensor | None]:
+    def nearest(self, residual: Tensor, q: int) -> tuple[Tensor, Tensor | None]:
         """(n, D) -> codes (n,) int64, and which rows were searched again, if any: (n,) bool."""
-        codebook = self.codebooks[stage]
+        codebook = self.codebooks[q]
         scores = self.scores[: len(residual)]
         torch.mm(residual, codebook.t(), out=scores)
-        torch.sub(self.half_norms[stage], scores, out=scores)
+        torch.sub(self.half_norms[q], scores, out=scores)
         limit = torch.linalg.vector_norm(residual, dim=1)
-        limit.mul_(self.slopes[stage]).add_(self.offsets[stage]).add_(scores.amin(1))
+        limit.mul_(self.slopes[q]).add_(self.offsets[q]).add_(scores.amin(1))
         # 1 for every code that could be the nearest, then its name.
         named = scores.le_(limit[:, None]).mul_(self.names).sum(1)
         codes = named.long().sub_(SOLE)
@@ -180,12 +186,12 @@ def decode(
         invalid += valid.logical_not().sum()
         codes = codes.where(valid, 0)
     total = None
-    for stage, (table, column) in enumerate(zip(tables.unbind(), codes.unbind(1), strict=False)):
+    for q, (table, column) in enumerate(zip(tables.unbind(), codes.unbind(1), strict=False)):
         words = F.embedding(column, table)
         if valid is not None:
-            words *= valid[:, stage, None]
+            words *= valid[:, q, None]
         total = words if total is None else total.add_(words)
-    assert total is not None  # at least one stage
+    assert total is not None  # at least one codebook
     if weight is not None:
         total = F.linear(total, weight.to(total.dtype))
     if bias is not None:

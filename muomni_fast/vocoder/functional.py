@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ..reference.checks import require_channels
 from ..reference.vocoder import hifigan
-from .plan import fusible, run_blocks
+from .plan import plan_of_blocks
 
 
 def mrf(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:
@@ -33,6 +34,8 @@ def mrf(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:
     """
     if not resblocks:
         raise ValueError("resblocks: expected at least one")
-    if not fusible(resblocks):
+    plan = plan_of_blocks(resblocks)
+    if not plan.fusible:
         return hifigan.mrf(x, resblocks)
-    return run_blocks(x, resblocks)
+    require_channels("x", x, resblocks[0].channels)
+    return plan.run("x", x)

@@ -1,149 +1,55 @@
-"""What a HiFi-GAN generator computes, forward and backward, whatever runs its layers.
+"""A whole HiFi-GAN generator as an operator: what calls its layers in order, forward and backward.
 
-Backends (`triton_backend`, `torch_inference`, `torch_backend`) have the same functions, `pre`,
-`up`, `mrf`, `post` and, but for the second, the gradient of each, on activations in a layout of
-their own. Only the kernels take a batch's lengths. Here is what calls them in order.
+One operator for inference, one for training that also returns what its backward needs, and the
+backward, so that a generator costs one call. An operator chooses its backend when it runs
+(`backend.choose`), so a compiled or exported program still does; a second derivative raises.
+
+Items of a batch with lengths run one by one where there are no kernels: torch's convolutions round
+differently in another batch, and what follows an item's end need not be computed.
 """
 
-import dataclasses
-import functools
-import itertools
-import math
 from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import Any, Self, TypeVar
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
-T = TypeVar("T")
+from .. import backend
+from ..operators import Operator, empty_where_needed, filled, needed, one_by_one, operator, refusal
+from ..reference.checks import refuse_in_capture
+from . import torch_backend, torch_inference
+from .backends import Backend, Ends, InferenceBackend, PreparingBackend
+from .shapes import Layers, Network
+
+# On a CPU, from so many frames on, laying weights out anew costs less than it then saves. Fewer run
+# in torch's layout unless prepared, so the two may round differently (`HiFiGANVocoder.prepare`).
+MANY_FRAMES = 16
 
 
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-    """The residual blocks of one stage (HiFi-GAN section 2.2).
+def backend_for(op: str, *tensors: Tensor) -> Backend:
+    """The backend that runs the layers of `op` on these tensors."""
+    if backend.choose(op, *tensors) == "torch":
+        return torch_backend
+    from . import triton_backend
 
-    Attributes:
-        kind: "1" (a second convolution follows each dilated one) or "2".
-        taps: kernel size of each block.
-        dilations: of each block.
+    return triton_backend
+
+
+def preparing(op: str, prepared_for: str, *tensors: Tensor) -> PreparingBackend:
+    """The backend that runs here, and has laid out weights before.
+
+    Raises:
+        RuntimeError: they were prepared for another one.
     """
-
-    kind: str
-    taps: tuple[int, ...]
-    dilations: tuple[tuple[int, ...], ...]
-
-    @property
-    def paired(self) -> bool:
-        """Whether blocks are of type "1"."""
-        return self.kind == "1"
-
-    @property
-    def per_dilation(self) -> int:
-        """Convolutions for each dilation."""
-        return 2 if self.paired else 1
-
-    @property
-    def depth(self) -> int:
-        """Dilations of each block.
-
-        Raises:
-            ValueError: blocks differ.
-        """
-        (depth,) = {len(branch) for branch in self.dilations}
-        return depth
-
-    @property
-    def ragged(self) -> bool:
-        """Whether blocks differ in their number of dilations."""
-        return len({len(branch) for branch in self.dilations}) > 1
-
-    @property
-    def reach(self) -> int:
-        """Rows a side that a row of the result depends on."""
-        pairs = zip(self.taps, self.dilations, strict=True)
-        return max(sum((k - 1) // 2 * (d + self.paired) for d in branch) for k, branch in pairs)
-
-    @property
-    def sizes(self) -> list[int]:
-        """Weights and biases of each block."""
-        return [2 * self.per_dilation * len(branch) for branch in self.dilations]
-
-    def single(self, branch: int) -> "Blocks":
-        """One block by itself."""
-        return Blocks(self.kind, (self.taps[branch],), (self.dilations[branch],))
-
-    def divided(self, items: Sequence[T]) -> list[Sequence[T]]:
-        """Something for each weight and bias of all blocks, in turn -> of each block."""
-        ends = list(itertools.accumulate(self.sizes))
-        return [items[end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
-
-    @property
-    def spec(self) -> str:
-        """A string for an operator's argument: kind, then taps and dilations of each block."""
-        pairs = zip(self.taps, self.dilations, strict=True)
-        return "|".join([self.kind, *(f"{k}:{','.join(map(str, d))}" for k, d in pairs)])
-
-    @classmethod
-    @functools.lru_cache
-    def parse(cls, spec: str) -> Self:
-        """The inverse of `spec`."""
-        kind, *branches = spec.split("|")
-        taps, dilations = zip(*(branch.split(":") for branch in branches), strict=True)
-        return cls(
-            kind,
-            tuple(map(int, taps)),
-            tuple(tuple(map(int, branch.split(","))) for branch in dilations),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """The shape of a generator.
-
-    Attributes:
-        rates, kernels: of the transposed convolutions.
-        blocks: of every stage.
-    """
-
-    rates: tuple[int, ...]
-    kernels: tuple[int, ...]
-    blocks: Blocks
-
-    @property
-    def hop(self) -> int:
-        """Samples per frame."""
-        return math.prod(self.rates)
-
-
-@dataclasses.dataclass
-class Layers:
-    """Something for every layer of a generator: its weights and bias, or their gradients."""
-
-    pre: Any
-    ups: list[Any]
-    mrfs: list[Any]
-    post: Any
-
-    @classmethod
-    def of(cls, tensors: Sequence[Any], stages: int, blocks: int) -> Self:
-        """Divide a flat list: pre, then for each stage up and blocks, then post; two for each
-        convolution, `blocks` for each stage's blocks."""
-        ups, mrfs = [], []
-        for start in range(2, 2 + stages * (2 + blocks), 2 + blocks):
-            ups.append(tensors[start : start + 2])
-            mrfs.append(tensors[start + 2 : start + 2 + blocks])
-        return cls(tensors[:2], ups, mrfs, tensors[-2:])
-
-    def flat(self) -> list[Any]:
-        """The inverse of `of`."""
-        stages = itertools.chain(
-            *((*up, *mrf) for up, mrf in zip(self.ups, self.mrfs, strict=True))
-        )
-        return [*self.pre, *stages, *self.post]
+    chosen = backend_for(op, *tensors)
+    name = "torch" if chosen is torch_backend else "triton"
+    if prepared_for != name:
+        raise RuntimeError(f"{op}: prepared for {prepared_for}, but {name} runs here")
+    return torch_inference if name == "torch" else cast(PreparingBackend, chosen)
 
 
 def forward(
-    run: ModuleType,
+    run: InferenceBackend,
     mel: Tensor,
     layers: Layers,
     network: Network,
@@ -157,31 +63,27 @@ def forward(
         mel: (B, n_mels, T).
         layers: what the backend's `layers` gives.
         network: the shape.
-        lengths: (B,) frames of each item, for the kernels, or None.
-        keep: return what lies between the layers: the output of `pre`; for each stage the output
+        lengths: (B,) frames of each item, for a backend that takes it, or None.
+        keep: return what lies between the layers: the output of `pre`; for each level the output
             of `up`, what `mrf` keeps and its output.
 
     Returns:
         (B, T * hop), and the list.
     """
-    ends = _ends(lengths)
-    x, rate = run.pre(mel, layers.pre, *ends(1)), 1
+    ends: Ends = None if lengths is None else (lengths, 1)
+    x = run.pre(mel, layers.pre, ends)
     kept = [x]
-    for stage, factor in enumerate(network.rates):
-        u = run.up(x, layers.ups[stage], factor, network.kernels[stage], *ends(rate))
-        rate *= factor
-        x, inner = run.mrf(u, layers.mrfs[stage], network.blocks, keep, *ends(rate))
+    levels = zip(network.factors, network.kernels, layers.ups, layers.mrfs, strict=True)
+    for factor, kernel, up, mrf in levels:
+        u = run.up(x, up, factor, kernel, ends)
+        ends = ends and (ends[0], ends[1] * factor)
+        x, inner = run.mrf(u, mrf, network.blocks, keep, ends)
         kept += [u, *inner, x]
-    return run.post(x, layers.post, *ends(rate)), kept if keep else []
-
-
-def _ends(lengths: Tensor | None) -> Callable[[int], tuple[Any, ...]]:
-    """What tells a layer where items end, in rows of so many to a frame."""
-    return lambda rate: () if lengths is None else (lengths, rate)
+    return run.post(x, layers.post, ends), kept if keep else []
 
 
 def backward(
-    run: ModuleType,
+    run: Backend,
     grad: Tensor,
     audio: Tensor,
     mel: Tensor,
@@ -200,39 +102,218 @@ def backward(
         tensors: weights and biases as torch has them, in the order of `Layers.of`.
         needs: of the mel, then of each tensor.
     """
-    stages, size = len(network.rates), sum(network.blocks.sizes)
-    weights = Layers.of(tensors, stages, size)
-    need = Layers.of(needs[1:], stages, size)
-    found = Layers(*([None, None], [[None, None]] * stages, [[None] * size] * stages, [None] * 2))
-    per_stage = (len(kept) - 1) // stages
-    ends, rate = _ends(lengths), network.hop
-    d, found.post = run.post_grad(grad, audio, kept[-1], weights.post, need.post, *ends(rate))
-    for stage in reversed(range(stages)):
-        if not any(needs[: 1 + 2 + (stage + 1) * (2 + size)]):
+    levels, size = len(network.factors), network.blocks.size
+    weights = Layers.of(network.divided(tensors))
+    need = Layers.of(network.divided(needs[1:]))
+    found = Layers(*([None, None], [[None, None]] * levels, [[None] * size] * levels, [None] * 2))
+    per_level = (len(kept) - 1) // levels
+    rows_per_frame = network.hop
+    ends = None if lengths is None else (lengths, rows_per_frame)
+    d, found.post = run.post_grad(grad, audio, kept[-1], weights.post, need.post, ends)
+    for level in reversed(range(levels)):
+        if not any(needs[: 1 + 2 + (level + 1) * (2 + size)]):
             break
-        first = 1 + stage * per_stage
-        x, u, inner = kept[first - 1], kept[first], kept[first + 1 : first + per_stage - 1]
-        d, found.mrfs[stage] = run.mrf_grad(
-            d, u, inner, weights.mrfs[stage], network.blocks, need.mrfs[stage], *ends(rate)
+        first = 1 + level * per_level
+        x, u, inner = kept[first - 1], kept[first], kept[first + 1 : first + per_level - 1]
+        d, found.mrfs[level] = run.mrf_grad(
+            d, u, inner, weights.mrfs[level], network.blocks, need.mrfs[level], ends
         )
-        factor = network.rates[stage]
-        rate //= factor
-        d, found.ups[stage] = run.up_grad(
-            d, x, weights.ups[stage], factor, need.ups[stage], *ends(rate)
-        )
+        factor = network.factors[level]
+        rows_per_frame //= factor
+        ends = None if lengths is None else (lengths, rows_per_frame)
+        d, found.ups[level] = run.up_grad(d, x, weights.ups[level], factor, need.ups[level], ends)
     else:
         if any(needs[:3]):
-            d_mel, found.pre = run.pre_grad(d, mel, weights.pre, needs[0], need.pre, *ends(1))
-            return [d_mel, *found.flat()]
+            grad_mel, found.pre = run.pre_grad(d, mel, weights.pre, needs[0], need.pre, ends)
+            return [grad_mel, *found.flat()]
     return [None, *found.flat()]
 
 
-def fake_kept(run: ModuleType, mel: Tensor, channels: int, network: Network) -> list[Tensor]:
+def fake_kept(run: Backend, mel: Tensor, channels: int, network: Network) -> list[Tensor]:
     """Tensors like those `forward` keeps; `channels` are those after `pre`."""
     rows = mel.shape[2]
     kept = [run.fake(mel, channels, rows)]
-    for factor in network.rates:
+    for factor in network.factors:
         channels, rows = channels // 2, rows * factor
         inner = run.fake_kept(mel, channels, rows, network.blocks)
         kept += [run.fake(mel, channels, rows), *inner, run.fake(mel, channels, rows)]
     return kept
+
+
+def each_alone(
+    lengths: Tensor,
+    one: Callable[..., Sequence[Tensor | None]],
+    inputs: Sequence[Tensor],
+    into: Sequence[Tensor],
+    sums: Sequence[Tensor] = (),
+) -> None:
+    """Run something on each item that has frames, as if it were alone.
+
+    Args:
+        lengths: (B,) frames of each item.
+        one: takes an item's part (1, ..., frames * rows_per_frame) of every input, and gives what
+            is added to its part of `into`, and to all of `sums`; None where there is nothing.
+        inputs: (B, ..., T * rows_per_frame), the mel first.
+        into: the same kind, zero before.
+        sums: over all items.
+    """
+    refuse_in_capture(lengths.device, "lengths: without kernels they are read, which waits")
+    frames_in_all = inputs[0].shape[-1]
+    for item, frames in enumerate(lengths.tolist()):
+        if frames > 0:  # compiled code does not check
+            own = [
+                t[item : item + 1, ..., : t.shape[-1] // frames_in_all * frames]
+                for t in (*inputs, *into)
+            ]
+            found = one(*own[: len(inputs)])
+            for total, value in zip([*own[len(inputs) :], *sums], found, strict=True):
+                if value is not None:
+                    total += value
+
+
+@operator("generator")
+def generator(
+    mel: Tensor,
+    tensors: Sequence[Tensor],
+    lengths: Tensor | None,
+    network: str,
+    prepared_for: str | None,
+) -> Tensor:
+    """(B, n_mels, T) -> (B, T * hop), without a gradient.
+
+    `tensors` are weights and biases in the order of `Layers`, or what the backend `prepared_for`
+    laid out; `network` is `Network.spec`.
+    """
+    shape = Network.parse(network)
+    run: InferenceBackend
+    if prepared_for is not None:  # its tensors are of one kind: the first speaks for all
+        run = preparing("generator", prepared_for, mel, tensors[0])
+    else:
+        run = backend_for("generator", mel, *tensors)
+    if lengths is None or run.TAKES_ENDS:
+        return _audio(run, mel, tensors, shape, prepared_for is not None, lengths)
+    audio = mel.new_zeros(mel.shape[0], mel.shape[2] * shape.hop)
+    one = lambda own: [_audio(run, own, tensors, shape, prepared_for is not None)]
+    each_alone(lengths, one, [mel], [audio])
+    return audio
+
+
+def _audio(
+    run: InferenceBackend,
+    mel: Tensor,
+    tensors: Sequence[Tensor],
+    shape: Network,
+    prepared: bool,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    if prepared:
+        layers = cast(PreparingBackend, run).unpacked(tensors, shape)
+    else:
+        if run is torch_backend and mel.shape[0] * mel.shape[2] >= MANY_FRAMES:
+            run = torch_inference
+        layers = run.layers(tensors, shape)
+    return forward(run, mel, layers, shape, lengths, keep=False)[0]
+
+
+@torch.library.register_fake("muomni::generator")
+def _(mel: Tensor, tensors: Any, lengths: Any, network: str, prepared_for: Any) -> Tensor:
+    return mel.new_empty(mel.shape[0], mel.shape[2] * Network.parse(network).hop)
+
+
+@operator("generator_train")
+def generator_train(
+    mel: Tensor, tensors: Sequence[Tensor], lengths: Tensor | None, network: str
+) -> tuple[Tensor, list[Tensor]]:
+    """`generator`, and what its backward needs, laid out as the backend that ran has it."""
+    run, shape = backend_for("generator", mel, *tensors), Network.parse(network)
+    layers = run.layers(tensors, shape)
+    if lengths is None or run.TAKES_ENDS:
+        return forward(run, mel, layers, shape, lengths, keep=True)
+    audio, kept = _like_training(run, mel, tensors, shape)
+
+    def one(own: Tensor) -> list[Tensor]:
+        own_audio, own_kept = forward(run, own, layers, shape, None, keep=True)
+        return [own_audio, *own_kept]
+
+    each_alone(lengths, one, [mel], [audio.zero_(), *(t.zero_() for t in kept)])
+    return audio, kept
+
+
+def _like_training(
+    run: Backend, mel: Tensor, tensors: Sequence[Tensor], shape: Network
+) -> tuple[Tensor, list[Tensor]]:
+    """Unwritten tensors like those of `generator_train`."""
+    audio = mel.new_empty(mel.shape[0], mel.shape[2] * shape.hop)
+    return audio, fake_kept(run, mel, tensors[0].shape[0], shape)
+
+
+@torch.library.register_fake("muomni::generator_train")
+def _(
+    mel: Tensor, tensors: Sequence[Tensor], lengths: Any, network: str
+) -> tuple[Tensor, list[Tensor]]:
+    run = backend_for("generator", mel, *tensors)
+    return _like_training(run, mel, tensors, Network.parse(network))
+
+
+@operator("generator_backward")
+def generator_backward(
+    grad: Tensor,
+    audio: Tensor,
+    mel: Tensor,
+    kept: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    lengths: Tensor | None,
+    network: str,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of mel and tensors; an empty tensor for each not needed."""
+    run, shape = backend_for("generator", mel, *tensors), Network.parse(network)
+    if lengths is None or run.TAKES_ENDS:
+        grads = backward(run, grad, audio, mel, kept, tensors, shape, lengths, needs)
+        return filled(grads, [mel, *tensors], needs)
+    grad_mel, *totals = [
+        torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32))
+        for t in (mel, *tensors)
+    ]
+
+    def one(own_mel: Tensor, *own: Tensor) -> list[Tensor | None]:
+        own_grad, own_audio, *own_kept = own
+        return backward(run, own_grad, own_audio, own_mel, own_kept, tensors, shape, None, needs)
+
+    each_alone(lengths, one, [mel, grad, audio, *kept], [grad_mel], totals)
+    return filled([grad_mel, *totals], [mel, *tensors], needs)
+
+
+@torch.library.register_fake("muomni::generator_backward")
+def _(
+    grad: Tensor, audio: Any, mel: Tensor, kept: Any, tensors: Sequence[Tensor], *rest: Any
+) -> list[Tensor]:
+    return empty_where_needed([mel, *tensors], rest[-1])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Any]) -> None:
+    mel, tensors, lengths, ctx.network = inputs
+    audio, kept = output
+    ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)
+    ctx.n_kept, ctx.n_tensors = len(kept), len(tensors)
+    ctx.save_for_backward(audio, mel, lengths, *kept, *tensors)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return None, [None] * ctx.n_tensors, None, None
+    need_mel, need_tensors = ctx.needs_input_grad[:2]
+    audio, mel, lengths, *rest = ctx.saved_tensors
+    kept, tensors = rest[: ctx.n_kept], rest[ctx.n_kept :]
+    needs = [need_mel, *need_tensors]
+    arguments = audio, mel, kept, tensors, lengths, ctx.network, needs
+    grad_mel, *grads = needed(generator_backward(grad.contiguous(), *arguments), needs)
+    return grad_mel, grads, None, None
+
+
+GENERATOR = Operator("generator", generator, generator_train)
+torch.library.register_autograd("muomni::generator_train", _backward, setup_context=_save)
+torch.library.register_autograd(generator_backward.name(), refusal(generator_backward.name()))
+for _op in (generator, generator_train):
+    torch.library.register_vmap(_op.name(), one_by_one(_op))

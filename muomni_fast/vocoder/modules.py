@@ -1,92 +1,122 @@
 """The vocoder as drop-in modules: the reference's constructors and state dicts."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import reference
-from ..preparable import Preparable
-from ..reference.checks import require_lengths, require_mel
-from . import plan as fused
+from ..operators import run
+from ..preparable import Preparable, Structure
+from ..reference.checks import require_channels, require_lengths, require_mel
 from .functional import mrf
-from .ops import Packed
+from .plan import KNOWN_FORWARDS, Plan, Prepared, plan_of_blocks, plan_of_generator
 
 
-class PreparableBlocks(Preparable):
-    """Residual blocks that run as one operator."""
+class Planned(Preparable):
+    """What runs as one operator where the modules inside are HiFi-GAN's own."""
 
-    _prepared: Packed | None = None
+    _prepared: Prepared | None = None
+    _plan: Plan | None = None
+    _structure: Structure | None = None
 
-    def _blocks(self) -> list[nn.Module]:
+    def _make_plan(self) -> Plan:
         raise NotImplementedError
+
+    def _current_plan(self) -> Plan:
+        """The plan, made anew where the modules inside have changed."""
+        if torch.compiler.is_compiling():  # which watches modules itself
+            return self._make_plan()
+        if self._plan is None or self._structure is None or not self._structure.unchanged():
+            self._plan, self._structure = self._make_plan(), Structure(self)
+        return self._plan
+
+    def _run(self, plan: Plan, name: str, x: Tensor, *shape: Any) -> Tensor:
+        """Call the operator with the weights of now, or with those prepared from them."""
+        ready = None if self._prepared is None else self._current()
+        if ready is None:
+            return run(plan.operator, name, x, plan.tensors(), None, *shape)
+        return run(plan.operator, name, x, ready.tensors, ready.backend, *shape)
+
+    def _drop(self) -> None:
+        super()._drop()
+        self._plan = self._structure = None
 
     @torch.no_grad()
     def prepare(self) -> Self:
         """As `HiFiGANVocoder.prepare`, for use in another generator; the same bits as before, on a
         CPU from `vocoder.ops.MANY_ROWS` rows of a batch on."""
         self._require_preparable()
-        self._prepared = fused.pack_blocks(self._blocks())
-        return self
+        return self._keep(self._current_plan().prepare())
 
 
-class ResBlock(PreparableBlocks, reference.ResBlock):
+class ResBlock(Planned, reference.ResBlock):
     __doc__ = reference.ResBlock.__doc__
 
-    forward = fused.resblock_forward
+    def _make_plan(self) -> Plan:
+        return plan_of_blocks([self])
 
-    def _blocks(self) -> list[nn.Module]:
-        return [self]
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, T) -> (B, channels, T); see `functional.mrf`."""
+        plan = self._current_plan()
+        if not plan.fusible:
+            return super().forward(x)
+        require_channels("x", x, self.channels)
+        return self._run(plan, "x", x, plan.spec)
 
 
-class MRF(PreparableBlocks, reference.MRF):
+KNOWN_FORWARDS.append(ResBlock.forward)
+
+
+class MRF(Planned, reference.MRF):
     __doc__ = reference.MRF.__doc__
 
     resblock_class = ResBlock
-    _mrf = staticmethod(mrf)
 
-    def _blocks(self) -> list[nn.Module]:
-        return list(self.resblocks)
+    def _make_plan(self) -> Plan:
+        return plan_of_blocks(list(self.resblocks))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, T) -> (B, channels, T); see `mrf`."""
-        if self._prepared is None:
+        """(B, channels, T) -> (B, channels, T); see `functional.mrf`."""
+        plan = self._current_plan()
+        if not plan.fusible:
             return super().forward(x)
-        return fused.run_prepared_blocks(x, self._prepared, self._blocks())
+        first: Any = self.resblocks[0]
+        require_channels("x", x, first.channels)
+        return self._run(plan, "x", x, plan.spec)
 
 
-class HiFiGANVocoder(Preparable, reference.HiFiGANVocoder):
+class HiFiGANVocoder(Planned, reference.HiFiGANVocoder):
     __doc__ = reference.HiFiGANVocoder.__doc__
 
     resblock_class = ResBlock
-    _mrf = staticmethod(mrf)
-    _prepared: Packed | None = None
 
-    @torch.no_grad()
+    def _make_plan(self) -> Plan:
+        return plan_of_generator(self)
+
     def prepare(self) -> Self:
         """Compute once what generating derives from the weights: their values if normed, in the
         order in which the backend that runs here reads them.
 
-        Nothing watches the weights: `train()`, `load_state_dict()` and `to()` of this module, or
-        one around it, drop what was prepared; other changes need another call. No gradient passes a
-        prepared model, and hooks on inner modules do not run. For half precision,
-        `.to(torch.bfloat16)` first.
+        `train()`, `load_state_dict()` and `to()` of this module, or one around it, drop what was
+        prepared. Where weights have changed otherwise, or modules inside were replaced or hooked,
+        it is not used. Only writes through `.data`, or to weights made in inference mode, are not
+        noticed, and compiled programs keep what there was when they were traced. No gradient
+        passes a prepared model. For half precision, `.to(torch.bfloat16)` first.
 
-        Audio has the same bits as before. On a CPU that is so from `vocoder.ops.MANY_FRAMES` frames
-        of a batch on, or of an item with `lengths`: fewer run in torch's own layout until they are
-        prepared, which may round differently. Either way they are as near to the exact result as
-        the reference is: at most 3 dB worse, in float32 and, blocks on an input of autocast's
-        dtype, under autocast.
+        Audio has the same bits as before. On a CPU that is so from
+        `vocoder.generator.MANY_FRAMES` frames of a batch on, or of an item with `lengths`: fewer
+        run in torch's own layout until they are prepared, which may round differently. Either way
+        they are as near to the exact result as the reference is: at most 3 dB worse, in float32
+        and, blocks on an input of autocast's dtype, under autocast.
 
         Raises:
             RuntimeError: the module is in training mode, or inner modules were replaced or hooked.
             ValueError: a weight is not finite.
             BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernels cannot run.
         """
-        self._require_preparable()
-        self._prepared = fused.pack_generator(self)
-        return self
+        return super().prepare()
 
     def forward(self, mel: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """Generate audio, in [-1, 1], in one operator call.
@@ -112,12 +142,13 @@ class HiFiGANVocoder(Preparable, reference.HiFiGANVocoder):
         require_mel(mel, self.n_mels)
         if lengths is not None:
             lengths = require_lengths(lengths, mel)
-        network = fused.network_of(self)
-        if self._prepared is not None:
-            return fused.run_prepared_generator(mel, self._prepared, network, lengths)
-        if not fused.generator_fusible(self, network):
+        plan = self._current_plan()
+        if not plan.fusible:
             return super().forward(mel, lengths)
-        return fused.run_generator(mel, fused.tensors_of(self), network, lengths)
+        return self._run(plan, "mel", mel, lengths, plan.spec)
+
+    def _mean(self, level: int, x: Tensor) -> Tensor:
+        return mrf(x, self._resblocks(level))
 
 
 class NeuralVocoder(reference.NeuralVocoder):

@@ -1,59 +1,115 @@
-"""From the reference's modules to the vocoder's operators, which take weights in a list.
+"""What a generator, or residual blocks, compute once of their modules, and keep between calls.
 
-An operator stands for modules only where it computes what they would: residual blocks as the
-reference has them, without forward hooks. Whatever else there is runs module by module.
+An operator takes weights in a list and stands for modules only where it computes what they would:
+HiFi-GAN's own convolutions, without hooks. A plan says whether it does, in which shape, and where
+its weights are found. It holds modules and names, never tensors.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..operators import autocast, learning, refuse_transforms
-from ..reference.checks import require_channels, require_same_device
+from .. import backend
+from ..operators import Operator, run, unshared
+from ..preparable import hooks_of
 from ..reference.vocoder import hifigan
-from . import ops as vocoder_ops
-from .generator import Blocks, Network
-from .ops import Packed
+from .generator import GENERATOR, preparing
+from .ops import MRF
+from .shapes import Blocks, Network
 
 
-def resblock_forward(block: Any, x: Tensor) -> Tensor:
-    """(B, channels, T) -> (B, channels, T); see `functional.mrf`."""
-    if block._prepared is not None:
-        return run_prepared_blocks(x, block._prepared, [block])
-    if _plain_inside(block):
-        return run_blocks(x, [block])
-    return hifigan.ResBlock.forward(block, x)
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Weights and biases as a backend reads them.
+
+    Attributes:
+        tensors: in the backend's layout.
+        backend: "torch" or "triton".
+    """
+
+    tensors: list[Tensor]
+    backend: str
 
 
-def fusible(resblocks: Any) -> bool:
-    """Whether an operator computes what these modules would, one by one."""
-    known = all(_runs(block, hifigan.ResBlock.forward, resblock_forward) for block in resblocks)
-    if not known or len({(block.channels, block.resblock) for block in resblocks}) != 1:
-        return False
-    return all(_plain_inside(block) for block in resblocks)
+class Plan:
+    """The modules of a generator or of residual blocks, as one operator takes them.
+
+    Args:
+        operator: that stands for them.
+        shape: of the generator, or of the blocks.
+        convolutions: in the operator's order.
+        fusible: whether the operator computes what the modules would.
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        shape: Network | Blocks,
+        convolutions: Sequence[nn.Module],
+        fusible: bool,
+    ) -> None:
+        self.operator, self.shape, self.fusible = operator, shape, fusible
+        self.spec = shape.spec
+        self._modules = [module for conv in convolutions for module in (conv, conv)]
+        self._names = ["weight", "bias"] * len(convolutions)
+
+    def tensors(self) -> list[Tensor]:
+        """Weights (their values, if normed) and biases, in the operator's order."""
+        return list(map(getattr, self._modules, self._names))
+
+    def run(self, name: str, x: Tensor) -> Tensor:
+        """Call the operator of residual blocks; `name` is that of `x`, for errors."""
+        return run(self.operator, name, x, self.tensors(), None, self.spec)
+
+    def prepare(self) -> Prepared:
+        """Weights as the backend that runs here reads them.
+
+        Raises:
+            RuntimeError: modules inside are hooked or not HiFi-GAN's own.
+            ValueError: a weight is not finite.
+        """
+        if not self.fusible:
+            raise RuntimeError("prepare: modules inside are hooked or not HiFi-GAN's own")
+        tensors = [tensor.detach() for tensor in self.tensors()]
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            raise ValueError("prepare: a weight is not finite")
+        chosen = backend.choose(self.operator.name, *tensors)
+        run = preparing(self.operator.name, chosen, *tensors)
+        if isinstance(self.shape, Network):
+            found = run.pack(tensors, self.shape)
+        else:
+            found = run.pack_blocks(tensors, self.shape)
+        return Prepared(unshared(found, tensors), chosen)
 
 
-def generator_fusible(generator: hifigan.HiFiGANVocoder, network: Network) -> bool:
-    """Whether an operator of this shape computes what the modules inside would."""
-    count = generator.n_kernels
-    ups = zip(generator.ups, network.rates, network.kernels, strict=True)
-    starts = range(0, len(generator.resblocks), count)
-    stages = [list(generator.resblocks)[start : start + count] for start in starts]
-    return (
-        all(_plain(conv, None) for conv in (generator.conv_pre, generator.conv_post))
-        and all(_plain_up(*up) for up in ups)
-        and all(fusible(stage) and blocks_of(stage) == network.blocks for stage in stages)
-    )
-
-
-def network_of(generator: hifigan.HiFiGANVocoder) -> Network:
-    """The shape of a generator."""
-    config = generator.config
+def plan_of_generator(model: hifigan.HiFiGANVocoder) -> Plan:
+    """How a generator runs as one operator."""
+    config, count = model.config, model.n_kernels
     blocks = Blocks(
         config["resblock"], config["resblock_kernel_sizes"], config["resblock_dilation_sizes"]
     )
-    return Network(config["upsample_rates"], config["upsample_kernel_sizes"], blocks)
+    network = Network(config["upsample_rates"], config["upsample_kernel_sizes"], blocks)
+    own, convolutions = [model.conv_pre, model.conv_post], [model.conv_pre]
+    fusible = all(_plain(conv, None) for conv in own)
+    for level, (up, factor, kernel) in enumerate(
+        zip(model.ups, network.factors, network.kernels, strict=True)
+    ):
+        resblocks = list(model.resblocks[level * count : (level + 1) * count])
+        fusible = fusible and _plain_up(up, factor, kernel)
+        fusible = fusible and _fusible(resblocks) and blocks_of(resblocks) == blocks
+        if fusible:
+            convolutions += [up, *(conv for block in resblocks for conv in _convolutions(block))]
+    return Plan(GENERATOR, network, [*convolutions, model.conv_post], fusible)
+
+
+def plan_of_blocks(resblocks: Sequence[Any]) -> Plan:
+    """How residual blocks run as one operator."""
+    if not _fusible(resblocks):
+        return Plan(MRF, Blocks("1", (1,), ((1,),)), [], False)
+    convolutions = [conv for block in resblocks for conv in _convolutions(block)]
+    return Plan(MRF, blocks_of(resblocks), convolutions, True)
 
 
 def blocks_of(resblocks: Sequence[Any]) -> Blocks:
@@ -63,6 +119,19 @@ def blocks_of(resblocks: Sequence[Any]) -> Blocks:
         tuple(block.kernel_size for block in resblocks),
         tuple(block.dilations for block in resblocks),
     )
+
+
+# The forwards of residual blocks that an operator stands for; `modules` adds its own.
+KNOWN_FORWARDS = [hifigan.ResBlock.forward]
+
+
+def _fusible(resblocks: Any) -> bool:
+    """Whether an operator computes what these modules would, one by one."""
+    if not all(_runs(block, *KNOWN_FORWARDS) for block in resblocks):
+        return False
+    if len({(block.channels, block.resblock) for block in resblocks}) != 1:
+        return False
+    return all(_plain_inside(block) for block in resblocks)
 
 
 def _plain_inside(block: Any) -> bool:
@@ -86,24 +155,19 @@ def _plain(conv: Any, kernel: int | None, dilation: int = 1) -> bool:
     return kernel % 2 == 1 and shape == expected and conv.padding_mode == "zeros"
 
 
-def _plain_up(conv: Any, rate: int, kernel: int) -> bool:
-    """Whether this is torch's transposed convolution, `rate` times as long as its input."""
+def _plain_up(conv: Any, factor: int, kernel: int) -> bool:
+    """Whether this is torch's transposed convolution, `factor` times as long as its input."""
     if not _runs(conv, nn.ConvTranspose1d.forward) or conv.bias is None:
         return False
     shape = conv.kernel_size, conv.stride, conv.padding, conv.output_padding, conv.dilation
-    return shape == ((kernel,), (rate,), ((kernel - rate) // 2,), (0,), (1,)) and conv.groups == 1
+    expected = (kernel,), (factor,), ((kernel - factor) // 2,), (0,), (1,)
+    return shape == expected and conv.groups == 1
 
 
 def _runs(module: nn.Module, *forwards: Any) -> bool:
     """Whether calling the module runs one of these functions and nothing else."""
     own = type(module).forward in forwards and "forward" not in module.__dict__
-    return own and not _hooked(module)
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether something wants to see the module's calls."""
-    hooks = module._forward_hooks, module._forward_pre_hooks
-    return any(hooks) or any((module._backward_hooks, module._backward_pre_hooks))
+    return own and not any(hooks_of(module))
 
 
 def _convolutions(block: Any) -> Iterator[nn.Module]:
@@ -112,114 +176,3 @@ def _convolutions(block: Any) -> Iterator[nn.Module]:
     else:
         for pair in zip(block.convs1, block.convs2, strict=True):
             yield from pair
-
-
-def _of(convolution: Any) -> tuple[Tensor, Tensor]:
-    return convolution.weight, convolution.bias
-
-
-def tensors_of_blocks(resblocks: Iterable[Any]) -> list[Tensor]:
-    """Weights and biases, in the operators' order."""
-    return [t for block in resblocks for conv in _convolutions(block) for t in _of(conv)]
-
-
-def tensors_of(generator: hifigan.HiFiGANVocoder) -> list[Tensor]:
-    """Weights (their values, if normed) and biases, in the operators' order."""
-    tensors = [*_of(generator.conv_pre)]
-    count = generator.n_kernels
-    for stage, up in enumerate(generator.ups):
-        blocks = generator.resblocks[stage * count : (stage + 1) * count]
-        tensors += [*_of(up), *tensors_of_blocks(list(blocks))]
-    return [*tensors, *_of(generator.conv_post)]
-
-
-def _one_kind(op: str, name: str, x: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Everything on one device and, once autocast has cast, of one dtype."""
-    refuse_transforms(op, x, *tensors)
-    elsewhere = next((t for t in tensors if t.device != x.device), x)
-    require_same_device(**{name: x, "a weight": elsewhere})
-    x, *tensors = autocast(x, *tensors)
-    for tensor in tensors:
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{name} is {x.dtype}, but a weight is {tensor.dtype}")
-    return [x, *tensors]
-
-
-def run_blocks(x: Tensor, resblocks: Sequence[Any]) -> Tensor:
-    """The mean of residual blocks."""
-    require_channels("x", x, resblocks[0].channels)
-    spec = blocks_of(resblocks).spec
-    x, *tensors = _one_kind("mrf", "x", x, tensors_of_blocks(resblocks))
-    if learning(x, *tensors):
-        return vocoder_ops.mrf_train(x, tensors, spec)[0]
-    return vocoder_ops.mrf(x, tensors, spec, None)
-
-
-def pack_blocks(resblocks: Sequence[Any]) -> Packed:
-    """What `run_prepared_blocks` takes.
-
-    Raises:
-        RuntimeError, ValueError: as `prepare`.
-    """
-    _require_fusible(fusible(resblocks))
-    tensors = _finite(tensors_of_blocks(resblocks))
-    return vocoder_ops.pack_blocks(tensors, blocks_of(resblocks))
-
-
-def run_prepared_blocks(x: Tensor, packed: Packed, resblocks: Sequence[Any]) -> Tensor:
-    """The mean of residual blocks, from what `pack_blocks` gave; no gradient reaches anything."""
-    require_channels("x", x, resblocks[0].channels)
-    x, *tensors = _one_prepared_kind("mrf", "x", x, packed)
-    return vocoder_ops.mrf(x, tensors, blocks_of(resblocks).spec, packed.backend)
-
-
-def run_generator(
-    mel: Tensor, tensors: Sequence[Tensor], network: Network, lengths: Tensor | None
-) -> Tensor:
-    """Audio of a mel, from what `tensors_of` gives."""
-    mel, *tensors = _one_kind("generator", "mel", mel, tensors)
-    shape = lengths, network.rates, network.kernels, network.blocks.spec
-    if learning(mel, *tensors):
-        return vocoder_ops.generator_train(mel, tensors, *shape)[0]
-    return vocoder_ops.generator(mel, tensors, *shape, None)
-
-
-def pack_generator(generator: hifigan.HiFiGANVocoder) -> Packed:
-    """What `run_prepared_generator` takes.
-
-    Raises:
-        RuntimeError, ValueError: as `prepare`.
-    """
-    network = network_of(generator)
-    _require_fusible(generator_fusible(generator, network))
-    return vocoder_ops.pack(_finite(tensors_of(generator)), network)
-
-
-def run_prepared_generator(
-    mel: Tensor, packed: Packed, network: Network, lengths: Tensor | None
-) -> Tensor:
-    """Audio of a mel, from what `pack_generator` gave; no gradient reaches anything."""
-    mel, *tensors = _one_prepared_kind("generator", "mel", mel, packed)
-    shape = lengths, network.rates, network.kernels, network.blocks.spec
-    return vocoder_ops.generator(mel, tensors, *shape, packed.backend)
-
-
-def _require_fusible(known: bool) -> None:
-    if not known:
-        raise RuntimeError("prepare: modules inside are hooked or not HiFi-GAN's own")
-
-
-def _finite(tensors: Sequence[Tensor]) -> list[Tensor]:
-    if not all(tensor.isfinite().all() for tensor in tensors):
-        raise ValueError("prepare: a weight is not finite")
-    return [tensor.detach() for tensor in tensors]
-
-
-def _one_prepared_kind(op: str, name: str, x: Tensor, packed: Packed) -> list[Tensor]:
-    """`_one_kind` of `x`, without its gradient, and prepared weights."""
-    refuse_transforms(op, x)
-    require_same_device(**{name: x, "weights": packed.tensors[0]})
-    x, *tensors = autocast(x.detach(), *packed.tensors)
-    if x.dtype != tensors[0].dtype:
-        raise TypeError(f"{name} is {x.dtype}, but prepared weights are {tensors[0].dtype}")
-    return [x, *tensors]

@@ -14,22 +14,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..reference.vocoder.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
-from .generator import Blocks, Layers, Network
+from .backends import Ends, Grads, Needs, Pair
+from .shapes import Blocks, Layers, Network
 
-Pair = tuple[Tensor, Tensor]  # a convolution's weight and bias
-Needs = Sequence[bool]
-Grads = list[Tensor | None]
+TAKES_ENDS = False  # `ends` is always None here
 
 leaky_relu_backward = torch.ops.aten.leaky_relu_backward
 
 
 def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
     """Weights and biases as torch has them -> as the functions here take them."""
-    return Layers.of(tensors, len(network.rates), sum(network.blocks.sizes))
+    return Layers.of(network.divided(tensors))
 
 
 def pack_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
-    """The same of one stage's residual blocks."""
+    """The same of one level's residual blocks."""
     return list(tensors)
 
 
@@ -51,7 +50,7 @@ def _conv_grad(
     )
 
 
-def pre(mel: Tensor, layer: Pair) -> Tensor:
+def pre(mel: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
     """(B, n_mels, T) -> (B, C, T)."""
     weight, bias = layer
     return F.conv1d(_in_order(mel), weight, bias, padding=(weight.shape[2] - 1) // 2)
@@ -65,14 +64,14 @@ def _in_order(mel: Tensor) -> Tensor:
 
 
 def pre_grad(
-    grad: Tensor, mel: Tensor, layer: Pair, need_mel: bool, needs: Needs
+    grad: Tensor, mel: Tensor, layer: Pair, need_mel: bool, needs: Needs, ends: Ends = None
 ) -> tuple[Tensor | None, Grads]:
     """Gradients of mel, weight and bias."""
-    d_mel, *found = _conv_grad(grad, mel, layer[0], (need_mel, *needs))
-    return d_mel, found
+    grad_mel, *found = _conv_grad(grad, mel, layer[0], (need_mel, *needs))
+    return grad_mel, found
 
 
-def up(x: Tensor, layer: Pair, factor: int, kernel: int) -> Tensor:
+def up(x: Tensor, layer: Pair, factor: int, kernel: int, ends: Ends = None) -> Tensor:
     """(B, C, T) -> (B, C / 2, T * factor)."""
     active = F.leaky_relu(x, LEAKY_SLOPE)
     weight, bias = layer
@@ -80,18 +79,18 @@ def up(x: Tensor, layer: Pair, factor: int, kernel: int) -> Tensor:
 
 
 def up_grad(
-    grad: Tensor, x: Tensor, layer: Pair, factor: int, needs: Needs
+    grad: Tensor, x: Tensor, layer: Pair, factor: int, needs: Needs, ends: Ends = None
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of weight and bias."""
     active = F.leaky_relu(x, LEAKY_SLOPE)
-    d, *found = _conv_grad(grad, active, layer[0], (True, *needs), 1, factor, True)
-    return leaky_relu_backward(d, x, LEAKY_SLOPE, False), found
+    grad_active, *found = _conv_grad(grad, active, layer[0], (True, *needs), 1, factor, True)
+    return leaky_relu_backward(grad_active, x, LEAKY_SLOPE, False), found
 
 
 def mrf(
-    x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
+    x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool, ends: Ends = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """The mean of a stage's residual blocks, (B, C, T).
+    """The mean of a level's residual blocks, (B, C, T).
 
     Kept of each block: for each dilation the activated result of its first convolution (type "1"),
     and the sum after it, the last one excepted.
@@ -127,21 +126,22 @@ def mrf_grad(
     tensors: Sequence[Tensor],
     blocks: Blocks,
     needs: Needs,
+    ends: Ends = None,
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of all weights and biases."""
     grad = grad / len(blocks.taps)
     found: Grads = []
-    d_x = None
+    grad_x = None
     kept = list(kept)
     groups, needed = blocks.divided(tensors), blocks.divided(needs)
     for branch in reversed(range(len(groups))):
-        group, need, d = groups[branch], needed[branch], grad
+        group, need, running = groups[branch], needed[branch], grad
         for p in reversed(range(len(blocks.dilations[branch]))):
             first = 2 * p * blocks.per_dilation
-            step, pair = d, list[Any]()
+            step, pair = running, list[Any]()
             if blocks.paired:
                 inner, wanted = kept.pop(), need[first + 2 : first + 4]
-                step, *pair = _conv_grad(d, inner, group[first + 2], (True, *wanted))
+                step, *pair = _conv_grad(running, inner, group[first + 2], (True, *wanted))
                 step = leaky_relu_backward(step, inner, LEAKY_SLOPE, True)
             y = kept.pop() if p > 0 else x
             active = F.leaky_relu(y, LEAKY_SLOPE)
@@ -153,13 +153,13 @@ def mrf_grad(
                 blocks.dilations[branch][p],
             )
             found = [*own, *pair, *found]
-            d = leaky_relu_backward(step, y, LEAKY_SLOPE, False).add_(d)
-        d_x = d if d_x is None else d_x.add_(d)
-    assert d_x is not None
-    return d_x, found
+            running = leaky_relu_backward(step, y, LEAKY_SLOPE, False).add_(running)
+        grad_x = running if grad_x is None else grad_x.add_(running)
+    assert grad_x is not None
+    return grad_x, found
 
 
-def post(x: Tensor, layer: Pair) -> Tensor:
+def post(x: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
     """(B, C, T) -> (B, T)."""
     weight, bias = layer
     active = F.leaky_relu(x, LAST_LEAKY_SLOPE)
@@ -167,16 +167,16 @@ def post(x: Tensor, layer: Pair) -> Tensor:
 
 
 def post_grad(
-    grad: Tensor, audio: Tensor, x: Tensor, layer: Pair, needs: Needs
+    grad: Tensor, audio: Tensor, x: Tensor, layer: Pair, needs: Needs, ends: Ends = None
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of weight and bias."""
     grad = torch.ops.aten.tanh_backward(grad, audio)[:, None]
     active = F.leaky_relu(x, LAST_LEAKY_SLOPE)
-    d, *found = _conv_grad(grad, active, layer[0], (True, *needs))
-    return leaky_relu_backward(d, x, LAST_LEAKY_SLOPE, False), found
+    grad_active, *found = _conv_grad(grad, active, layer[0], (True, *needs))
+    return leaky_relu_backward(grad_active, x, LAST_LEAKY_SLOPE, False), found
 
 
-stage, stage_grad = mrf, mrf_grad  # activations are (B, C, T) here as outside
+level, level_grad = mrf, mrf_grad  # activations are (B, C, T) here as outside
 
 
 def fake(like: Tensor, channels: int, rows: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 Activations are channels-last, (B, C, 1, T) in memory as (B, T, C): oneDNN's convolutions then read
 and write them as they are, with one fast kernel for every dilation, instead of reordering them
-before and after each. A transposed convolution is an ordinary one to rate x C_out channels, whose
-rows already are the upsampled signal. A stage runs in strips short enough that their memory is
+before and after each. A transposed convolution is an ordinary one to factor x C_out channels, whose
+rows already are the upsampled signal. A level runs in strips short enough that their memory is
 reused: allocators return larger pieces to the system every time, and page faults then take most of
 the time. Measured in the README.
 """
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..reference.vocoder.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
-from .generator import Blocks, Layers, Network
+from .backends import Ends, Pair
+from .shapes import Blocks, Layers, Network
 
 CHANNELS_LAST = torch.channels_last
 # Values of an activation at once, 4 MB of float32; 2^19 to 2^21 are about equal.
@@ -25,29 +26,29 @@ STRIP = 1 << 20
 # operands in one sequence, which beyond this costs more than 3 dB of what torch's own layout gives.
 TERMS = 512
 
-Pair = tuple[Tensor, Tensor]  # a convolution's weight, (N, C, 1, taps) channels-last, and bias
+TAKES_ENDS = False  # `ends` is always None here
 
 
 def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
     """Weights and biases as torch has them -> as the functions here take them."""
-    return unpacked(pack(tensors, network), network)
+    pre, *levels, post = network.divided(tensors)
+    ups = [_pack_up(*pair) for pair in zip(levels[::2], network.factors, strict=True)]
+    return Layers(_pack(pre), ups, [_pack(blocks) for blocks in levels[1::2]], _pack(post))
 
 
 def pack(tensors: Sequence[Tensor], network: Network) -> list[Tensor]:
     """What `prepare` keeps, and `unpacked` takes."""
-    raw = Layers.of(tensors, len(network.rates), sum(network.blocks.sizes))
-    ups = [_pack_up(up, rate) for up, rate in zip(raw.ups, network.rates, strict=True)]
-    mrfs = [pack_blocks(mrf, network.blocks) for mrf in raw.mrfs]
-    return Layers(_pack(raw.pre), ups, mrfs, _pack(raw.post)).flat()
+    return layers(tensors, network).flat()
 
 
 def unpacked(packed: Sequence[Tensor], network: Network) -> Layers:
     """What `pack` gave -> as the functions here take them."""
-    return Layers.of(packed, len(network.rates), sum(network.blocks.sizes))
+    pre, *levels, post = network.divided(packed)
+    return Layers(pre, levels[::2], levels[1::2], post)
 
 
 def pack_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
-    """The same of one stage's residual blocks."""
+    """The same of one level's residual blocks."""
     return _pack(tensors)
 
 
@@ -59,14 +60,14 @@ def _pack(tensors: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def _pack_up(layer: Pair, rate: int) -> list[Tensor]:
-    """(C, C_out, kernel) -> (rate * C_out, C, 1, taps), phases first, channels-last."""
+def _pack_up(layer: Pair, factor: int) -> list[Tensor]:
+    """(C, C_out, kernel) -> (factor * C_out, C, 1, taps), phases first, channels-last."""
     weight, bias = layer
     channels, width, kernel = weight.shape
-    taps = -(-kernel // rate)
-    padded = F.pad(weight, (0, taps * rate - kernel)).view(channels, width, taps, rate)
-    phases = padded.flip(2).permute(3, 1, 0, 2).reshape(rate * width, channels, taps)
-    return _pack([phases, bias.repeat(rate)])
+    taps = -(-kernel // factor)
+    padded = F.pad(weight, (0, taps * factor - kernel)).view(channels, width, taps, factor)
+    phases = padded.flip(2).permute(3, 1, 0, 2).reshape(factor * width, channels, taps)
+    return _pack([phases, bias.repeat(factor)])
 
 
 def _conv(
@@ -94,12 +95,12 @@ def _conv(
     return out
 
 
-def pre(mel: Tensor, layer: Pair) -> Tensor:
+def pre(mel: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
     """(B, n_mels, T) -> (B, C, 1, T)."""
     return _conv(mel[:, :, None].contiguous(memory_format=CHANNELS_LAST), *layer)
 
 
-def up(x: Tensor, layer: Pair, factor: int, kernel: int) -> Tensor:
+def up(x: Tensor, layer: Pair, factor: int, kernel: int, ends: Ends = None) -> Tensor:
     """(B, C, 1, T) -> (B, C / 2, 1, T * factor); uses up its input."""
     weight, bias = layer
     active = F.leaky_relu_(x, LEAKY_SLOPE)
@@ -113,9 +114,9 @@ def up(x: Tensor, layer: Pair, factor: int, kernel: int) -> Tensor:
 
 
 def mrf(
-    x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
+    x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool, ends: Ends = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """The mean of a stage's residual blocks, (B, C, 1, T), in strips of rows or items."""
+    """The mean of a level's residual blocks, (B, C, 1, T), in strips of rows or items."""
     assert not keep
     groups = blocks.divided(tensors)
     batch, channels, _, rows = x.shape
@@ -153,12 +154,12 @@ def _mean(x: Tensor, groups: Sequence[Sequence[Tensor]], blocks: Blocks) -> Tens
     return total.div_(len(groups))
 
 
-def post(x: Tensor, layer: Pair) -> Tensor:
+def post(x: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
     """(B, C, 1, T) -> (B, T); uses up its input."""
     return _conv(F.leaky_relu_(x, LAST_LEAKY_SLOPE), *layer).tanh_()[:, 0, 0]
 
 
-def stage(
+def level(
     x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """`mrf` of (B, C, T)."""

@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
-from ..checks import refuse_in_capture, require_float, require_same_device, require_tensor
+from ..checks import FLOATS, float_error, refuse_in_capture, require_same_device, require_tensor
+
+
+def work_dtype(*tensors: Tensor) -> torch.dtype:
+    """In which distances are measured and codewords added up."""
+    for tensor in tensors:
+        if tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def require_precision(precision: str) -> None:
@@ -27,7 +35,8 @@ def require_encodable(
     proj_in_bias: Tensor | None,
 ) -> None:
     """Raise unless these fit `rvq_encode`."""
-    require_float("mel", mel)
+    if not isinstance(mel, Tensor) or mel.dtype not in FLOATS:
+        raise float_error("mel", mel)
     require_codebooks(codebooks)
     dim = codebooks.shape[-1]
     if proj_in_weight is not None and (proj_in_weight.ndim != 2 or proj_in_weight.shape[0] != dim):
@@ -38,9 +47,14 @@ def require_encodable(
     if mel.ndim < 1 or mel.shape[-1] != n_mels:
         raise ValueError(f"mel: expected (..., {n_mels}), got {tuple(mel.shape)}")
     _require_bias("proj_in", proj_in_weight, proj_in_bias, dim)
-    require_same_device(
-        mel=mel, codebooks=codebooks, proj_in_weight=proj_in_weight, proj_in_bias=proj_in_bias
-    )
+    for tensor in (codebooks, proj_in_weight, proj_in_bias):
+        if tensor is not None and tensor.device != mel.device:
+            require_same_device(
+                mel=mel,
+                codebooks=codebooks,
+                proj_in_weight=proj_in_weight,
+                proj_in_bias=proj_in_bias,
+            )
 
 
 def require_decodable(
@@ -89,7 +103,8 @@ def _require_bias(name: str, weight: Tensor | None, bias: Tensor | None, size: i
 
 
 def require_codebooks(codebooks: Tensor) -> None:
-    require_tensor("codebooks", codebooks)
+    if not isinstance(codebooks, Tensor):
+        require_tensor("codebooks", codebooks)
     if codebooks.ndim != 3 or codebooks.shape[0] < 1 or codebooks.shape[1] < 2:
         raise ValueError(f"codebooks: expected (Q, K >= 2, D), got {tuple(codebooks.shape)}")
 

@@ -1,4 +1,4 @@
-"""Residual vector quantization of mel frames: projection, nearest code per stage, projection back.
+"""Residual vector quantization of mel frames: project, take each codebook's nearest code, go back.
 
 Zeghidour et al., "SoundStream" (2021), algorithm 1. The search is the plain one that the fast
 kernels are checked against; its codes are exact (see `search.nearest_code`).
@@ -20,6 +20,7 @@ from .checks import (
     require_finite_frames,
     require_precision,
     require_projection_back,
+    work_dtype,
 )
 from .search import nearest_code
 
@@ -32,8 +33,8 @@ class RVQOutput:
         mel: (..., n_mels), the reconstruction.
         codes: (..., n_codebooks) int64.
         quantized: (..., codebook_dim), the sum of the chosen codewords.
-        commitment_loss: (n_codebooks,), mean (residual - sg(codeword))^2 of each stage.
-        codebook_loss: (n_codebooks,), mean (sg(residual) - codeword)^2 of each stage.
+        commitment_loss: (n_codebooks,), mean (residual - sg(codeword))^2 of each codebook.
+        codebook_loss: (n_codebooks,), mean (sg(residual) - codeword)^2 of each codebook.
     """
 
     mel: Tensor
@@ -64,7 +65,7 @@ def rvq_encode(
         proj_in_bias: (codebook_dim,).
         precision: "exact" or "fast"; here both are exact.
         check_finite: raise if any frame holds a NaN or an infinity. Otherwise such a frame gets
-            code 0 at every stage.
+            code 0 in every codebook.
 
     Returns:
         (..., n_codebooks) int64; the lowest index wins a tie.
@@ -86,9 +87,9 @@ def search(
 ) -> Tensor:
     """Greedy codes of projected frames: (..., D) and (Q, K, D) -> (..., Q) int64."""
     residual = z.reshape(-1, z.shape[-1])  # (N, D)
-    stages = codebooks.unbind()
-    codes = [nearest(residual, stages[0])]
-    for previous, codebook in pairwise(stages):
+    books = codebooks.unbind()
+    codes = [nearest(residual, books[0])]
+    for previous, codebook in pairwise(books):
         residual = residual - previous[codes[-1]]
         codes.append(nearest(residual, codebook))
     return torch.stack(codes, 1).reshape(*z.shape[:-1], len(codes))
@@ -134,9 +135,9 @@ def rvq_quantize(
     codebook.
 
     Each residual is the previous one less the detached codeword, never taken from the
-    straight-through output, which would cancel the commitment gradient of later stages. Arguments
-    and errors as in `rvq_encode` and `rvq_decode`; float outputs have the dtype of `mel`, losses
-    are float32 (or float64) and accumulated so.
+    straight-through output, which would cancel the commitment gradient of later codebooks.
+    Arguments and errors as in `rvq_encode` and `rvq_decode`; float outputs have the dtype of
+    `mel`, losses are float32 (or float64) and accumulated so.
     """
     require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
     require_projection_back(codebooks, proj_out_weight, proj_out_bias)
@@ -145,8 +146,8 @@ def rvq_quantize(
         codes = search(z.detach(), books.detach())
         residual, commitment, codebook_loss = z, [], []
         quantized = torch.zeros_like(z)
-        for stage, codebook in enumerate(books):
-            codeword = F.embedding(codes[..., stage], codebook)
+        for q, codebook in enumerate(books):
+            codeword = F.embedding(codes[..., q], codebook)
             commitment.append(_mean_square(residual - codeword.detach()))
             codebook_loss.append(_mean_square(codeword - residual.detach()))
             residual = residual - codeword.detach()
@@ -164,10 +165,6 @@ def rvq_quantize(
 
 def _mean_square(difference: Tensor) -> Tensor:
     return difference.square().sum() / max(1, difference.numel())  # no frames, no loss
-
-
-def work_dtype(*tensors: Tensor) -> torch.dtype:
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def _project(
@@ -192,8 +189,8 @@ def _sum_codewords(codes: Tensor, codebooks: Tensor) -> Tensor:
         raise code_range_error(int(codes.min()), int(codes.max()), size)
     books = codebooks.to(work_dtype(codebooks))
     quantized = F.embedding(codes[..., 0], books[0])
-    for stage in range(1, codes.shape[-1]):
-        quantized = quantized + F.embedding(codes[..., stage], books[stage])
+    for q in range(1, codes.shape[-1]):
+        quantized = quantized + F.embedding(codes[..., q], books[q])
     return quantized
 
 
@@ -207,8 +204,8 @@ class RVQ(nn.Module):
     """Residual vector quantizer of mel frames (SoundStream, algorithm 1).
 
     Args:
-        n_codebooks: stages, at least 1.
-        codebook_size: codewords per stage, at least 2.
+        n_codebooks: at least 1, each for what the one before leaves.
+        codebook_size: codewords of each, at least 2.
         codebook_dim: their dimension.
         n_mels: dimension of a frame.
         bias: whether the projections have one.
@@ -218,10 +215,6 @@ class RVQ(nn.Module):
         ValueError: a size is out of range, or projections are needed but off.
     """
 
-    # What a subclass with faster kernels replaces.
-    _encode = staticmethod(rvq_encode)
-    _decode = staticmethod(rvq_decode)
-    _quantize = staticmethod(rvq_quantize)
     code_sums = staticmethod(code_sums)
 
     def __init__(
@@ -269,7 +262,7 @@ class RVQ(nn.Module):
         return {name: getattr(self, name) for name in names}
 
     def codebook_weights(self) -> list[nn.Parameter]:
-        """The codewords of each stage, (codebook_size, codebook_dim)."""
+        """The codewords of each codebook, (codebook_size, codebook_dim)."""
         return list(self.codebooks.parameters())
 
     def stacked_codebooks(self) -> Tensor:
@@ -281,13 +274,13 @@ class RVQ(nn.Module):
         return (None, None) if layer is None else (layer.weight, layer.bias)
 
     def project(self, mel: Tensor) -> Tensor:
-        """What the first stage quantizes: (..., n_mels) -> (..., codebook_dim) float32."""
+        """What the first codebook quantizes: (..., n_mels) -> (..., codebook_dim) float32."""
         with full_precision(mel):
             return _project(mel, self.stacked_codebooks(), *self._projection("proj_in"))[0]
 
     def encode(self, mel: Tensor, precision: str = "exact", check_finite: bool = False) -> Tensor:
         """Codes of mel frames: (..., n_mels) -> (..., n_codebooks) int64; see `rvq_encode`."""
-        return self._encode(
+        return rvq_encode(
             mel,
             self.stacked_codebooks(),
             *self._projection("proj_in"),
@@ -297,11 +290,11 @@ class RVQ(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Mel frames of codes: (..., k <= n_codebooks) -> (..., n_mels); see `rvq_decode`."""
-        return self._decode(codes, self.stacked_codebooks(), *self._projection("proj_out"))
+        return rvq_decode(codes, self.stacked_codebooks(), *self._projection("proj_out"))
 
     def forward(self, mel: Tensor) -> RVQOutput:
         """Quantize for training: (..., n_mels) -> RVQOutput; see `rvq_quantize`."""
-        return self._quantize(
+        return rvq_quantize(
             mel,
             self.stacked_codebooks(),
             *self._projection("proj_in"),

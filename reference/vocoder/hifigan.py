@@ -123,7 +123,7 @@ class ResBlock(nn.Module):
 
 
 def mrf(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:
-    """Multi-receptive field fusion: the mean over residual blocks of one stage, (B, C, T)."""
+    """Multi-receptive field fusion: the mean over residual blocks of one level, (B, C, T)."""
     return sum(block(x) for block in resblocks) / len(resblocks)
 
 
@@ -137,9 +137,7 @@ class MRF(nn.Module):
         resblock: "1" or "2".
     """
 
-    # What a subclass with faster kernels replaces.
     resblock_class: ClassVar[type[ResBlock]] = ResBlock
-    _mrf = staticmethod(mrf)
 
     def __init__(
         self,
@@ -157,7 +155,7 @@ class MRF(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, T) -> (B, channels, T)."""
-        return self._mrf(x, list(self.resblocks))
+        return mrf(x, list(self.resblocks))
 
 
 class HiFiGANVocoder(nn.Module):
@@ -165,9 +163,9 @@ class HiFiGANVocoder(nn.Module):
 
     Args:
         n_mels: mel bands.
-        upsample_rates: one stage each; their product is the hop, samples per frame.
+        upsample_rates: one upsampling level each; their product is the hop, samples per frame.
         upsample_kernel_sizes: of the transposed convolutions; kernel - rate even and not negative.
-        upsample_initial_channel: channels after `conv_pre`, halved by every stage.
+        upsample_initial_channel: channels after `conv_pre`, halved by every level.
         resblock: "1" or "2".
         resblock_kernel_sizes: odd.
         resblock_dilation_sizes: the dilations of each kernel size.
@@ -178,9 +176,7 @@ class HiFiGANVocoder(nn.Module):
         ValueError: an argument is out of range or lengths do not match.
     """
 
-    # What a subclass with faster kernels replaces.
     resblock_class: ClassVar[type[ResBlock]] = ResBlock
-    _mrf = staticmethod(mrf)
 
     def __init__(
         self,
@@ -265,11 +261,17 @@ class HiFiGANVocoder(nn.Module):
 
     def _generate(self, mel: Tensor) -> Tensor:
         x = self.conv_pre(mel)
-        for stage, up in enumerate(self.ups):
-            x = up(F.leaky_relu(x, LEAKY_SLOPE))
-            first = stage * self.n_kernels
-            x = self._mrf(x, list(self.resblocks[first : first + self.n_kernels]))
+        for level, up in enumerate(self.ups):
+            x = self._mean(level, up(F.leaky_relu(x, LEAKY_SLOPE)))
         return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_LEAKY_SLOPE)))[:, 0]
+
+    def _resblocks(self, level: int) -> list[nn.Module]:
+        """The residual blocks of an upsampling level."""
+        return list(self.resblocks[level * self.n_kernels : (level + 1) * self.n_kernels])
+
+    def _mean(self, level: int, x: Tensor) -> Tensor:
+        """Their mean, (B, C, T)."""
+        return mrf(x, self._resblocks(level))
 
     def _each_alone(self, mel: Tensor, lengths: Tensor) -> Tensor:
         refuse_in_capture(lengths.device, "lengths: without kernels they are read, which waits")
@@ -311,10 +313,10 @@ class HiFiGANVocoder(nn.Module):
         first, last = 0, self.hop_length - 1  # samples of frame 0
         reach = (self.conv_post.kernel_size[0] - 1) // 2
         first, last = first - reach, last + reach
-        for stage in reversed(range(len(self.ups))):
-            blocks: Any = self.resblocks[stage * self.n_kernels : (stage + 1) * self.n_kernels]
+        for level in reversed(range(len(self.ups))):
+            blocks: Any = self._resblocks(level)
             reach = max(block.reach for block in blocks)
-            up: Any = self.ups[stage]
+            up: Any = self.ups[level]
             (size,), (rate,), (padding,) = up.kernel_size, up.stride, up.padding
             # Row t reads rows (t + padding - size, t + padding] / rate.
             first = -((size - 1 - padding - (first - reach)) // rate)

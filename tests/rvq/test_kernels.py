@@ -26,8 +26,7 @@ from muomni_fast.kernels.rvq import certificate
 from muomni_fast.kernels.rvq.code_sums import code_sums
 from muomni_fast.kernels.rvq.configs import ENCODE
 from muomni_fast.kernels.rvq.decode import rvq_decode
-from muomni_fast.kernels.rvq.encode import rvq_encode
-from muomni_fast.kernels.rvq.half_norms import half_norms
+from muomni_fast.kernels.rvq.encode import half_norms, rvq_encode
 from muomni_fast.rvq import torch_backend as torch_rvq
 
 pytestmark = ON_KERNELS
@@ -217,7 +216,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Grows by one with every row that is measured against a whole codebook in float64."""
     if DEVICE.type == "cuda":
         pytest.skip("watches the interpreter")
-    name, found = "muomni_fast.kernels.rvq.encode._nearest_in_float64", []
+    name, found = "muomni_fast.kernels.rvq.encode.nearest_in_float64", []
     search = pkgutil.resolve_name(name)
 
     def counted(row, *arguments):

@@ -9,10 +9,14 @@ from support.oracle import midpoints
 from torch import Tensor
 
 from muomni_fast.kernels.rvq.code_sums import _code_sums_kernel, code_sums
-from muomni_fast.kernels.rvq.configs import decode_config, encode_config
+from muomni_fast.kernels.rvq.configs import ENCODE, decode_config
 from muomni_fast.kernels.rvq.decode import _rvq_decode_kernel, decode_constants, rvq_decode
-from muomni_fast.kernels.rvq.encode import _rvq_encode_kernel, encode_constants, rvq_encode
-from muomni_fast.kernels.rvq.half_norms import half_norms
+from muomni_fast.kernels.rvq.encode import (
+    _rvq_encode_kernel,
+    encode_constants,
+    half_norms,
+    rvq_encode,
+)
 
 pytestmark = ON_INTERPRETER
 CPU = torch.device("cpu")
@@ -79,7 +83,7 @@ def test_encode_moves_each_input_once():
     once += rows * 2 * 8
     assert once <= launch.dram_bytes() <= 1.02 * once
     # Each program reads weight and codebooks again, from the cache: 99 KB beside its own frames.
-    programs = rows // encode_config(64, CPU).block_n
+    programs = rows // ENCODE["sm_80", 64].block_n
     shared = sum(t.numel() * t.element_size() for t in (books, weight, half_norms(books)))
     frames = rows * (128 * 4 + 2 * 8)
     assert frames + programs * shared <= launch.l2_bytes() <= 1.02 * (frames + programs * shared)
@@ -88,7 +92,7 @@ def test_encode_moves_each_input_once():
 @pytest.mark.parametrize("beyond", [2**31, 2**33])
 def test_encode_offsets_do_not_wrap(probe, beyond):
     """Addresses of a program whose elements lie far beyond 2^31, with no memory behind them."""
-    config = encode_config(16, CPU)
+    config = ENCODE["sm_80", 16]
     program = beyond // (config.block_n * 16)
     rows = (program + 1) * config.block_n
     x, codes = torch.zeros(16), torch.zeros(1, dtype=torch.int64)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from muomni_fast.vocoder.generator import Blocks, Network
+from muomni_fast.vocoder.shapes import Blocks, Network
 
 
 @contextlib.contextmanager
@@ -35,8 +35,8 @@ def signs_of(kept: list[Tensor], shape: Network, backend: str) -> Iterator[Tenso
     """The same of what a forward keeps for its backward."""
     turned = (lambda t: t.transpose(1, 2)) if backend == "triton" else (lambda t: t)
     last, *rest = kept
-    per_stage = len(rest) // len(shape.rates)
-    for stage in range(len(shape.rates)):
+    per_stage = len(rest) // len(shape.factors)
+    for stage in range(len(shape.factors)):
         yield turned(last) > 0
         first, *inner, last = rest[stage * per_stage : (stage + 1) * per_stage]
         steps = iter(branch_by_branch(inner, shape.blocks) if backend == "triton" else inner)

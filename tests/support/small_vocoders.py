@@ -8,8 +8,8 @@ import muomni_fast
 from muomni_fast import reference
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import StripConfig
-from muomni_fast.vocoder import plan as fused
 from muomni_fast.vocoder import triton_backend as triton_vocoder
+from muomni_fast.vocoder.plan import plan_of_generator
 
 TYPE_1 = dict(
     n_mels=12,
@@ -68,9 +68,9 @@ def fast_of(config: dict = TYPE_1, **options: bool) -> muomni_fast.HiFiGANVocode
 
 def arguments(model: reference.HiFiGANVocoder, mel: Tensor, lengths: Tensor | None) -> tuple:
     """What `generator_train` takes."""
-    shape = fused.network_of(model)
-    tensors = [t.detach().requires_grad_() for t in fused.tensors_of(model)]
-    return mel, tensors, lengths, shape.rates, shape.kernels, shape.blocks.spec
+    shape = plan_of_generator(model).shape
+    tensors = [t.detach().requires_grad_() for t in plan_of_generator(model).tensors()]
+    return mel, tensors, lengths, shape.spec
 
 
 def weighted(y: Tensor) -> Tensor:

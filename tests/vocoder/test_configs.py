@@ -8,15 +8,15 @@ import sys
 import pytest
 import torch
 from gpu_vocoder import always_strip
+from support.vocoder_problems import GENERATORS
 from torch import Tensor
-from vocoder_problems import GENERATORS
 
 from muomni_fast import reference
 from muomni_fast.kernels import launch
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.mrf_strip import mrf_strip
-from muomni_fast.vocoder import plan as fused
-from muomni_fast.vocoder.generator import Blocks
+from muomni_fast.vocoder.plan import plan_of_generator
+from muomni_fast.vocoder.shapes import Blocks
 
 # Strips
 
@@ -25,8 +25,13 @@ def stages(name: str, dtype: torch.dtype) -> list[tuple[Tensor, Blocks]]:
     """The input of each stage of a preset, 16 x 10 s, and its blocks."""
     with torch.device("meta"):
         model = reference.HiFiGANVocoder(**GENERATORS[name])
-        shape, channels, rows, found = fused.network_of(model), model.conv_pre.out_channels, 870, []
-        for rate in shape.rates:
+        shape, channels, rows, found = (
+            plan_of_generator(model).shape,
+            model.conv_pre.out_channels,
+            870,
+            [],
+        )
+        for rate in shape.factors:
             channels, rows = channels // 2, rows * rate
             found.append((torch.empty(16, rows, channels, dtype=dtype), shape.blocks))
     return found

@@ -16,7 +16,7 @@ from muomni_fast.kernels.vocoder.configs import ConvConfig
 from muomni_fast.kernels.vocoder.conv_post import conv_post
 from muomni_fast.kernels.vocoder.taps import round_to_tf32
 from muomni_fast.vocoder import triton_backend as run
-from muomni_fast.vocoder.generator import Blocks, Network
+from muomni_fast.vocoder.shapes import Blocks, Network
 
 pytestmark = ON_KERNELS
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import muomni_fast
 from muomni_fast import reference
-from muomni_fast.vocoder import ops as vocoder_ops
+from muomni_fast.vocoder import generator as generator_ops
 from muomni_fast.vocoder import torch_backend as torch_vocoder
 
 PRECISIONS = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
@@ -67,7 +67,7 @@ def test_gradcheck_in_float64(config, lengths):
     model, mel = fast_of(config).double(), torch.randn(2, 3, 3, dtype=torch.float64)
     lengths = lengths and torch.tensor(lengths)
     mel, tensors, *shape = arguments(model, mel.requires_grad_(), lengths)
-    audio = lambda mel, *tensors: vocoder_ops.generator_train(mel, tensors, *shape)[0]
+    audio = lambda mel, *tensors: generator_ops.generator_train(mel, tensors, *shape)[0]
     assert torch.autograd.gradcheck(audio, (mel, *tensors))
 
 

@@ -23,9 +23,9 @@ from muomni_fast.kernels.vocoder.mrf_strip import _mrf_strip_kernel
 from muomni_fast.kernels.vocoder.weight_grad import _weight_grad_kernel
 from muomni_fast.reference.training.presets import presets
 from muomni_fast.vocoder import generator as network
-from muomni_fast.vocoder import plan as fused
 from muomni_fast.vocoder import triton_backend as run
-from muomni_fast.vocoder.generator import Blocks
+from muomni_fast.vocoder.plan import plan_of_blocks, plan_of_generator
+from muomni_fast.vocoder.shapes import Blocks
 
 pytestmark = ON_INTERPRETER
 TAPS, DILATIONS = (3, 5), ((1, 3), (1, 2))
@@ -44,7 +44,10 @@ def tile(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_kernel_stays_in_bounds_and_writes_every_element_once(kind):
     """A generator, forward and backward; 6 channels and rates that leave tiles unfilled."""
     model = reference.HiFiGANVocoder(5, (3, 2), (7, 4), 24, kind, TAPS, DILATIONS)
-    tensors, shape = [t.detach() for t in fused.tensors_of(model)], fused.network_of(model)
+    tensors, shape = (
+        [t.detach() for t in plan_of_generator(model).tensors()],
+        plan_of_generator(model).shape,
+    )
     mel, layers = torch.randn(2, 5, 7), run.layers(tensors, shape)
     with watched() as launches:
         audio, kept = network.forward(run, mel, layers, shape, None, True)
@@ -87,7 +90,7 @@ def test_rows_after_an_items_end_are_not_read(monkeypatch, path):
 
 def packed_blocks(kind: str) -> list[Tensor]:
     module = reference.MRF(8, TAPS, DILATIONS, kind)
-    tensors = [t.detach() for t in fused.tensors_of_blocks(list(module.resblocks))]
+    tensors = [t.detach() for t in plan_of_blocks(list(module.resblocks)).tensors()]
     return run.pack_blocks(tensors, Blocks(kind, TAPS, DILATIONS))
 
 

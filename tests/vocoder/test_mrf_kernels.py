@@ -12,8 +12,8 @@ from support.interpreter import nearest_tf32, truncated
 from support.kernel_checks import all_close, assert_close, doubles, with_gradients
 from support.oracle import snr_db
 from support.small_vocoders import strips
+from support.vocoder_problems import generator as problem
 from torch import Tensor, nn
-from vocoder_problems import generator as problem
 
 from muomni_fast import reference
 from muomni_fast.kernels.vocoder import configs as conv_configs
@@ -21,9 +21,9 @@ from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, weight_grad
 from muomni_fast.kernels.vocoder.configs import ConvConfig
 from muomni_fast.reference.vocoder import hifigan
 from muomni_fast.vocoder import generator as network
-from muomni_fast.vocoder import plan as fused
 from muomni_fast.vocoder import triton_backend as run
-from muomni_fast.vocoder.generator import Blocks, Network
+from muomni_fast.vocoder.plan import plan_of_blocks, plan_of_generator
+from muomni_fast.vocoder.shapes import Blocks, Network
 
 pytestmark = ON_KERNELS
 
@@ -60,7 +60,7 @@ def mrf(case: Blocky, channels: int) -> tuple[reference.MRF, list[Tensor], Block
 
 
 def weights_of(module: reference.MRF) -> list[Tensor]:
-    return fused.tensors_of_blocks(list(module.resblocks))
+    return plan_of_blocks(list(module.resblocks)).tensors()
 
 
 def set_weights(module: reference.MRF, tensors: list[Tensor]) -> None:
@@ -75,9 +75,9 @@ def test_mrf_forward_and_gradients(case, rows):
     x, grad = torch.randn(2, 8, rows), torch.randn(2, 8, rows)
     (d,) = doubles(x)
     exact = with_gradients(module(d), grad, d, *weights_of(module))
-    out, kept = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=True)
+    out, kept = run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=True)
     needs = [True] * len(tensors)
-    d_x, grads = run.stage_grad(grad, x, kept, tensors, blocks, needs)
+    d_x, grads = run.level_grad(grad, x, kept, tensors, blocks, needs)
     all_close([out, d_x, *grads], exact)
 
 
@@ -87,7 +87,7 @@ def test_mrf_of_any_width(monkeypatch, channels):
     module, tensors, blocks = mrf(MRFS["1"], channels)
     x = torch.randn(2, channels, 17)
     assert_close(
-        run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=False)[0],
+        run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=False)[0],
         module(x.double()).detach(),
     )
 
@@ -123,9 +123,9 @@ def test_strips_equal_steps_to_the_bit(monkeypatch, case, channels, rows, length
         sum_exactly(monkeypatch)
     module, tensors, blocks = mrf(MRFS[case], channels)
     x = torch.randn(2, channels, rows)
-    steps, _ = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=False)
+    steps, _ = run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=False)
     strips(monkeypatch, length, programs)
-    whole, _ = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=False)
+    whole, _ = run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=False)
     assert_close(whole, module(x.double()).detach())
     assert torch.equal(whole, steps)
 
@@ -138,8 +138,8 @@ def generator(
 ) -> tuple[reference.HiFiGANVocoder, list[Tensor], Network]:
     kind, taps, dilations = case
     model = reference.HiFiGANVocoder(6, (3, 2), (7, 4), 16, kind, taps, dilations).to(dtype)
-    tensors = [t.detach() for t in fused.tensors_of(model)]
-    return model, tensors, fused.network_of(model)
+    tensors = [t.detach() for t in plan_of_generator(model).tensors()]
+    return model, tensors, plan_of_generator(model).shape
 
 
 def generate(
@@ -163,7 +163,7 @@ def test_generator_forward_and_gradients(case):
     model, tensors, shape = generator({**MRFS, **RAGGED}[case])
     mel, grad = torch.randn(2, 6, 5), torch.randn(2, 30)
     (m,) = doubles(mel)
-    exact = with_gradients(model.double()(m), grad, m, *fused.tensors_of(model))
+    exact = with_gradients(model.double()(m), grad, m, *plan_of_generator(model).tensors())
     audio, grads = differentiate(grad, mel, tensors, shape)
     all_close([audio, *grads], exact)
 
@@ -178,10 +178,13 @@ UNUSUAL = {
 @pytest.mark.parametrize("arguments", UNUSUAL.values(), ids=UNUSUAL)
 def test_generators_of_unusual_shapes(arguments):
     model = reference.HiFiGANVocoder(*arguments)
-    tensors, shape = [t.detach() for t in fused.tensors_of(model)], fused.network_of(model)
+    tensors, shape = (
+        [t.detach() for t in plan_of_generator(model).tensors()],
+        plan_of_generator(model).shape,
+    )
     mel, grad = torch.randn(2, 6, 5), torch.randn(2, 5 * shape.hop)
     (m,) = doubles(mel)
-    exact = with_gradients(model.double()(m), grad, m, *fused.tensors_of(model))
+    exact = with_gradients(model.double()(m), grad, m, *plan_of_generator(model).tensors())
     audio, grads = differentiate(grad, mel, tensors, shape)
     all_close([audio, *grads], exact)
 
@@ -267,7 +270,7 @@ def test_half_precision_gradients(monkeypatch, case, dtype):
     model, tensors, shape = generator(MRFS[case], dtype)
     mel, grad = torch.randn(2, 6, 9).to(dtype), torch.randn(2, 54).to(dtype)
     (m,) = doubles(mel)
-    exact = with_gradients(model.double()(m), grad, m, *fused.tensors_of(model))
+    exact = with_gradients(model.double()(m), grad, m, *plan_of_generator(model).tensors())
     audio, grads = differentiate(grad, mel, tensors, shape)
     assert audio.dtype == grads[0].dtype == dtype
     all_close([audio, *(g.to(dtype) for g in grads)], exact)
@@ -295,10 +298,10 @@ def test_small_integers_are_exact(monkeypatch, case):
     set_weights(module, tensors)
     (d,) = doubles(x)
     exact = with_gradients(module(d), grad, d, *weights_of(module))
-    out, kept = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=True)
-    d_x, grads = run.stage_grad(grad, x, kept, tensors, blocks, [True] * len(tensors))
+    out, kept = run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=True)
+    d_x, grads = run.level_grad(grad, x, kept, tensors, blocks, [True] * len(tensors))
     strips(monkeypatch, 16, 2)
-    whole, _ = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=False)
+    whole, _ = run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=False)
     for found, value in zip([out, d_x, *grads, whole], [*exact, exact[0]], strict=True):
         assert torch.equal(found.double(), value)
 
@@ -320,7 +323,7 @@ def test_noise_of_rounded_products(monkeypatch, precision, least):
     x = torch.randn(1, 32, 256)
     monkeypatch.setattr(conv_configs, "INTERPRETER_TILE", ConvConfig(256, 64, 64, 4, 1))
     multiply_in(monkeypatch, precision)
-    out = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=False)[0]
+    out = run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=False)[0]
     assert snr_db(out, module(x.double()).detach()) >= least
 
 
@@ -347,7 +350,7 @@ def test_tf32_operands_are_rounded_to_nearest(monkeypatch):
         exact = copy.deepcopy(model).double()(mel.double())
         nearest, cut = (snr_db(emulated(model, r)(mel), exact) for r in (nearest_tf32, cut_off))
         multiply_in(monkeypatch, "tf32")
-        found = generate(mel, fused.tensors_of(model), fused.network_of(model))
+        found = generate(mel, plan_of_generator(model).tensors(), plan_of_generator(model).shape)
     assert abs(snr_db(found, exact) - nearest) < 1 and nearest > cut + 8
 
 

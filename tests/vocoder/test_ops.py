@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.library import opcheck
 
 import muomni_fast
+from muomni_fast.vocoder import generator as generator_ops
 from muomni_fast.vocoder import ops as vocoder_ops
-from muomni_fast.vocoder import plan as fused
+from muomni_fast.vocoder.plan import plan_of_blocks, plan_of_generator
 
 
 def detached(arguments: tuple) -> tuple:
@@ -38,26 +39,26 @@ def subsets(count: int) -> list[list[bool]]:
 def check_every_generator_operator(config: dict, lengths: Tensor | None, **options: str) -> None:
     model, mel = fast_of(config), torch.randn(2, config["n_mels"], 5)
     train = arguments(model, mel.clone().requires_grad_(), lengths)
-    opcheck(vocoder_ops.generator_train, train, **options)
+    opcheck(generator_ops.generator_train, train, **options)
     _, tensors, *shape = detached(train)
-    opcheck(vocoder_ops.generator, (mel, tensors, *shape, None), **options)
-    packed = vocoder_ops.pack(tensors, fused.network_of(model))
-    opcheck(vocoder_ops.generator, (mel, packed.tensors, *shape, packed.backend), **options)
-    audio, kept = vocoder_ops.generator_train(mel, tensors, *shape)
+    opcheck(generator_ops.generator, (mel, tensors, *shape, None), **options)
+    ready = plan_of_generator(model).prepare()
+    opcheck(generator_ops.generator, (mel, ready.tensors, *shape, ready.backend), **options)
+    audio, kept = generator_ops.generator_train(mel, tensors, *shape)
     for needs in subsets(1 + len(tensors)):
         given = torch.randn_like(audio), audio, mel, kept, tensors, *shape, needs
-        opcheck(vocoder_ops.generator_backward, given, **options)
+        opcheck(generator_ops.generator_backward, given, **options)
 
 
 def check_every_block_operator(config: dict, **options: str) -> None:
     model = fast_of(config)
     blocks = list(model.resblocks[: model.n_kernels])
-    tensors = [t.detach() for t in fused.tensors_of_blocks(blocks)]
-    shape = fused.network_of(model).blocks
+    tensors = [t.detach() for t in plan_of_blocks(blocks).tensors()]
+    shape = plan_of_generator(model).shape.blocks
     x, spec = torch.randn(2, blocks[0].channels, 9), shape.spec
     opcheck(vocoder_ops.mrf, (x, tensors, spec, None), **options)
-    packed = vocoder_ops.pack_blocks(tensors, shape)
-    opcheck(vocoder_ops.mrf, (x, packed.tensors, spec, packed.backend), **options)
+    ready = plan_of_blocks(blocks).prepare()
+    opcheck(vocoder_ops.mrf, (x, ready.tensors, spec, ready.backend), **options)
     leaves = [t.clone().requires_grad_() for t in tensors]
     opcheck(vocoder_ops.mrf_train, (x.clone().requires_grad_(), leaves, spec), **options)
     kept = vocoder_ops.mrf_train(x, tensors, spec)[1]
@@ -92,9 +93,9 @@ def test_gradients_have_the_dtype_of_what_they_belong_to(monkeypatch):
     monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")
     mel, tensors, *shape = arguments(fast_of(TINY).half(), torch.randn(1, 3, 2).half(), None)
     tensors = [t.detach() for t in tensors]
-    audio, kept = vocoder_ops.generator_train(mel, tensors, *shape)
+    audio, kept = generator_ops.generator_train(mel, tensors, *shape)
     needs = [True] * (1 + len(tensors))
-    grads = vocoder_ops.generator_backward(audio, audio, mel, kept, tensors, *shape, needs)
+    grads = generator_ops.generator_backward(audio, audio, mel, kept, tensors, *shape, needs)
     assert {g.dtype for g in grads} == {torch.float16}
 
 

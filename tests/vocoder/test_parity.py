@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.activations import branch_by_branch, signs_given, signs_of, signs_seen
-from torch import Tensor, nn
-from vocoder_problems import (
+from support.vocoder_problems import (
     GENERATORS,
     generator,
     in_float64,
@@ -20,17 +19,18 @@ from vocoder_problems import (
     snr_db,
     worst_window_db,
 )
+from torch import Tensor, nn
 
 import muomni_fast
 from muomni_fast import MelConfig, log_mel, reference
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.reference.training.presets import presets
 from muomni_fast.reference.training.vocoder_stage import VocoderStage
-from muomni_fast.vocoder import ops as vocoder_ops
-from muomni_fast.vocoder import plan as fused
+from muomni_fast.vocoder import generator as generator_ops
 from muomni_fast.vocoder import torch_backend as torch_vocoder
 from muomni_fast.vocoder import triton_backend as triton_vocoder
-from muomni_fast.vocoder.generator import Blocks
+from muomni_fast.vocoder.plan import plan_of_blocks, plan_of_generator
+from muomni_fast.vocoder.shapes import Blocks
 
 pytestmark = pytest.mark.cpu_rounding
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def gradients(model: nn.Module, x: Tensor, direction: Tensor) -> list[Tensor]:
     x = x.clone().requires_grad_()
     model.zero_grad()
     model(x).backward(direction)
-    return [x.grad, *(p.grad for p in fused.tensors_of(model))]
+    return [x.grad, *(p.grad for p in plan_of_generator(model).tensors())]
 
 
 def assert_near(found: Tensor, theirs: Tensor, right: Tensor, floor: float) -> None:
@@ -88,12 +88,12 @@ def test_gradients_of_a_generator(backend, preset):
     model = generator(preset)
     mel = torch.randn(1, model.n_mels, 2 if backend == "triton" else 9)
     direction = torch.randn(1, mel.shape[2] * model.hop_length)
-    shape, wide = fused.network_of(model), in_float64(model)
-    tensors = [t.detach() for t in fused.tensors_of(model)]
-    arguments = tensors, None, shape.rates, shape.kernels, shape.blocks.spec
-    audio, kept = vocoder_ops.generator_train(mel, *arguments)
+    shape, wide = plan_of_generator(model).shape, in_float64(model)
+    tensors = [t.detach() for t in plan_of_generator(model).tensors()]
+    arguments = tensors, None, shape.spec
+    audio, kept = generator_ops.generator_train(mel, *arguments)
     needs = [True] * (1 + len(tensors))
-    ours = vocoder_ops.generator_backward(direction, audio, mel, kept, *arguments, needs)
+    ours = generator_ops.generator_backward(direction, audio, mel, kept, *arguments, needs)
     with signs_given(signs_of(kept, shape, backend)):
         ours_right = gradients(wide, mel.double(), direction.double())
     with signs_seen() as signs:
@@ -132,20 +132,20 @@ def test_gradients_of_a_stage_with_the_same_activations(backend, name):
     every gradient by itself, and the forward."""
     channels, blocks = STAGES[name]
     mrf = keep_variance(reference.MRF(channels, blocks.taps, blocks.dilations, blocks.kind))
-    tensors = [t.detach() for t in fused.tensors_of_blocks(list(mrf.resblocks))]
+    tensors = [t.detach() for t in plan_of_blocks(list(mrf.resblocks)).tensors()]
     rows = 70 if backend == "triton" else 300
     x, direction = torch.randn(2, 1, channels, rows).unbind()
     needs = [True] * len(tensors)
     run = triton_vocoder if backend == "triton" else torch_vocoder
-    y, kept = run.stage(x, run.pack_blocks(tensors, blocks), blocks, keep=True)
+    y, kept = run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=True)
     with torch.no_grad():
         right = in_float64(mrf)(x.double())
         assert_near(y, mrf(x), right, FORWARD_FLOOR)
-    d_x, grads = run.stage_grad(direction, x, kept, tensors, blocks, needs)
+    d_x, grads = run.level_grad(direction, x, kept, tensors, blocks, needs)
     if backend == "triton":
         kept = branch_by_branch(kept, blocks)
     wide = lambda found: [t.double() for t in found]
-    right_x, right_grads = torch_vocoder.stage_grad(
+    right_x, right_grads = torch_vocoder.level_grad(
         direction.double(), x.double(), wide(kept), wide(tensors), blocks, needs
     )
     for found, expected in zip([d_x, *grads], [right_x, *right_grads], strict=True):

@@ -1,17 +1,19 @@
 """What the vocoder's modules prepare for inference, and when they drop it."""
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from support.small_vocoders import EXACT, TINY, TYPE_1, every_block, every_config, fast_of, pair
+from support.vocoder_problems import generator, in_float64, keep_variance, snr_db
 from torch import Tensor, nn
-from vocoder_problems import generator, in_float64, keep_variance, snr_db
 
 import muomni_fast
 from muomni_fast import reference
-from muomni_fast.vocoder.ops import MANY_FRAMES, MANY_ROWS
+from muomni_fast.vocoder.generator import MANY_FRAMES
+from muomni_fast.vocoder.ops import MANY_ROWS
 
 pytestmark = pytest.mark.cpu_rounding
 
@@ -185,14 +187,79 @@ def test_what_another_backend_prepared_is_refused(monkeypatch):
                 run(argument)
 
 
-def test_weights_changed_in_place_do_not_reach_what_was_prepared():
-    """Neither all of them nor, worse, some."""
-    model, mel = fast_of().eval(), torch.randn(2, 12, 5)
-    audio = model.prepare()(mel)
+def change_a_weight(model: nn.Module) -> None:
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1)
+        model.resblocks[1].convs1[0].weight.mul_(2)
+
+
+def replace_a_weight(model: nn.Module) -> None:
+    model.conv_post.bias = nn.Parameter(torch.ones(1))
+
+
+def replace_a_module(model: nn.Module) -> None:
+    model.resblocks[0].convs2[1] = nn.Conv1d(*[model.resblocks[0].channels] * 2, 3, padding=1)
+
+
+def replace_a_block(model: nn.Module) -> None:
+    model.resblocks[2] = nn.Identity()
+
+
+def hook_a_module(model: nn.Module) -> None:
+    model.resblocks[1].convs1[0].register_forward_hook(lambda *_: _[2] * 2)
+
+
+def override_a_forward(model: nn.Module) -> None:
+    conv = model.resblocks[1].convs1[0]
+    conv.forward = lambda x: type(conv).forward(conv, x) * 2
+
+
+def change_a_setting(model: nn.Module) -> None:
+    conv = model.resblocks[1].convs1[0]
+    conv.dilation, conv.padding = (3,), (3 * (conv.kernel_size[0] // 2),)
+
+
+CHANGES = [
+    change_a_weight,
+    replace_a_weight,
+    replace_a_module,
+    replace_a_block,
+    hook_a_module,
+    override_a_forward,
+    change_a_setting,
+]
+
+
+@pytest.mark.parametrize("way", ["prepared", "called before"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_was_prepared_is_never_used_with_other_weights(change, way):
+    """Nor a plan with other modules; and with the former ones, what was prepared is used again."""
+    (slow, model), mel = pair(TYPE_1), torch.randn(2, 12, 5)
+    slow, model = slow.eval(), model.eval()
+    before = (model.prepare() if way == "prepared" else model)(mel)
+    for module in (slow, model):
+        torch.manual_seed(7)
+        change(module)
+    assert not torch.allclose(model(mel), before)
+    torch.testing.assert_close(model(mel), slow(mel), **EXACT)
+
+
+def test_other_weights_for_one_call_do_not_use_what_was_prepared(caplog):
+    (slow, model), mel = pair(TYPE_1), torch.randn(2, 12, 5)
+    slow, model = slow.eval(), model.eval().prepare()
+    audio, other = model(mel), {name: 2 * p.detach() for name, p in model.named_parameters()}
+    call = torch.func.functional_call
+    torch.testing.assert_close(call(model, other, (mel,)), call(slow, other, (mel,)), **EXACT)
     assert torch.equal(model(mel), audio)
+
+
+def test_copies_stay_prepared_and_stale_ones_stay_stale(caplog):
+    model, mel = fast_of().eval().prepare(), torch.randn(2, 12, 5)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied._current() is not None and torch.equal(copied(mel), model(mel))
+    change_a_weight(model)
+    assert model._current() is None and copy.deepcopy(model)._current() is None
+    assert "weights have changed since prepare()" in caplog.text
+    assert model.prepare()._current() is not None
 
 
 def test_preparing_for_training_or_from_nan_is_refused():
