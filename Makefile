@@ -1,8 +1,9 @@
 # make train: train codec and vocoder on the shipped speech      make test: lint, types, tests, narrow
 # make narrow: tests of what a CPU's convolutions round, as if the CPU had fewer instructions
 # make bench: benchmarks, reference against fast                 make format, make clean
+# make docs: the documentation as a site, in build/site
 # make first-contact: rehearse bench/gpu.py with a GPU machine's versions (see bench/RESULTS.md)
-.PHONY: train test lint types tests narrow bench format clean first-contact
+.PHONY: train test lint types tests narrow bench docs format clean first-contact
 
 PYTHON ?= python3
 VENV := .venv
@@ -41,6 +42,10 @@ narrow: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(BIN)/pytest bench --benchmark-only
+
+# The variable keeps a notice about another product out of the output.
+docs: $(VENV)/dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -P -m mkdocs build --strict -q -d build/site
 
 # Compile all that bench/gpu.py launches, pack it, and run it over a driver that executes nothing.
 first-contact: $(FIRST)/ready

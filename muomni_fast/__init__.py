@@ -22,7 +22,7 @@ from .reference.errors import AudioFormatError, CheckpointError, DataError, Trai
 from .rvq.modules import RVQ
 from .vocoder.modules import MRF, HiFiGANVocoder, NeuralVocoder, ResBlock
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "MRF",
