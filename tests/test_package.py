@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -297,22 +296,6 @@ def test_train_without_the_repositorys_speech_asks_for_data(monkeypatch, tmp_pat
     monkeypatch.setattr(train, "SHIPPED_SPEECH", tmp_path / "speech")
     assert train.main(["--preset", "smoke", "--out", str(tmp_path / "run")]) == 1
     assert "the repository only; give other --data" in capsys.readouterr().err
-
-
-def test_readme_examples_run(tmp_path):
-    """Every Python block of the README, in order, in one process."""
-    text = (ROOT / "README.md").read_text()
-    blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
-    assert blocks
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_readme_and_changelog_have_no_blanks():
-    for name in ("README.md", "CHANGELOG.md"):
-        assert not re.findall(r"@[A-Z_]+@", (ROOT / name).read_text())
 
 
 def test_a_wheel_holds_everything(tmp_path):

@@ -297,6 +297,7 @@ PICTURES = {"rvq-encode": rvq_encode, "mrf": mrf}
 
 def main(folder: Path = HERE) -> None:
     """Write every picture into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     # Text as outlines: the same picture wherever it is shown.
     settings = {"svg.hashsalt": "muomni_fast", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
     with matplotlib.rc_context(settings):

@@ -1,0 +1,332 @@
+"""What README, CONTRIBUTING.md and docs show runs: snippets, pictures, the site, the links."""
+
+import functools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support.environment import ROOT
+
+import muomni_fast
+from muomni_fast import functional
+
+DOCS = ROOT / "docs"
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")))
+}
+FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return [text for _, kind, text in FENCE.findall(PAGES[page]) if kind == language]
+
+
+def commands(page: str) -> list[str]:
+    """A page's shell snippets, line by line, without comments."""
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    return [line for line in lines if shlex.split(line, comments=True)]
+
+
+# Where snippets run.
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a checkout after `python reference/train.py --out runs/first`, with the files
+    of a published generator beside it. Models are small, and nobody trained them."""
+    pytest.importorskip("safetensors")
+    pytest.importorskip("soundfile")
+    from muomni_fast.reference.checkpoint import save_model
+
+    folder = tmp_path_factory.mktemp("workplace")
+    for entry in ROOT.iterdir():
+        if entry.name not in ("runs", "build", ".git", ".venv"):
+            (folder / entry.name).symlink_to(entry)
+    checkpoints = folder / "runs" / "first" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    vocoder = muomni_fast.reference.HiFiGANVocoder(upsample_initial_channel=16)
+    mel = muomni_fast.MelConfig()
+    save_model(checkpoints / "rvq.json", "rvq", muomni_fast.reference.RVQ(), mel)
+    save_model(checkpoints / "vocoder.json", "vocoder", vocoder, mel)
+
+    published = muomni_fast.reference.HiFiGANVocoder(
+        n_mels=80, upsample_initial_channel=16, weight_norm=True
+    )
+    shape = {k: v for k, v in published.config.items() if k not in ("n_mels", "weight_norm")}
+    sound = {"sampling_rate": 22050, "n_fft": 1024, "win_size": 1024, "fmin": 0, "fmax": 8000}
+    (folder / "hifigan").mkdir()
+    (folder / "hifigan" / "config.json").write_text(
+        json.dumps(shape | sound | {"num_mels": 80, "hop_size": published.hop_length})
+    )
+    torch.save({"generator": published.state_dict()}, folder / "hifigan" / "generator_v2")
+    return folder
+
+
+@pytest.fixture
+def there(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+# Python snippets: a page's in order, sharing their names.
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_python_snippets_run(page: str, there: Path) -> None:
+    names: dict[str, object] = {"__name__": "snippet"}
+    for text in blocks(page, "python"):
+        exec(compile(text, page, "exec"), names)
+    if page == "README.md":
+        import soundfile
+
+        assert (soundfile.info("decoded.wav").frames, soundfile.info("decoded.wav").samplerate) == (
+            soundfile.info("reference/speech/wavs/ada-01.flac").frames,
+            16000,
+        )
+
+
+# Shell snippets: as they are, or only as far as says whether they would run.
+
+
+@functools.cache
+def output(*command: str, cwd: Path = ROOT, **env: str) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=os.environ | env, timeout=300
+    )
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def python(words: list[str], env: dict[str, str], folder: Path) -> str:
+    """As it is."""
+    return output(sys.executable, *words[1:], cwd=folder, **env)
+
+
+def its_help(words: list[str], env: dict[str, str], folder: Path) -> str:
+    """Trains, takes long or needs a GPU: the script's `--help` has every option and choice."""
+    at = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    text = output(sys.executable, words[at], "--help", cwd=ROOT)
+    for option, value in zip(words[at + 1 :], [*words[at + 2 :], ""], strict=False):
+        if option.startswith("--"):
+            assert re.search(rf"{option}\b", text), f"{words[at]} has no {option}"
+            choices = re.search(rf"{option} \{{(.*?)\}}", text, re.DOTALL)
+            assert not choices or value in re.split(r",\s*", choices[1]), f"{option} {value}"
+    return text
+
+
+def dry_run(words: list[str], env: dict[str, str], folder: Path) -> str:
+    """`make -n`: there is such a target, and what it needs."""
+    return output("make", "-n", *words[1:])
+
+
+def extras(words: list[str], env: dict[str, str], folder: Path) -> str:
+    """Installs: the files are there, and pyproject.toml has the extras."""
+    options = output(sys.executable, "-m", "pip", "install", "--help")
+    for word in words[2:]:
+        extra = re.fullmatch(r"\.\[(\w+)\]", word)
+        if extra:
+            assert re.search(rf"^{extra[1]} = \[", (ROOT / "pyproject.toml").read_text(), re.M)
+        else:
+            assert word in options or (ROOT / word).exists(), word
+    return options
+
+
+def files_of_tests(words: list[str], env: dict[str, str], folder: Path) -> str:
+    """Tests run elsewhere: the files are there, and hold what `-k` looks for."""
+    path = ROOT / words[1]
+    assert path.exists(), path
+    if "-k" in words:
+        assert words[words.index("-k") + 1] in path.read_text()
+    return ""
+
+
+# How a command is run, by what it begins with; the longest beginning counts.
+RULES: dict[str, Callable[[list[str], dict[str, str], Path], str]] = {
+    "python -m muomni_fast": python,
+    "python examples/": python,
+    "python docs/pictures/make_pictures.py": python,
+    "python reference/train.py": its_help,
+    "python reference/evaluate.py": its_help,
+    "python bench/": its_help,
+    "torchrun --nproc_per_node=4 reference/train.py": its_help,
+    "make": dry_run,
+    "pip install": extras,
+    "pytest": files_of_tests,
+}
+
+
+def run(command: str, folder: Path) -> str:
+    words = [word.removeprefix(".venv/bin/") for word in shlex.split(command, comments=True)]
+    env = {}
+    while re.match(r"[A-Z_]+=", words[0]):
+        name, value = words.pop(0).split("=", 1)
+        env[name] = value
+    fitting = [start for start in RULES if " ".join(words).startswith(start)]
+    assert fitting, f"no rule says how to run `{command}`"
+    return RULES[max(fitting, key=len)](words, env, folder)
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(command: str, workplace: Path) -> None:
+    run(command, workplace)
+
+
+def test_what_would_not_run_is_caught(workplace: Path) -> None:
+    for wrong in (
+        "curl https://example.org | sh",  # no rule
+        "make no-such-target",
+        "python reference/train.py --no-such-option",
+        "python reference/train.py --preset no-such-preset",
+        'pip install -e ".[no_such_extra]"',
+        "pytest tests/no_such_file.py",
+        "pytest tests/test_docs.py -k no_such_" + "test",
+        "python examples/no_such_example.py",
+    ):
+        with pytest.raises(AssertionError):
+            run(wrong, workplace)
+
+
+def test_every_rule_is_needed_and_every_block_has_one() -> None:
+    joined = "\n".join(COMMANDS).replace(".venv/bin/", "")
+    assert all(start in joined for start in RULES)
+    heads = {start.split()[0] for start in RULES} | {"import", "$"}
+    for page in PAGES:
+        for _, kind, text in FENCE.findall(PAGES[page]):
+            assert kind in ("python", "sh", ""), f"{page}: a block of {kind!r} is not run"
+            if not kind:  # a diagram, or output
+                assert not heads & {line.split()[0] for line in text.splitlines() if line.strip()}
+
+
+# Examples.
+
+
+def test_examples_do_what_they_say(workplace: Path) -> None:
+    import soundfile
+
+    said = run("python examples/encode_decode.py", workplace)
+    assert "3.99 s of audio -> 250 x 8 codes" in said
+    assert soundfile.info(workplace / "decoded.wav").duration == pytest.approx(3.986, abs=1e-3)
+    said = run("python examples/stream.py", workplace)
+    assert "no weights given" in said and "6 frames = 96 ms" in said
+    assert float(re.findall(r"whole mel's audio: (\S+)", said)[0]) < 1e-5
+    said = run("python examples/serve_lengths.py", workplace)
+    assert said.count("difference from running alone") == 4
+
+
+@pytest.mark.parametrize("name", ["encode_decode", "stream", "serve_lengths"])
+def test_examples_take_a_run(name: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What training left, in this process."""
+    names: dict[str, object] = {"__name__": name, "__file__": str(ROOT / "examples" / f"{name}.py")}
+    exec(compile(Path(str(names["__file__"])).read_text(), name, "exec"), names)
+    main = names["main"]
+    assert callable(main)
+    out = [] if name == "serve_lengths" else ["--out", f"{name}.wav"]
+    main(["--run", "runs/first", *out])
+    assert "random" not in capsys.readouterr().out
+    assert not out or Path(out[1]).stat().st_size > 44
+
+
+def test_there_are_three_examples() -> None:
+    assert {p.stem for p in (ROOT / "examples").glob("*.py")} == {
+        "encode_decode",
+        "serve_lengths",
+        "stream",
+    }
+
+
+# Pages.
+
+
+def test_readme_is_one_screen_of_facts() -> None:
+    text = PAGES["README.md"]
+    assert len(text.splitlines()) <= 120
+    lines = blocks("README.md", "python")[0].splitlines()
+    assert len([line for line in lines if line]) == 10
+    assert "not yet measured" in text
+
+
+def test_pages_have_no_blanks_and_no_paths_of_a_machine() -> None:
+    for name, text in {**PAGES, "CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text()}.items():
+        assert not re.findall(r"@[A-Z_]+@", text), name
+        assert not re.findall(r"(?<![\w.])/(?:work|root|home|tmp)\b", text), name
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    targets = re.findall(r"\]\(([^)#]+)(?:#([\w-]+))?\)", PAGES[page])
+    assert targets
+    for target, anchor in targets:
+        assert (ROOT / target).exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)", (ROOT / target).read_text(), re.M)
+            assert anchor in [re.sub(r"\W+", "-", title.lower()) for title in titles]
+
+
+def test_version_and_date_agree() -> None:
+    changelog, citation = ((ROOT / name).read_text() for name in ("CHANGELOG.md", "CITATION.cff"))
+    latest = re.search(r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", changelog, re.M)
+    assert latest is not None and latest[1] == muomni_fast.__version__
+    assert f"\nversion: {latest[1]}\n" in citation and f"date-released: {latest[2]}\n" in citation
+
+
+# Pictures.
+
+
+def test_pictures_are_what_their_script_draws(tmp_path: Path) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    output(sys.executable, str(DOCS / "pictures" / "make_pictures.py"), str(tmp_path))
+    names = {path.name for path in (DOCS / "pictures").iterdir() if path.suffix in (".svg", ".png")}
+    assert names == {path.name for path in tmp_path.iterdir()}
+    assert names == {"rvq-encode.svg", "rvq-encode.png", "mrf.svg", "mrf.png"}
+    pinned = re.search(r"^matplotlib==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    if pinned and matplotlib.__version__ == pinned[1]:
+        for name in ("rvq-encode.svg", "mrf.svg"):
+            assert (tmp_path / name).read_text() == (DOCS / "pictures" / name).read_text(), name
+
+
+# The site.
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("mkdocstrings")
+    folder = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-P", "-m", "mkdocs", "build", "--strict", "-q", "-d", str(folder)]
+    output(*build, NO_MKDOCS_2_WARNING="1")
+    return folder
+
+
+def text_of(page: Path) -> str:
+    """Without tags, in one line."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page.read_text()))
+
+
+def test_the_site_documents_all_that_is_public(site: Path) -> None:
+    """Each name has its place in the reference, with the docstring that Python sees."""
+    text, source = text_of(site / "api.html"), PAGES["docs/api.md"]
+    names = [f"muomni_fast.{name}" for name in muomni_fast.__all__ if name != "functional"]
+    names += [f"muomni_fast.functional.{name}" for name in functional.__all__]
+    for name in names:
+        assert f"::: {name}\n" in source, name
+        thing = functools.reduce(getattr, name.split(".")[1:], muomni_fast)
+        first = re.split(r"[.:`<'(]", thing.__doc__.strip())[0]
+        assert re.sub(r"\s+", " ", first).strip() in text, name
+
+
+def test_the_site_fetches_nothing(site: Path) -> None:
+    for page in site.glob("*.html"):
+        fetched = re.findall(
+            r"<(?:script|link|img)[^>]*(?:src|href)=\"(https?:[^\"]*)", page.read_text()
+        )
+        assert not fetched, page.name
