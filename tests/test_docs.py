@@ -273,6 +273,17 @@ def test_links_lead_somewhere(page: str) -> None:
             assert anchor in [re.sub(r"\W+", "-", title.lower()) for title in titles]
 
 
+def test_files_that_pages_name_are_there() -> None:
+    """Paths from the repository's root; not patterns, nor what a run leaves."""
+    for page, text in PAGES.items():
+        for path in re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", text):
+            folder = path.split("/")[0]
+            if folder in ("audio", "checkpoints", "runs", "build") or page == "docs/results.md":
+                continue
+            places = [ROOT, ROOT / "kernels", ROOT / "reference", ROOT / "tests"]
+            assert any((place / path).exists() for place in places), f"{page}: {path}"
+
+
 def test_version_and_date_agree() -> None:
     changelog, citation = ((ROOT / name).read_text() for name in ("CHANGELOG.md", "CITATION.cff"))
     latest = re.search(r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", changelog, re.M)
