@@ -4,20 +4,22 @@
 the repository. Here they are linked into one tree, `build/api/muomni_fast`; nothing is imported.
 """
 
-import shutil
+import contextlib
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TREE = ROOT / "build" / "api"
+PACKAGE = ROOT / "build" / "api" / "muomni_fast"
 
 
 def on_startup(**_: Any) -> None:
-    package = TREE / "muomni_fast"
-    shutil.rmtree(TREE, ignore_errors=True)
-    package.mkdir(parents=True)
-    for entry in (ROOT / "muomni_fast").iterdir():
-        if entry.name != "__pycache__":
-            (package / entry.name).symlink_to(entry)
-    for name in ("kernels", "reference"):
-        (package / name).symlink_to(ROOT / name)
+    """Called by mkdocs before it builds; several builds at once do not disturb each other."""
+    parts = [path for path in (ROOT / "muomni_fast").iterdir() if path.name != "__pycache__"]
+    wanted = {path.name: path for path in (*parts, ROOT / "kernels", ROOT / "reference")}
+    PACKAGE.mkdir(parents=True, exist_ok=True)
+    for link in PACKAGE.iterdir():
+        if link.readlink() != wanted.get(link.name):
+            link.unlink(missing_ok=True)
+    for name, path in wanted.items():
+        with contextlib.suppress(FileExistsError):
+            (PACKAGE / name).symlink_to(path)
