@@ -1,9 +1,12 @@
-# make train: train codec and vocoder on the shipped speech      make test: lint, types, tests, narrow
+# make train: train codec and vocoder on the shipped speech
+# make quick: lint, types, documentation, and the tests that take no long
+# make test: all tests, with what `make quick` checks and `make narrow`
 # make narrow: tests of what a CPU's convolutions round, as if the CPU had fewer instructions
+# make tritons: the kernels under the oldest and the newest Triton that are supported
 # make bench: benchmarks, reference against fast                 make format, make clean
 # make docs: the documentation as a site, in build/site
 # make first-contact: rehearse bench/gpu.py with a GPU machine's versions (see bench/RESULTS.md)
-.PHONY: train test lint types tests narrow bench docs format clean first-contact
+.PHONY: train quick test lint types tests narrow tritons bench docs format clean first-contact
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +18,13 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 train: $(VENV)/train
 	$(BIN)/python reference/train.py
 
-test: lint types tests narrow
+# Two processes of one thread each: small tensors gain nothing from more threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+quick: lint types docs
+	$(PYTEST) -q -m "not slow and not long"
+
+test: lint types docs tests narrow
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -28,7 +37,7 @@ types: $(VENV)/dev
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p muomni_fast
 
 tests: $(VENV)/dev
-	$(BIN)/pytest --durations=15
+	$(PYTEST) --durations=15
 
 # oneDNN and ATen choose code, and so rounding, by the CPU: AVX2's where it has AVX-512, else SSE4.1's.
 # Without V1 and streams of speech, which take most of the time.
@@ -38,7 +47,20 @@ NARROW := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 endif
 
 narrow: $(VENV)/dev
-	$(NARROW) $(BIN)/pytest -m "cpu_rounding and not slow" -k "not triton and not kernels and not torch-v1 and not streams"
+	$(NARROW) $(PYTEST) -q -m "cpu_rounding and not slow" -k "not triton and not kernels and not torch-v1 and not streams"
+
+# Compiled and interpreted; the numpy of this environment is too new for 3.6's interpreter, which the
+# tests then say.
+TRITONS := 3.6.0 3.9.0
+KERNEL_TESTS := tests/rvq/test_kernels.py tests/vocoder/test_conv_kernels.py \
+	tests/vocoder/test_mrf_kernels.py
+
+tritons: $(VENV)/dev
+	for version in $(TRITONS); do \
+		$(PIP:-c constraints.txt=) --no-deps --target build/tritons/$$version triton==$$version && \
+		PYTHONPATH=build/tritons/$$version $(BIN)/python bench/aot.py --main && \
+		PYTHONPATH=build/tritons/$$version $(PYTEST) -q $(KERNEL_TESTS) || exit 1; \
+	done
 
 bench: $(VENV)/dev
 	$(BIN)/pytest bench --benchmark-only

@@ -6,8 +6,8 @@ import os
 import torch
 from torch import Tensor
 
-# All a thread can have. Left alone, an assembler may halve it for a second program per
-# multiprocessor, and spill.
+# The most registers a thread can have in hardware. Where it is not said, the assembler may halve
+# it, so that two programs fit a multiprocessor, and then spill what does not fit to memory.
 MAX_REGISTERS = 255
 # Shared memory a block may have, from which a device can take the sm_90 column of a table.
 LARGE_SHARED_MEMORY = 227 * 1024

@@ -35,7 +35,7 @@ def counters(device: torch.device) -> tuple[Tensor, Tensor]:
     return known[device]
 
 
-def meet(device: torch.device) -> None:
+def begin_counting(device: torch.device) -> None:
     """Count there from now on, so that a CUDA graph captured later need not begin to."""
     # Where CUDA is not in use yet, the tensors on it are fake; a capture must not allocate.
     if device.type != "cuda" or not torch.cuda.is_initialized():
@@ -55,8 +55,8 @@ def raise_if_errors() -> int:
     """Check what kernels counted on all devices since the last check, and start counting anew.
 
     Kernels never stop for bad data: a code out of range adds nothing to its frame, a frame with a
-    NaN or an infinity gets code 0 at every stage. On a CPU such a code raises IndexError at once.
-    Waits for each GPU that ran a kernel.
+    NaN or an infinity gets code 0 in every codebook. On a CPU such a code raises IndexError at
+    once. Waits for each GPU that ran a kernel.
 
     Returns:
         The number of frames encoded that were not finite.

@@ -18,11 +18,16 @@ torch.use_deterministic_algorithms(True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason="needs an NVIDIA GPU")
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(skip)
+    skip = pytest.mark.skip(reason="needs an NVIDIA GPU")
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(skip)
+        # Tests that share what their module makes once run in one process.
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(definitions[-1].scope == "module" for definitions in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    # The longest first, so that no process ends long after the others.
+    items.sort(key=lambda item: [mark not in item.keywords for mark in ("slow", "long")])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -83,7 +83,7 @@ def test_counters_are_not_made_in_a_capture(capturing):
     with pytest.raises(RuntimeError, match="counters: none are on cuda:0 yet.* move an RVQ there"):
         counters.counters(CUDA)
     assert not counters.known
-    counters.meet(CUDA)  # moving a module may be captured
+    counters.begin_counting(CUDA)  # moving a module may be captured
     assert not counters.known
 
 

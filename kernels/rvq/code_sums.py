@@ -14,15 +14,14 @@ from ..launch import power_of_two, row_stride
 from .configs import CODE_SUMS
 
 
-# K is the model's own; rows may be loaded in wide pieces where 16 divides their stride.
+# Compiled for K, which is the model's own, and for the stride of rows, which are loaded in wide
+# pieces where 16 divides it.
 @triton.jit
 def _code_sums_kernel(
-    # (N, D) rows stride_rn apart; (N,) row numbers by code; (K + 1,) first position of each code
-    rows_ptr,
-    order_ptr,
-    starts_ptr,
-    # (SPLITS, K, D) float64
-    out_ptr,
+    rows_ptr,  # (N, D), rows stride_rn apart
+    order_ptr,  # (N,) row numbers by code
+    starts_ptr,  # (K + 1,) first position of each code
+    out_ptr,  # (SPLITS, K, D) float64
     stride_rn,
     K,
     D: tl.constexpr,

@@ -1,4 +1,4 @@
-"""Fused RVQ decoding: gather one codeword per stage, add them, and project back.
+"""Fused RVQ decoding: gather one codeword of each codebook, add them, and project back.
 
 A program sums the codewords of a tile of frames on chip and multiplies them by the output
 projection there: device memory sees the codes, the codebooks and the frames, never the sums. With
@@ -21,18 +21,17 @@ from .configs import DecodeConfig, decode_config
 LARGEST_FUSED_DIM = 256
 
 
-# Lengths, or every one of a stream would compile, and how many codes of a frame are decoded, which
-# a caller may choose anew every time. A code is loaded by itself, whatever the stride.
+# Not compiled for N, or every length of a stream would compile a kernel of its own; nor for Q, as a
+# caller may decode another number of codes every time; nor for the stride, as a code is loaded by
+# itself whatever it is.
 @triton.jit(do_not_specialize=["N", "Q", "stride_cn"])
 def _rvq_decode_kernel(
-    # (N, Q) rows stride_cn apart; (at least Q, K, D); (M, D), (M,) or None
-    codes_ptr,
-    tables_ptr,
-    weight_ptr,
-    bias_ptr,
-    # (N, M), or (N, D) without a weight; int32 count of codes out of range
-    out_ptr,
-    invalid_ptr,
+    codes_ptr,  # (N, Q), rows stride_cn apart
+    tables_ptr,  # (at least Q, K, D)
+    weight_ptr,  # (M, D), or None
+    bias_ptr,  # (M), or None
+    out_ptr,  # (N, M), or (N, D) without a weight
+    invalid_ptr,  # (1) int32: how many codes are out of range
     N,
     Q,
     stride_cn,

@@ -1,9 +1,9 @@
-"""Fused RVQ encoding: projection, nearest code and residual of every stage in one launch.
+"""Fused RVQ encoding: projection, nearest code and residual of every codebook in one launch.
 
 SoundStream (Zeghidour et al., 2021), algorithm 1. A program keeps a tile of frames on chip: it
 projects them once, streams each codebook past them in tiles, gathers the winners, subtracts them
-and goes on to the next stage. Device memory sees each frame once, each code once and the weights;
-the projected frames, the residuals and the scores never leave the chip.
+and goes on to the next codebook. Device memory sees each frame once, each code once and the
+weights; the projected frames, the residuals and the scores never leave the chip.
 
 Scores come from tensor cores in low precision. `certificate.py` bounds their error: a row with one
 candidate within the bound is done, a row with two compares them in float32 differences (or takes
@@ -36,20 +36,19 @@ FLUSH = tl.constexpr(certificate.FLUSH)
 UNDERFLOW = tl.constexpr(certificate.UNDERFLOW)
 
 
-# Lengths, or every one of a stream would compile. Not the model's own Q, nor the stride of rows,
-# which may be loaded in wide pieces where 16 divides it.
+# Not compiled for N, or every length of a stream would compile a kernel of its own. But for Q,
+# which is the model's own, and for the stride of rows, which are loaded in wide pieces where 16
+# divides it.
 @triton.jit(do_not_specialize=["N"])
 def _rvq_encode_kernel(
-    # (N, M) rows stride_xn apart; (D, M), (D) or None; (Q, K, D); (Q, K)
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    codebooks_ptr,
-    half_norms_ptr,
-    # (N, Q) int64; (programs, Q) or None; int32 count of rows that are not finite
-    codes_ptr,
-    sums_ptr,
-    nonfinite_ptr,
+    x_ptr,  # (N, M), rows stride_xn apart
+    weight_ptr,  # (D, M), or None
+    bias_ptr,  # (D), or None
+    codebooks_ptr,  # (Q, K, D)
+    half_norms_ptr,  # (Q, K)
+    codes_ptr,  # (N, Q) int64
+    sums_ptr,  # (programs, Q), or None
+    nonfinite_ptr,  # (1) int32: how many rows are not finite
     N,
     Q,
     stride_xn,
@@ -84,7 +83,7 @@ def _rvq_encode_kernel(
                 mask=(o_d[None, :] < D) & (o_m[:, None] < M),
                 other=0.0,
             )
-            residual = dot(x.to(tl.float32), weight, residual, "tf32x3")
+            residual = dot(x.to(tl.float32), weight, residual, PRECISION="tf32x3")
         if bias_ptr is not None:
             residual += tl.load(bias_ptr + o_d, mask=o_d < D, other=0.0)[None, :]
 
@@ -104,9 +103,11 @@ def _rvq_encode_kernel(
             half_norm = tl.load(half_norms_ptr + q * K + o_k, mask=o_k < K, other=float("inf"))
             largest = tl.maximum(largest, tl.max(tl.where(o_k < K, half_norm, 0.0), 0))
             product = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-            scores = half_norm[None, :] - dot(residual, words, product, PRECISION)
+            scores = half_norm[None, :] - dot(residual, words, product, PRECISION=PRECISION)
             t1, j1, t2, j2, t3 = three_lowest(scores, o_k)
-            s1, i1, s2, i2, s3 = merge_lowest(s1, i1, s2, i2, s3, t1, j1, t2, j2, t3)
+            s1, i1, s2, i2, s3 = merge_lowest(
+                a1=s1, i1=i1, a2=s2, i2=i2, a3=s3, b1=t1, j1=j1, b2=t2, j2=j2, b3=t3
+            )
 
         squares = tl.sum(residual * residual, 1)
         bad = m_n & ((squares < float("inf")) == 0)  # true for NaN
@@ -127,9 +128,9 @@ def _rvq_encode_kernel(
             doubt = m_n & (bad == 0) & ((s2 - s1 > bound) == 0)  # true for NaN
             if tl.max(doubt.to(tl.int32), 0) > 0:
                 # Two candidates: compare them alone, if float32 can tell.
-                difference = codewords(codebook_ptr, i1, o_d, D) - residual
+                difference = codewords(codebook_ptr, codes=i1, o_d=o_d, D=D) - residual
                 d1 = tl.sum(difference * difference, 1)
-                difference = codewords(codebook_ptr, i2, o_d, D) - residual
+                difference = codewords(codebook_ptr, codes=i2, o_d=o_d, D=D) - residual
                 d2 = tl.sum(difference * difference, 1)
                 apart = tl.abs(d1 - d2) > (D + 2) * 2.0**-24 * (d1 + d2)
                 two = doubt & (s3 - s1 > bound)
@@ -144,14 +145,16 @@ def _rvq_encode_kernel(
                 row = tl.max(left, 0)
                 while row >= 0:
                     doubtful = tl.sum(tl.where(o_row[:, None] == row, residual, 0.0), 0)
-                    code = nearest_in_float64(doubtful, codebook_ptr, o_d, K, D, BLOCK_S)
+                    code = nearest_in_float64(
+                        doubtful, codebook_ptr, o_d=o_d, K=K, D=D, BLOCK_S=BLOCK_S
+                    )
                     i1 = tl.where(o_row == row, code, i1)
                     left = tl.where(o_row == row, -1, left)
                     row = tl.max(left, 0)
 
         tl.store(codes_ptr + o_n * Q + q, i1.to(tl.int64), mask=m_n)
         if (q + 1 < Q) or (sums_ptr is not None):
-            residual -= codewords(codebook_ptr, i1, o_d, D)
+            residual -= codewords(codebook_ptr, codes=i1, o_d=o_d, D=D)
         if sums_ptr is not None:
             rest = tl.sum(tl.where(m_n, tl.sum(residual * residual, 1), 0.0), 0)
             tl.store(sums_ptr + tl.program_id(0) * Q + q, rest)
@@ -183,7 +186,8 @@ def rvq_encode(
         config: of the table's own for these shapes if None.
 
     Returns:
-        codes (N, Q) int64, and (Q,) float32 sums over all rows of what each stage leaves, or None.
+        codes (N, Q) int64, and (Q,) float32 sums over all rows of what each codebook leaves, or
+        None.
     """
     n_codebooks, size, dim = codebooks.shape
     rows, n_mels = mel.shape

@@ -76,12 +76,12 @@ def nearest_in_float64(
     best = tl.full([], float("inf"), tl.float64)
     for k in tl.range(0, K, BLOCK_S):
         o_k = k + tl.arange(0, BLOCK_S)
-        distance = _float64_distances(row, codebook_ptr, o_k, o_d, K, D)
+        distance = _float64_distances(row, codebook_ptr, o_k=o_k, o_d=o_d, K=K, D=D)
         best = tl.minimum(best, tl.min(distance, 0))
     code = tl.full([], K, tl.int32)
     limit = best * (1 + (D + 2) * 2.0**-52)  # closer than this counts as tied
     for k in tl.range(0, K, BLOCK_S):
         o_k = k + tl.arange(0, BLOCK_S)
-        distance = _float64_distances(row, codebook_ptr, o_k, o_d, K, D)
+        distance = _float64_distances(row, codebook_ptr, o_k=o_k, o_d=o_d, K=K, D=D)
         code = tl.minimum(code, tl.min(tl.where(distance <= limit, o_k, K), 0))
     return tl.where(code < K, code, 0)  # a codebook of NaN has no nearest

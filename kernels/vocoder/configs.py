@@ -1,4 +1,4 @@
-"""Tiles of the convolution kernels, and which path a stage takes; `tables` has the tables
+"""Tiles of the convolution kernels, and whether a level runs in one launch; `tables` has the tables
 themselves.
 
 The order in which an output is summed depends on `block_k` and the precision alone, which depend on
@@ -48,9 +48,9 @@ class ConvConfig:
 CONV = in_use("conv", ConvConfig, "bytes", "columns")
 # The same where that would be fewer programs than multiprocessors.
 SMALL_GRID = in_use("conv, small grid", ConvConfig, "bytes", "columns")
-# Of weight gradients: columns are those of what arrives at the output, `block_t` is summed over.
-# Warp groups take float32 operands transposed, which asynchronous copies do four bytes at a time:
-# one stage, through registers.
+# Of weight gradients. `block_n` is columns of the gradient that arrives, `block_t` the rows that
+# are summed over. sm_90's warp groups need float32 operands transposed; asynchronous copies would
+# do that four bytes at a time, so there these have `num_stages` 1: copies go through registers.
 GRAD = in_use("weight_grad", ConvConfig, "bytes")
 GRAD_PROGRAMS = 512  # into which a weight gradient's rows are split, about
 # Interpreted, every operation of a program costs the same at any size.
@@ -88,7 +88,7 @@ def grad_config(n: int, channels: int, like: Tensor) -> ConvConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StripConfig:
-    """How a stage runs in one launch.
+    """How a level runs in one launch.
 
     Attributes:
         conv: tile of its convolutions.
@@ -101,7 +101,7 @@ class StripConfig:
     length: int
 
 
-# (architecture, bytes of an element, channels) -> tile, most programs per multiprocessor. Stages
+# (architecture, bytes of an element, channels) -> tile, most programs per multiprocessor. Levels
 # that are not here, whose strips would be short (scratch is limited) or too few to fill the device
 # take one launch per step.
 _STRIP_KEYS = "bytes", "channels", "programs_per_multiprocessor"
@@ -130,14 +130,14 @@ def strip_halo(taps: tuple[int, ...], dilations: tuple[tuple[int, ...], ...], pa
 
 
 def strip_tile(x: Tensor) -> tuple[ConvConfig, int] | None:
-    """The row of `STRIP` for the stage of `x`, (B, T, C), if there is one."""
+    """The row of `STRIP` for the level of `x`, (B, T, C), if there is one."""
     return STRIP.get((launch.architecture(x.device), x.element_size(), x.shape[2]))
 
 
 def strip_config(
     x: Tensor, taps: tuple[int, ...], dilations: tuple[tuple[int, ...], ...], paired: bool
 ) -> StripConfig | None:
-    """How the stage of `x`, (B, T, C), runs in one launch; None if it should not."""
+    """How the level of `x`, (B, T, C), runs in one launch; None if it should not."""
     found = strip_tile(x)
     if found is None or interpreted(x):
         return None
@@ -179,7 +179,7 @@ def scratch_bytes(
     paired: bool,
     strip: StripConfig,
 ) -> int:
-    """What the programs of a stage in one launch keep between its steps: of each branch two
+    """What the programs of a level in one launch keep between its steps: of each branch two
     slices of a strip and its halo."""
     rows = strip.length + 2 * strip_halo(taps, dilations, paired)
     return strip.programs * 2 * len(taps) * rows * x.shape[2] * x.element_size()

@@ -19,17 +19,16 @@ from .configs import conv_config
 from .taps import accumulate_taps, derivative, item_rows
 
 
-# Lengths, or every one of a stream would compile; taps, or their loop would be unrolled, and spill.
+# Not compiled for the values of these: T, or every length of a stream would compile a kernel of its
+# own; taps, or the compiler would unroll the loop over them, and run out of registers.
 @triton.jit(do_not_specialize=["T", "rows_per_frame", "taps"])
 def _conv_kernel(
-    # (B, T * STRIDE, C), or (B, C, T) where CHANNELS_FIRST; (B, T, N) or None
-    x_ptr,
-    sign_ptr,
-    # (N, taps, C), (N) or None; (B, T, N); (B,) or None
-    w_ptr,
-    b_ptr,
-    out_ptr,
-    lengths_ptr,
+    x_ptr,  # (B, T * STRIDE, C), or (B, C, T) where CHANNELS_FIRST
+    sign_ptr,  # (B, T, N), or None
+    w_ptr,  # (N, taps, C)
+    b_ptr,  # (N), or None
+    out_ptr,  # (B, T, N)
+    lengths_ptr,  # (B,) or None
     T,
     rows_per_frame,
     taps,
@@ -50,7 +49,7 @@ def _conv_kernel(
     tiles = tl.cdiv(T, BLOCK_T)
     first_row = (tl.program_id(0) // COLUMNS % tiles) * BLOCK_T
     b = (tl.program_id(0) // (COLUMNS * tiles)).to(tl.int64)
-    rows = item_rows(lengths_ptr, b, rows_per_frame, T)
+    rows = item_rows(lengths_ptr, b=b, rows_per_frame=rows_per_frame, T=T)
 
     o_t = tl.arange(0, BLOCK_T)
     o_n = column * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -66,23 +65,23 @@ def _conv_kernel(
     x_row = first_row * STRIDE  # everything is counted from this row on
     x_start = b * T * STRIDE * C + x_row.to(tl.int64) * (1 if CHANNELS_FIRST else C)
     acc = accumulate_taps(
-        tl.zeros([BLOCK_T, BLOCK_N], tl.float32),
-        x_ptr + x_start,
-        w_ptr,
-        o_t * STRIDE + OFFSET,
-        -x_row,
-        rows * STRIDE - x_row,
-        o_n,
-        first,
-        last,
-        taps,
-        DILATION,
-        T,
-        N,
-        C,
-        SLOPE if sign_ptr is None else 1.0,
-        CHANNELS_FIRST,
-        TILE,
+        acc=tl.zeros([BLOCK_T, BLOCK_N], tl.float32),
+        x_ptr=x_ptr + x_start,
+        w_ptr=w_ptr,
+        o_r=o_t * STRIDE + OFFSET,
+        lo=-x_row,
+        hi=rows * STRIDE - x_row,
+        o_n=o_n,
+        first=first,
+        last=last,
+        taps=taps,
+        dilation=DILATION,
+        stride_c=T,
+        N=N,
+        C=C,
+        SLOPE=SLOPE if sign_ptr is None else 1.0,
+        CHANNELS_FIRST=CHANNELS_FIRST,
+        TILE=TILE,
     )
     if b_ptr is not None:
         acc += tl.load(b_ptr + o_n, mask=o_n < N, other=0.0).to(tl.float32)[None, :]
@@ -90,7 +89,7 @@ def _conv_kernel(
     offset = start + o_t[:, None] * N + o_n[None, :]
     mask = (o_t < T - first_row)[:, None] & (o_n < N)[None, :]
     p_sign = None if sign_ptr is None else sign_ptr + offset
-    acc = derivative(acc, p_sign, mask, SLOPE)
+    acc = derivative(acc, p_sign=p_sign, mask=mask, SLOPE=SLOPE)
     tl.store(out_ptr + offset, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 

@@ -31,7 +31,7 @@ def _tanh(x):
     return tl.where(tl.abs(x) < 0.6, small, tl.where(x < 0, -large, large))
 
 
-# Lengths, or every one of a stream would compile.
+# Not compiled for lengths, or every one of a stream would compile a kernel of its own.
 @triton.jit(do_not_specialize=["T", "rows_per_frame"])
 def _conv_post_kernel(
     x_ptr,  # (B, T, C)
@@ -50,7 +50,7 @@ def _conv_post_kernel(
     tiles = tl.cdiv(T, BLOCK_T)
     first_row = (tl.program_id(0) % tiles) * BLOCK_T
     b = (tl.program_id(0) // tiles).to(tl.int64)
-    rows = item_rows(lengths_ptr, b, rows_per_frame, T) - first_row
+    rows = item_rows(lengths_ptr, b=b, rows_per_frame=rows_per_frame, T=T) - first_row
     o_t = tl.arange(0, BLOCK_T)
     p_x = x_ptr + (b * T + first_row) * C
     acc = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
@@ -112,18 +112,17 @@ def conv_post(
     return out
 
 
+# As the forward.
 @triton.jit(do_not_specialize=["B", "T", "rows_per_frame"])
 def _conv_post_grad_kernel(
-    # (B, T), (B, T), (B, T, C), (TAPS, C)
-    grad_ptr,
-    out_ptr,
-    x_ptr,
-    w_ptr,
-    # (B, T, C); (programs, TAPS, C); (programs,); (B,) or None
-    dx_ptr,
-    dw_ptr,
-    db_ptr,
-    lengths_ptr,
+    grad_ptr,  # (B, T)
+    out_ptr,  # (B, T)
+    x_ptr,  # (B, T, C)
+    w_ptr,  # (TAPS, C)
+    grad_x_ptr,  # (B, T, C)
+    grad_w_ptr,  # (programs, TAPS, C)
+    grad_b_ptr,  # (programs,)
+    lengths_ptr,  # (B,) or None
     B,
     T,
     rows_per_frame,
@@ -141,18 +140,18 @@ def _conv_post_grad_kernel(
     o_t = tl.arange(0, BLOCK_T)
     o_c = band * BLOCK_C + tl.arange(0, BLOCK_C)
     o_tap = tl.arange(0, BLOCK_TAPS)
-    dw = tl.zeros([BLOCK_TAPS, BLOCK_C], tl.float32)
-    db = tl.zeros([BLOCK_T], tl.float32)
+    grad_w = tl.zeros([BLOCK_TAPS, BLOCK_C], tl.float32)
+    grad_b = tl.zeros([BLOCK_T], tl.float32)
     for i in tl.range(share, B * tiles, tl.num_programs(0) // BANDS):
         b = (i // tiles).to(tl.int64)
         first_row = (i % tiles) * BLOCK_T
-        rows = item_rows(lengths_ptr, b, rows_per_frame, T) - first_row
+        rows = item_rows(lengths_ptr, b=b, rows_per_frame=rows_per_frame, T=T) - first_row
         start = b * T + first_row
         mask = (o_t < rows)[:, None] & (o_c < C)[None, :]
         offset = start * C + o_t[:, None] * C + o_c[None, :]
         x = tl.load(x_ptr + offset, mask=mask, other=0.0)
         active = leaky_relu(x, SLOPE)
-        dx = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
+        grad_x = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
         for tap in tl.static_range(TAPS):
             # The row of the output that reads this one by this tap.
             r = o_t - (tap - (TAPS - 1) // 2)
@@ -161,17 +160,19 @@ def _conv_post_grad_kernel(
             grad = tl.load(grad_ptr + start + r, mask=m_r, other=0.0).to(tl.float32)
             grad *= 1 - y * y
             w = tl.load(w_ptr + tap * C + o_c, mask=o_c < C, other=0.0).to(tl.float32)
-            dx += grad[:, None] * w[None, :]
+            grad_x += grad[:, None] * w[None, :]
             sums = tl.sum(grad[:, None] * active, 0)
-            dw += tl.where((o_tap == tap)[:, None], sums[None, :], 0.0)
+            grad_w += tl.where((o_tap == tap)[:, None], sums[None, :], 0.0)
             if tap == (TAPS - 1) // 2:
-                db += grad
-        dx = tl.where(x > 0, dx, dx * SLOPE).to(dx_ptr.dtype.element_ty)
-        tl.store(dx_ptr + offset, dx, mask=(o_t < T - first_row)[:, None] & (o_c < C)[None, :])
-    p_dw = dw_ptr + share * TAPS * C + o_tap[:, None] * C + o_c[None, :]
-    tl.store(p_dw, dw, mask=(o_tap < TAPS)[:, None] & (o_c < C)[None, :])
+                grad_b += grad
+        grad_x = tl.where(x > 0, grad_x, grad_x * SLOPE).to(grad_x_ptr.dtype.element_ty)
+        tl.store(
+            grad_x_ptr + offset, grad_x, mask=(o_t < T - first_row)[:, None] & (o_c < C)[None, :]
+        )
+    p_grad_w = grad_w_ptr + share * TAPS * C + o_tap[:, None] * C + o_c[None, :]
+    tl.store(p_grad_w, grad_w, mask=(o_tap < TAPS)[:, None] & (o_c < C)[None, :])
     if band == 0:
-        tl.store(db_ptr + share, tl.sum(db, 0))
+        tl.store(grad_b_ptr + share, tl.sum(grad_b, 0))
 
 
 def conv_post_grad(
@@ -204,9 +205,9 @@ def conv_post_grad(
             out_ptr=out,
             x_ptr=x,
             w_ptr=weight,
-            dx_ptr=d_x,
-            dw_ptr=d_weight,
-            db_ptr=d_bias,
+            grad_x_ptr=d_x,
+            grad_w_ptr=d_weight,
+            grad_b_ptr=d_bias,
             lengths_ptr=lengths,
             B=batch,
             T=rows,

@@ -1,8 +1,8 @@
-"""MRF, one launch per convolution step: all branches of a stage side by side.
+"""MRF, one launch per convolution step: all branches of a level side by side.
 
 HiFi-GAN (Kong et al., 2020), section 2.2. A step is one convolution of every residual block of a
-stage, the blocks (branches) a grid axis. It activates its input on the way in, adds bias and
-residual and activates on the way out; the last step of a stage sums all branches in its
+level, the blocks (branches) a grid axis. It activates its input on the way in, adds bias and
+residual and activates on the way out; the last step of a level sums all branches in its
 accumulator. No activation, addition or branch sum moves a tensor of its own: eager moves each about
 six times as often. A backward step is the same kernel on flipped, transposed weights.
 """
@@ -19,19 +19,16 @@ from .configs import conv_config
 from .taps import accumulate_taps, derivative, item_rows, leaky_relu, pick, weights_before
 
 
-# Lengths, or every one of a stream would compile.
+# Not compiled for lengths, or every one of a stream would compile a kernel of its own.
 @triton.jit(do_not_specialize=["B", "T", "rows_per_frame"])
 def _mrf_step_kernel(
-    # (G, B, T, C), or (B, T, C) where SHARED; residual and sign may be None
-    x_ptr,
-    res_ptr,
-    sign_ptr,
-    # (C, taps, C) of each branch in turn; (G, C) or None
-    w_ptr,
-    b_ptr,
-    # (G, B, T, C), or (B, T, C) where SUM; (B,) or None
-    out_ptr,
-    lengths_ptr,
+    x_ptr,  # (G, B, T, C), or (B, T, C) where SHARED[0]
+    res_ptr,  # the same where SHARED[1], or None
+    sign_ptr,  # the same where SHARED[2], or None
+    w_ptr,  # (C, taps, C) of each branch in turn
+    b_ptr,  # (G, C), or None
+    out_ptr,  # (G, B, T, C), or (B, T, C) where SUM
+    lengths_ptr,  # (B,) or None
     B,
     T,
     rows_per_frame,
@@ -58,7 +55,7 @@ def _mrf_step_kernel(
     tiles = tl.cdiv(T, BLOCK_T)
     first_row = (tile % tiles) * BLOCK_T
     b = (tile // tiles).to(tl.int64)
-    rows = item_rows(lengths_ptr, b, rows_per_frame, T)
+    rows = item_rows(lengths_ptr, b=b, rows_per_frame=rows_per_frame, T=T)
     if first_row >= rows:
         return
     # Everything is counted from this tile's first row on.
@@ -73,29 +70,29 @@ def _mrf_step_kernel(
         taps = pick(TAPS, g)
         dilation = pick(DILATIONS, g)
         acc = accumulate_taps(
-            acc,
-            x_ptr + start + (0 if SHARED[0] else g * plane),
-            w_ptr + weights_before(TAPS, g, C * C),
-            o_t - (taps - 1) // 2 * dilation,
-            -first_row,
-            rows - first_row,
-            o_n,
-            0,
-            taps,
-            taps,
-            dilation,
-            0,
-            C,
-            C,
-            IN_SLOPE,
-            False,
-            TILE,
+            acc=acc,
+            x_ptr=x_ptr + start + (0 if SHARED[0] else g * plane),
+            w_ptr=w_ptr + weights_before(TAPS, branch=g, SIZE=C * C),
+            o_r=o_t - (taps - 1) // 2 * dilation,
+            lo=-first_row,
+            hi=rows - first_row,
+            o_n=o_n,
+            first=0,
+            last=taps,
+            taps=taps,
+            dilation=dilation,
+            stride_c=0,
+            N=C,
+            C=C,
+            SLOPE=IN_SLOPE,
+            CHANNELS_FIRST=False,
+            TILE=TILE,
         )
         if b_ptr is not None:
             acc += tl.load(b_ptr + g * C + o_n, mask=o_n < C, other=0.0).to(tl.float32)[None, :]
     if sign_ptr is not None:
         p_sign = sign_ptr + (0 if SHARED[2] else branch * plane) + offset
-        acc = derivative(acc, p_sign, mask, SLOPE)
+        acc = derivative(acc, p_sign=p_sign, mask=mask, SLOPE=SLOPE)
     if res_ptr is not None:
         for g in tl.static_range(AT_ONCE):
             p_res = res_ptr + (0 if SHARED[1] else (branch + g) * plane) + offset

@@ -1,10 +1,10 @@
-"""MRF in one launch: every residual block of a stage, all steps, and their mean.
+"""MRF in one launch: every residual block of a level, all steps, and their mean.
 
 HiFi-GAN (Kong et al., 2020), section 2.2. A program takes a strip of rows and the halo around it,
 runs all convolutions of all branches on it, each on a range that shrinks by the convolution's own
 reach, and sums the branches in the accumulator of the last. What it keeps in between lies in
 scratch memory of its own, indexed by program, not by strip: the grid is as large as the device
-holds at once, so scratch stays in the last cache and device memory sees the stage's input once,
+holds at once, so scratch stays in the last cache and device memory sees the level's input once,
 its output once and the weights. A strip may be longer than a tensor-core tile, so the halo, 60 rows
 a side at kernel 11 with dilations 1, 3, 5, is a small part of it.
 
@@ -25,11 +25,11 @@ from .taps import accumulate_taps, item_rows, leaky_relu, pick, weights_before
 
 @triton.jit
 def _strip_step(
-    src_ptr,  # row 0 of the strip, here and below
-    res_ptr,
-    dst_ptr,
-    w_ptr,
-    b_ptr,
+    src_ptr,  # (rows, C), row 0 of the strip, as of the next two
+    res_ptr,  # (rows, C), or None
+    dst_ptr,  # (rows, C)
+    w_ptr,  # (C, taps, C)
+    b_ptr,  # (C)
     before,  # rows of the strip to write: from -before on, up to LENGTH + before
     lo,  # rows of the item
     hi,
@@ -47,29 +47,30 @@ def _strip_step(
     COLUMNS: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
     begin = tl.maximum(lo, -before)
     end = tl.minimum(hi, LENGTH + before)
-    # Rows of a last tile beyond `end` read nothing that no step has written.
+    # A last tile has rows beyond `end`, which are not written. Nor may they read: what they would
+    # read, no step has written. So reads are clamped to the rows that earlier steps have written.
     reach = (taps - 1) // 2 * dilation
     for i in tl.range(0, tl.cdiv(end - begin, BLOCK_T) * COLUMNS, num_stages=1):
         o_t = begin + (i // COLUMNS) * BLOCK_T + tl.arange(0, BLOCK_T)
         o_n = (i % COLUMNS) * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = accumulate_taps(
-            tl.zeros([BLOCK_T, BLOCK_N], tl.float32),
-            src_ptr,
-            w_ptr,
-            o_t - reach,
-            tl.maximum(lo, begin - reach),
-            tl.minimum(hi, end + reach),
-            o_n,
-            0,
-            taps,
-            taps,
-            dilation,
-            0,
-            C,
-            C,
-            IN_SLOPE,
-            False,
-            TILE,
+            acc=tl.zeros([BLOCK_T, BLOCK_N], tl.float32),
+            x_ptr=src_ptr,
+            w_ptr=w_ptr,
+            o_r=o_t - reach,
+            lo=tl.maximum(lo, begin - reach),
+            hi=tl.minimum(hi, end + reach),
+            o_n=o_n,
+            first=0,
+            last=taps,
+            taps=taps,
+            dilation=dilation,
+            stride_c=0,
+            N=C,
+            C=C,
+            SLOPE=IN_SLOPE,
+            CHANNELS_FIRST=False,
+            TILE=TILE,
         )
         acc += tl.load(b_ptr + o_n, mask=o_n < C, other=0.0).to(tl.float32)[None, :]
         offset = o_t[:, None] * C + o_n[None, :]
@@ -80,17 +81,15 @@ def _strip_step(
         tl.store(dst_ptr + offset, acc.to(dst_ptr.dtype.element_ty), mask=mask)
 
 
-# Lengths, or every one of a stream would compile.
+# Not compiled for lengths, or every one of a stream would compile a kernel of its own.
 @triton.jit(do_not_specialize=["B", "T", "rows_per_frame"])
 def _mrf_strip_kernel(
-    # (B, T, C); per step, (C, taps, C) of each branch; (steps, G, C)
-    x_ptr,
-    w_ptr,
-    b_ptr,
-    # (B, T, C); (programs, 2 G, LENGTH + 2 HALO, C); (B,) or None
-    out_ptr,
-    scratch_ptr,
-    lengths_ptr,
+    x_ptr,  # (B, T, C)
+    w_ptr,  # per step, (C, taps, C) of each branch
+    b_ptr,  # (steps, G, C)
+    out_ptr,  # (B, T, C)
+    scratch_ptr,  # (programs, 2 G, LENGTH + 2 HALO, C)
+    lengths_ptr,  # (B,) or None
     B,
     T,
     rows_per_frame,
@@ -113,7 +112,7 @@ def _mrf_strip_kernel(
     SLICE: tl.constexpr = (LENGTH + 2 * HALO) * C
     PER: tl.constexpr = 2 if PAIRED else 1
     LOOPS: tl.constexpr = DEPTH if PAIRED else DEPTH - 1
-    step = weights_before(TAPS, BRANCHES, C * C)
+    step = weights_before(TAPS, branch=BRANCHES, SIZE=C * C)
     strips = tl.cdiv(T, LENGTH)
     scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * (2 * BRANCHES * SLICE) + HALO * C
 
@@ -121,7 +120,7 @@ def _mrf_strip_kernel(
         b = (strip // strips).to(tl.int64)
         first_row = (strip % strips) * LENGTH
         lo = -first_row
-        hi = item_rows(lengths_ptr, b, rows_per_frame, T) - first_row
+        hi = item_rows(lengths_ptr, b=b, rows_per_frame=rows_per_frame, T=T) - first_row
         x = x_ptr + (b * T + first_row) * C
         for i in tl.range(0, BRANCHES * LOOPS, num_stages=1):
             g = i // LOOPS
@@ -129,7 +128,7 @@ def _mrf_strip_kernel(
             taps = pick(TAPS, g)
             dilation = pick(DILATIONS, g * DEPTH + p)
             reach = pick(REACH, g * DEPTH + p)
-            weights = w_ptr + PER * p * step + weights_before(TAPS, g, C * C)
+            weights = w_ptr + PER * p * step + weights_before(TAPS, branch=g, SIZE=C * C)
             biases = b_ptr + (PER * p * BRANCHES + g) * C
             even = scratch + 2 * g * SLICE
             odd = even + SLICE
@@ -137,23 +136,62 @@ def _mrf_strip_kernel(
                 # even: inner activation; odd: the branch's running sum, updated in place.
                 src = tl.where(p == 0, x, odd)
                 _strip_step(
-                    src, None, even, weights, biases, reach + (taps - 1) // 2, lo, hi, taps,
-                    dilation, C, LENGTH, SLOPE, SLOPE, TILE,
-                )  # fmt: skip
+                    src_ptr=src,
+                    res_ptr=None,
+                    dst_ptr=even,
+                    w_ptr=weights,
+                    b_ptr=biases,
+                    before=reach + (taps - 1) // 2,
+                    lo=lo,
+                    hi=hi,
+                    taps=taps,
+                    dilation=dilation,
+                    C=C,
+                    LENGTH=LENGTH,
+                    IN_SLOPE=SLOPE,
+                    OUT_SLOPE=SLOPE,
+                    TILE=TILE,
+                )
                 tl.debug_barrier()
                 if p < DEPTH - 1:
                     _strip_step(
-                        even, src, odd, weights + step, biases + BRANCHES * C, reach, lo, hi,
-                        taps, 1, C, LENGTH, 1.0, 1.0, TILE,
-                    )  # fmt: skip
+                        src_ptr=even,
+                        res_ptr=src,
+                        dst_ptr=odd,
+                        w_ptr=weights + step,
+                        b_ptr=biases + BRANCHES * C,
+                        before=reach,
+                        lo=lo,
+                        hi=hi,
+                        taps=taps,
+                        dilation=1,
+                        C=C,
+                        LENGTH=LENGTH,
+                        IN_SLOPE=1.0,
+                        OUT_SLOPE=1.0,
+                        TILE=TILE,
+                    )
                     tl.debug_barrier()
             else:
                 src = tl.where(p == 0, x, tl.where(p % 2 == 1, even, odd))
                 dst = tl.where(p % 2 == 0, even, odd)
                 _strip_step(
-                    src, src, dst, weights, biases, reach, lo, hi, taps, dilation, C, LENGTH,
-                    SLOPE, 1.0, TILE,
-                )  # fmt: skip
+                    src_ptr=src,
+                    res_ptr=src,
+                    dst_ptr=dst,
+                    w_ptr=weights,
+                    b_ptr=biases,
+                    before=reach,
+                    lo=lo,
+                    hi=hi,
+                    taps=taps,
+                    dilation=dilation,
+                    C=C,
+                    LENGTH=LENGTH,
+                    IN_SLOPE=SLOPE,
+                    OUT_SLOPE=1.0,
+                    TILE=TILE,
+                )
                 tl.debug_barrier()
 
         # The last convolution of every branch, into one accumulator.
@@ -177,23 +215,23 @@ def _mrf_strip_kernel(
                 else:
                     running = scratch + (2 * g + DEPTH % 2) * SLICE
                 acc = accumulate_taps(
-                    acc,
-                    scratch + 2 * g * SLICE if PAIRED else running,
-                    w_last + weights_before(TAPS, g, C * C),
-                    o_t - reach,
-                    tl.maximum(lo, -reach),
-                    tl.minimum(hi, end + reach),
-                    o_n,
-                    0,
-                    taps,
-                    taps,
-                    dilation,
-                    0,
-                    C,
-                    C,
-                    1.0 if PAIRED else SLOPE,
-                    False,
-                    TILE,
+                    acc=acc,
+                    x_ptr=scratch + 2 * g * SLICE if PAIRED else running,
+                    w_ptr=w_last + weights_before(TAPS, branch=g, SIZE=C * C),
+                    o_r=o_t - reach,
+                    lo=tl.maximum(lo, -reach),
+                    hi=tl.minimum(hi, end + reach),
+                    o_n=o_n,
+                    first=0,
+                    last=taps,
+                    taps=taps,
+                    dilation=dilation,
+                    stride_c=0,
+                    N=C,
+                    C=C,
+                    SLOPE=1.0 if PAIRED else SLOPE,
+                    CHANNELS_FIRST=False,
+                    TILE=TILE,
                 )
                 bias = tl.load(b_last + g * C + o_n, mask=o_n < C, other=0.0)
                 acc += bias.to(tl.float32)[None, :]
@@ -221,7 +259,7 @@ def mrf_strip(
     slope: float,
     config: StripConfig,
 ) -> Tensor:
-    """Launch a whole stage: the mean of its residual blocks.
+    """Launch a whole level: the mean of its residual blocks.
 
     Args:
         x: (B, T, C).

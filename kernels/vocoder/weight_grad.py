@@ -17,16 +17,15 @@ from .configs import GRAD_PROGRAMS, grad_config
 from .taps import INTERPRETED, item_rows, leaky_relu, pick, round_to_tf32, weights_before
 
 
-# Lengths and what follows from them, or every batch would compile.
+# Not compiled for lengths and what follows from them, or every batch would compile a kernel of its
+# own.
 @triton.jit(do_not_specialize=["B", "T", "rows_per_frame", "splits"])
 def _weight_grad_kernel(
-    # (G, B, T, N), or (B, T, N) where SHARED; (G, B, T * STRIDE, C) likewise, or (B, C, T)
-    y_ptr,
-    x_ptr,
-    # (splits, elements), (N, taps, C) of each branch in turn; (splits, G, N) or None; (B,) or None
-    out_ptr,
-    bias_ptr,
-    lengths_ptr,
+    y_ptr,  # (G, B, T, N), or (B, T, N) where SHARED[0]
+    x_ptr,  # (G, B, T * STRIDE, C), or without G where SHARED[1]; (B, C, T) where CHANNELS_FIRST
+    out_ptr,  # (splits, elements): (N, taps, C) of each branch in turn
+    bias_ptr,  # (splits, G, N), or None
+    lengths_ptr,  # (B,) or None
     B,
     T,
     rows_per_frame,
@@ -74,7 +73,7 @@ def _weight_grad_kernel(
     ):
         b = (i // tiles).to(tl.int64)
         first_row = (i % tiles) * BLOCK_T
-        rows = item_rows(lengths_ptr, b, rows_per_frame, T) - first_row
+        rows = item_rows(lengths_ptr, b=b, rows_per_frame=rows_per_frame, T=T) - first_row
         y = tl.load(
             y_branch + (b * T + first_row) * N + o_t[None, :] * N + o_n[:, None],
             mask=(o_t < rows)[None, :] & (o_n < N)[:, None],
@@ -97,8 +96,8 @@ def _weight_grad_kernel(
             y, x = round_to_tf32(y), round_to_tf32(x)
         acc = tl.dot(y, x, acc, input_precision=TILE[3], out_dtype=tl.float32)
 
-    elements = weights_before(TAPS, BRANCHES, N * C)
-    start = split.to(tl.int64) * elements + weights_before(TAPS, branch, N * C)
+    elements = weights_before(TAPS, branch=BRANCHES, SIZE=N * C)
+    start = split.to(tl.int64) * elements + weights_before(TAPS, branch=branch, SIZE=N * C)
     p_out = out_ptr + start + o_n[:, None] * (taps * C) + o_k[None, :]
     tl.store(p_out, acc, mask=(o_n < N)[:, None] & (o_k < taps * C)[None, :])
     if bias_ptr is not None:

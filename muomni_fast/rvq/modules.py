@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import reference
-from ..counters import meet
+from ..counters import begin_counting
 from ..preparable import Preparable
 from ..reference import RVQOutput
 from . import functional, ops
@@ -96,7 +96,7 @@ class RVQ(Preparable, reference.RVQ):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         module = super()._apply(fn, recurse)
-        meet(self.codebook_weights()[0].device)
+        begin_counting(self.codebook_weights()[0].device)
         return module
 
 

@@ -23,10 +23,11 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 # Marks of tests that run kernels, on the GPU where there is one, and of those that watch them run.
 INTERPRETERS_NUMPY = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
-ON_KERNELS = [pytest.mark.usefixtures("kernel_device"), INTERPRETERS_NUMPY]
+ON_KERNELS = [pytest.mark.long, pytest.mark.usefixtures("kernel_device"), INTERPRETERS_NUMPY]
 if DEVICE.type == "cuda":
     ON_KERNELS.append(pytest.mark.gpu)
 ON_INTERPRETER = [
+    pytest.mark.long,
     pytest.mark.skipif(DEVICE.type == "cuda", reason="watches the interpreter"),
     INTERPRETERS_NUMPY,
 ]

@@ -58,7 +58,7 @@ def test_every_kernel_stays_in_bounds_and_writes_every_element_once(kind):
     assert {tuple(outputs(launch)) for launch in launches} == {
         ("out_ptr",),  # of a convolution
         ("out_ptr", "bias_ptr"),  # gradients of weights
-        ("dx_ptr", "dw_ptr", "db_ptr"),
+        ("grad_x_ptr", "grad_w_ptr", "grad_b_ptr"),
     }
     for launch in launches:
         launch.check(*outputs(launch))
@@ -66,8 +66,8 @@ def test_every_kernel_stays_in_bounds_and_writes_every_element_once(kind):
 
 def outputs(launch: Launch) -> list[str]:
     """Tensors written to."""
-    if "dx_ptr" in launch.tensors:
-        return ["dx_ptr", "dw_ptr", "db_ptr"]
+    if "grad_x_ptr" in launch.tensors:
+        return ["grad_x_ptr", "grad_w_ptr", "grad_b_ptr"]
     sums = "y_ptr" in launch.tensors and "bias_ptr" in launch.tensors
     return ["out_ptr", "bias_ptr"] if sums else ["out_ptr"]
 
@@ -304,7 +304,7 @@ def test_offsets_of_gradients_do_not_wrap(probe, beyond, rows):
     program = batch * rows // 16 - 1
     found = probe(program)
     _conv_post_grad_kernel[(1,)](
-        grad_ptr=y, out_ptr=y, x_ptr=x, w_ptr=w, dx_ptr=out, dw_ptr=w, db_ptr=bias,
+        grad_ptr=y, out_ptr=y, x_ptr=x, w_ptr=w, grad_x_ptr=out, grad_w_ptr=w, grad_b_ptr=bias,
         lengths_ptr=None, B=batch, T=rows, rate=1, C=16, TAPS=1, SLOPE=0.1, BLOCK_T=16, BLOCK_C=16,
         BLOCK_TAPS=1,
     )  # fmt: skip
