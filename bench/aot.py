@@ -38,7 +38,7 @@ from muomni_fast import reference
 from muomni_fast.kernels import launch
 from muomni_fast.kernels.rvq.code_sums import code_sums
 from muomni_fast.kernels.rvq.decode import rvq_decode
-from muomni_fast.kernels.rvq.encode import half_norms, rvq_encode
+from muomni_fast.kernels.rvq.encode import half_norms_of, rvq_encode
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, weight_grad
 from muomni_fast.vocoder import generator as network
@@ -195,8 +195,8 @@ CASES = [
     sums_case(128, 64, main=True),
     sums_case(1024, 128),
     sums_case(4096, 8),
-    Case("half norms 128 x 64", lambda: half_norms(meta(*DEFAULT)), main=True),
-    Case("half norms 2048 x 256", lambda: half_norms(meta(8, 2048, 256))),
+    Case("half norms 128 x 64", lambda: half_norms_of(meta(*DEFAULT)), main=True),
+    Case("half norms 2048 x 256", lambda: half_norms_of(meta(8, 2048, 256))),
     generator_case("default", BF16, main=True),
     generator_case("default", BF16, main=True, whole=True),
     generator_case("default", BF16, train=True),

@@ -36,7 +36,7 @@ class Problem:
     weight: Tensor | None
 
     def __post_init__(self) -> None:
-        self.half_norms = ops.half_norms(self.books)
+        self.half_norms = ops.half_norms_of(self.books)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -22,6 +22,19 @@ from .reference.errors import AudioFormatError, CheckpointError, DataError, Trai
 from .rvq.modules import RVQ
 from .vocoder.modules import MRF, HiFiGANVocoder, NeuralVocoder, ResBlock
 
+# Pickled models name the public module, wherever a class lies inside.
+for _class in (
+    BackendUnavailableError,
+    CodeRangeError,
+    MRF,
+    RVQ,
+    HiFiGANVocoder,
+    NeuralVocoder,
+    ResBlock,
+    SpeechCodec,
+):
+    _class.__module__ = __name__
+
 __version__ = "0.2.0"
 
 __all__ = [

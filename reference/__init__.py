@@ -1,7 +1,7 @@
 """Plain PyTorch codec and vocoder: the oracle for the fast kernels, and the training pipeline.
 
 The modules here need torch and numpy only. Reading audio, training and checkpoints need the `train`
-extra and are imported from their own modules (`data`, `trainer`, `checkpoint`).
+extra and are imported from their own modules (`audio.files`, `training`, `checkpoint`).
 """
 
 from .audio.mel import MelConfig, log_mel, mel_filterbank, pool_frames, unpool_frames
@@ -12,6 +12,22 @@ from .vocoder.discriminators import MultiPeriodDiscriminator, MultiScaleDiscrimi
 from .vocoder.griffin_lim import GriffinLimVocoder
 from .vocoder.hifigan import MRF, HiFiGANVocoder, ResBlock
 from .vocoder.neural import NeuralVocoder
+
+# Pickled models name this module, wherever a class lies inside.
+for _class in (
+    GriffinLimVocoder,
+    HiFiGANVocoder,
+    MelConfig,
+    MRF,
+    MultiPeriodDiscriminator,
+    MultiScaleDiscriminator,
+    NeuralVocoder,
+    ResBlock,
+    RVQ,
+    RVQOutput,
+    SpeechCodec,
+):
+    _class.__module__ = __name__
 
 __all__ = [
     "MRF",

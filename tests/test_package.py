@@ -1,8 +1,10 @@
 """What `import muomni_fast` needs and gives, and how it says what will run."""
 
 import ast
+import importlib
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -281,6 +283,26 @@ def test_gpu_tests_are_found_without_optional_packages(tmp_path):
     assert done.returncode == 0, done.stdout
     for name in ("rvq/test_gpu.py::", "vocoder/test_gpu.py::"):
         assert name in done.stdout
+
+
+@pytest.mark.parametrize("lib", [muomni_fast, reference], ids=lambda lib: lib.__name__)
+def test_public_classes_pickle_under_their_public_names(lib):
+    for name in lib.__all__:
+        public = getattr(lib, name)
+        if isinstance(public, type) and not issubclass(public, Exception):
+            assert public.__module__ in ("muomni_fast", "muomni_fast.reference"), name
+            assert pickle.loads(pickle.dumps(public)) is public
+    rvq = pickle.loads(pickle.dumps(lib.RVQ()))
+    assert type(rvq) is lib.RVQ
+
+
+@pytest.mark.parametrize("former", ["data", "trainer"])
+def test_documented_modules_stay_importable(former):
+    pytest.importorskip("tqdm")
+    moved = importlib.import_module(f"muomni_fast.reference.training.{former}")
+    name = {"data": "SpeechDataset", "trainer": "Trainer"}[former]
+    found = importlib.import_module(f"muomni_fast.reference.{former}")
+    assert getattr(found, name) is getattr(moved, name)
 
 
 def test_train_without_an_install_says_what_to_run():

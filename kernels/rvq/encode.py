@@ -163,7 +163,7 @@ def _rvq_encode_kernel(
 def rvq_encode(
     mel: Tensor,
     codebooks: Tensor,
-    norms: Tensor | None,
+    half_norms: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     nonfinite: Tensor,
@@ -177,7 +177,7 @@ def rvq_encode(
     Args:
         mel: (N, n_mels) float32, bfloat16 or float16.
         codebooks: (Q, K, D) float32.
-        norms: (Q, K), what `half_norms` gives, or None.
+        half_norms: (Q, K), what `half_norms_of` gives, or None.
         weight: (D, n_mels) float32, or None when n_mels == D.
         bias: (D,) float32, or None.
         nonfinite: one int32, raised by the number of rows with a NaN or an infinity.
@@ -198,13 +198,14 @@ def rvq_encode(
     codes = torch.empty(rows, n_codebooks, dtype=torch.int64, device=mel.device)
     sums = codebooks.new_empty(programs, n_codebooks) if with_sums else None
     if rows > 0:
+        half_norms = half_norms_of(codebooks) if half_norms is None else half_norms
         with torch.cuda.device_of(mel):
             _rvq_encode_kernel[(programs,)](
                 x_ptr=mel,
                 weight_ptr=None if weight is None else weight.contiguous(),
                 bias_ptr=None if bias is None else bias.contiguous(),
                 codebooks_ptr=codebooks,
-                half_norms_ptr=half_norms(codebooks) if norms is None else norms.contiguous(),
+                half_norms_ptr=half_norms.contiguous(),
                 codes_ptr=codes,
                 sums_ptr=sums,
                 nonfinite_ptr=nonfinite,
@@ -259,7 +260,7 @@ def _half_norms_kernel(
     tl.store(out_ptr + o_r, (0.5 * tl.sum(words * words, 1)).to(tl.float32), mask=o_r < rows)
 
 
-def half_norms(codebooks: Tensor) -> Tensor:
+def half_norms_of(codebooks: Tensor) -> Tensor:
     """||c||^2 / 2 of every codeword, from float64 sums: (Q, K, D) float32 -> (Q, K) float32."""
     n_codebooks, size, dim = codebooks.shape
     codebooks = codebooks.contiguous()

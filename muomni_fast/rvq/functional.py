@@ -48,7 +48,7 @@ def rvq_encode(
             both are exact.
         check_finite: raise if a frame holds a NaN or an infinity; otherwise it gets code 0 in every
             codebook and is counted (`muomni_fast.raise_if_errors`).
-        half_norms: (Q, K) float32, what `rvq.ops.half_norms` gives (||c||^2 / 2, summed in
+        half_norms: (Q, K) float32, what `rvq.ops.half_norms_of` gives (||c||^2 / 2, summed in
             float64), if at hand, to spare computing them; wrong ones give wrong codes.
 
     Returns:

@@ -62,7 +62,7 @@ class RVQ(Preparable, reference.RVQ):
         tables = tables.to(codebooks.dtype)
         if not tables.isfinite().all():
             raise ValueError("prepare: the codebooks or proj_out are not finite")
-        return self._keep(PreparedRVQ(codebooks, ops.half_norms(codebooks.float()), tables))
+        return self._keep(PreparedRVQ(codebooks, ops.half_norms_of(codebooks.float()), tables))
 
     def encode(self, mel: Tensor, precision: str = "exact", check_finite: bool = False) -> Tensor:
         """Codes of mel frames: (..., n_mels) -> (..., n_codebooks) int64; see

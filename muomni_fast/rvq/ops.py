@@ -29,9 +29,9 @@ def _backend(op: str, *tensors: Tensor) -> Backend:
     return triton_backend
 
 
-def half_norms(codebooks: Tensor) -> Tensor:
+def half_norms_of(codebooks: Tensor) -> Tensor:
     """||c||^2 / 2 of every codeword: (Q, K, D) float32 -> (Q, K) float32."""
-    return _backend("rvq_encode", codebooks).half_norms(codebooks)
+    return _backend("rvq_encode", codebooks).half_norms_of(codebooks)
 
 
 @operator("rvq_encode")

@@ -20,7 +20,7 @@ from ..reference.rvq.checks import code_range_error
 from ..reference.rvq.quantizer import search
 from ..reference.rvq.search import nearest_code, nearest_in_float64
 
-__all__ = ["code_sums", "decode", "encode", "half_norms", "matmul_precision"]
+__all__ = ["code_sums", "decode", "encode", "half_norms_of", "matmul_precision"]
 
 # Scores held at once, 2 MB of float32. Fastest of 2^17 to 2^20 on two cores.
 BLOCK_SCORES = 1 << 19
@@ -37,7 +37,7 @@ SOLE = 1 << 20
 def encode(
     mel: Tensor,
     codebooks: Tensor,
-    norms: Tensor | None,
+    half_norms: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     nonfinite: Tensor,
@@ -67,7 +67,7 @@ def encode(
     if codebooks.dtype == torch.float64:
         certified = None
     else:
-        certified = _CertifiedSearch(codebooks, norms, block, precision)
+        certified = _CertifiedSearch(codebooks, half_norms, block, precision)
     for start in range(0, len(mel), block):
         rows = mel[start : start + block]
         residual = _project(rows, weight, bias, buffer[: len(rows)], precision)
@@ -93,7 +93,7 @@ def _not_finite(rows: Tensor) -> Tensor:
     return rows.isfinite().all(1).logical_not_().sum()
 
 
-def half_norms(codebooks: Tensor) -> Tensor:
+def half_norms_of(codebooks: Tensor) -> Tensor:
     """||c||^2 / 2 of every codeword, from float64 sums: (Q, K, D) -> (Q, K)."""
     return codebooks.double().square().sum(-1).mul_(0.5).to(codebooks.dtype)
 
@@ -128,15 +128,17 @@ class _CertifiedSearch:
 
     Args:
         codebooks: (Q, K, D) float32.
-        norms: (Q, K), what `half_norms` gives, or None.
+        half_norms: (Q, K), what `half_norms_of` gives, or None.
         block: most rows at once.
         precision: of products, what `matmul_precision` says.
     """
 
-    def __init__(self, codebooks: Tensor, norms: Tensor | None, block: int, precision: str) -> None:
+    def __init__(
+        self, codebooks: Tensor, half_norms: Tensor | None, block: int, precision: str
+    ) -> None:
         _, size, dim = codebooks.shape
         self.codebooks = codebooks
-        self.half_norms = half_norms(codebooks) if norms is None else norms
+        self.half_norms = half_norms_of(codebooks) if half_norms is None else half_norms
         # Twice the bound E is slope * ||x|| + offset. beta applies to the half-norms too, which may
         # sit in the product's own sum; a per mille covers the rounding of the bound itself.
         beta = 1.001 * (score_beta(dim, precision) + 2.0**-23)

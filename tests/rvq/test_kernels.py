@@ -26,7 +26,7 @@ from muomni_fast.kernels.rvq import certificate
 from muomni_fast.kernels.rvq.code_sums import code_sums
 from muomni_fast.kernels.rvq.configs import ENCODE
 from muomni_fast.kernels.rvq.decode import rvq_decode
-from muomni_fast.kernels.rvq.encode import half_norms, rvq_encode
+from muomni_fast.kernels.rvq.encode import half_norms_of, rvq_encode
 from muomni_fast.rvq import torch_backend as torch_rvq
 
 pytestmark = ON_KERNELS
@@ -169,7 +169,7 @@ def test_other_precisions(precision):
 def test_half_norms():
     books = torch.randn(3, 50, 20)
     expected = (books.double().square().sum(-1) / 2).float()
-    assert torch.equal(half_norms(books), expected)
+    assert torch.equal(half_norms_of(books), expected)
 
 
 # Bad input
@@ -267,7 +267,7 @@ def test_norms_from_float32_sums_would_not_do():
     books[:, :, :32] = 1
     books[0, 0, 0] = 1 + 3 * 2.0**-22
     rows = torch.zeros(5, 512)
-    for norms in (half_norms(books), torch_rvq.half_norms(books)):
+    for norms in (half_norms_of(books), torch_rvq.half_norms_of(books)):
         codes = rvq_encode(rows, books, norms, None, None, count())[0]
         assert stagewise_mismatches(rows, books, codes) == 0
 
@@ -294,7 +294,7 @@ def test_any_strides_and_dtypes():
         codes = rvq_encode(half, books, None, weight, bias, count())[0]
         assert torch.equal(codes, rvq_encode(half.float(), books, None, weight, bias, count())[0])
     strided = torch.stack([bias, -bias], 1)[:, 0]
-    norms = half_norms(books).T.contiguous().T
+    norms = half_norms_of(books).T.contiguous().T
     mel = base[:, 0].contiguous()
     expected = rvq_encode(mel, books, None, weight, bias, count())[0]
     assert torch.equal(

@@ -14,7 +14,7 @@ from muomni_fast.kernels.rvq.decode import _rvq_decode_kernel, decode_constants,
 from muomni_fast.kernels.rvq.encode import (
     _rvq_encode_kernel,
     encode_constants,
-    half_norms,
+    half_norms_of,
     rvq_encode,
 )
 
@@ -27,7 +27,7 @@ def count() -> Tensor:
 
 
 def encode_launch(mel: Tensor, books: Tensor, weight: Tensor | None, **options) -> Launch:
-    norms = half_norms(books)
+    norms = half_norms_of(books)
     with watched() as launches:
         rvq_encode(mel, books, norms, weight, None, count(), **options)
     (launch,) = launches
@@ -55,7 +55,7 @@ def test_decode_and_sums_stay_in_bounds_and_write_once(width):
         code_sums(codes[:, 2], torch.randn(70, width), 20)
     launches[0].check("out_ptr")
     with watched() as launches:
-        half_norms(books)
+        half_norms_of(books)
     launches[0].check("out_ptr")
 
 
@@ -79,12 +79,12 @@ def test_encode_moves_each_input_once():
     rows, books, weight = 1024, torch.randn(2, 128, 64) / 8, torch.randn(64, 128) / 11
     mel = torch.randn(rows, 128)
     launch = encode_launch(mel, books, weight)
-    once = sum(t.numel() * t.element_size() for t in (mel, books, weight, half_norms(books)))
+    once = sum(t.numel() * t.element_size() for t in (mel, books, weight, half_norms_of(books)))
     once += rows * 2 * 8
     assert once <= launch.dram_bytes() <= 1.02 * once
     # Each program reads weight and codebooks again, from the cache: 99 KB beside its own frames.
     programs = rows // ENCODE["sm_80", 64].block_n
-    shared = sum(t.numel() * t.element_size() for t in (books, weight, half_norms(books)))
+    shared = sum(t.numel() * t.element_size() for t in (books, weight, half_norms_of(books)))
     frames = rows * (128 * 4 + 2 * 8)
     assert frames + programs * shared <= launch.l2_bytes() <= 1.02 * (frames + programs * shared)
 
