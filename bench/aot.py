@@ -43,6 +43,7 @@ from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, weight_grad
 from muomni_fast.vocoder import generator as network
 from muomni_fast.vocoder import triton_backend as triton_vocoder
+from muomni_fast.vocoder import triton_mrf
 from muomni_fast.vocoder.plan import plan_of_generator
 
 TOOLS = Path(nvidia.__file__).parent / "bin"
@@ -143,7 +144,7 @@ def generator_case(
         return found and conv_configs.StripConfig(found[0], 10, found[0].block_t)
 
     def launch() -> None:
-        changes = [(triton_vocoder, "strip_config", strip if whole else lambda *_: None)]
+        changes = [(triton_mrf, "strip_config", strip if whole else lambda *_: None)]
         if precision:
             for module in PRECISION_USERS:
                 changes.append((module, "dot_precision", lambda _: precision))

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import tests_path  # noqa: F401
 import torch
 import triton
 from gpu_step import Figures, Step, captured
-from gpu_vocoder import always_grouped
 from rvq_problems import SHAPES, problem
+from support.vocoder_problems import always_grouped
 from timing import milliseconds
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from muomni_fast.kernels.rvq.configs import EncodeConfig
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import ConvConfig
 from muomni_fast.vocoder import triton_backend as triton_vocoder
+from muomni_fast.vocoder import triton_mrf
 from muomni_fast.vocoder.plan import blocks_of, plan_of_blocks
 
 Row = dict[str, Any]
@@ -113,7 +115,7 @@ def stage(channels: int, items: int, rows: int) -> Callable[[], Tensor]:
 @contextlib.contextmanager
 def convolving_with(config: ConvConfig) -> Iterator[None]:
     """Every convolution, step by step, with this tile."""
-    step_by_step = unittest.mock.patch.object(triton_vocoder, "strip_config", always_grouped)
+    step_by_step = unittest.mock.patch.object(triton_mrf, "strip_config", always_grouped)
     table = unittest.mock.patch.dict(conv_configs.CONV, dict.fromkeys(conv_configs.CONV, config))
     no_small = unittest.mock.patch.dict(conv_configs.SMALL_GRID, clear=True)
     with step_by_step, table, no_small:

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import functools
-import unittest.mock
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,9 +11,11 @@ import torch
 from gpu_step import Figures, Step, captured, peaks, same_bits, sanitized
 from support.vocoder_problems import (
     GENERATORS,
+    PATHS,
     generator,
     in_float64,
     keep_variance,
+    path,
     snr_db,
     worst_window_db,
 )
@@ -23,10 +24,6 @@ from torch import Tensor
 
 import muomni_fast
 from muomni_fast import reference
-from muomni_fast.kernels import launch
-from muomni_fast.kernels.vocoder import configs as conv_configs
-from muomni_fast.kernels.vocoder.configs import StripConfig
-from muomni_fast.vocoder import triton_backend as triton_vocoder
 from muomni_fast.vocoder.plan import plan_of_blocks
 
 # name -> generator, items; a second of audio each
@@ -52,27 +49,6 @@ def mode(name: str) -> Iterator[torch.dtype]:
         yield dtype
     finally:
         conv.fp32_precision = before
-
-
-def always_grouped(*_: Any) -> None:
-    """Instead of `strip_config`: every stage step by step."""
-
-
-def always_strip(x: Tensor, taps: Any, dilations: Any, paired: bool) -> StripConfig:
-    """Instead of `strip_config`: every stage in one launch."""
-    channels = x.shape[2]
-    usual = conv_configs.conv_config(channels, channels, x, x.numel() // channels)
-    tile, _ = conv_configs.strip_tile(x) or (usual, 1)
-    programs = launch.multiprocessors(x.device)
-    return conv_configs.strip_of(x, taps, dilations, paired, tile, programs, 512)
-
-
-PATHS: dict[str, Any] = {"grouped": always_grouped, "strip": always_strip}
-
-
-def path(name: str) -> Any:
-    """A context in which every stage takes this path."""
-    return unittest.mock.patch.object(triton_vocoder, "strip_config", PATHS[name])
 
 
 def problem(name: str, items: int, frames: int) -> tuple[Any, Tensor]:

@@ -147,6 +147,7 @@ def rvq_quantize(
     codes, sums = run.encode(mel, codebooks, None, in_weight, in_bias, nonfinite, with_sums=True)
     quantized = run.decode(codes, codebooks, None, None, invalid)
     frames = _frames(quantized, out_weight, out_bias)
+    assert sums is not None  # asked for
     loss = sums / max(1, quantized.numel())
     return frames, quantized, loss, loss.clone(), codes
 

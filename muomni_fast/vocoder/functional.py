@@ -1,6 +1,7 @@
 """Residual blocks as a function, on the fastest backend that can run them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -37,5 +38,6 @@ def mrf(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:
     plan = plan_of_blocks(resblocks)
     if not plan.fusible:
         return hifigan.mrf(x, resblocks)
-    require_channels("x", x, resblocks[0].channels)
+    first: Any = resblocks[0]
+    require_channels("x", x, first.channels)
     return plan.run("x", x)

@@ -91,8 +91,8 @@ def plan_of_generator(model: hifigan.HiFiGANVocoder) -> Plan:
         config["resblock"], config["resblock_kernel_sizes"], config["resblock_dilation_sizes"]
     )
     network = Network(config["upsample_rates"], config["upsample_kernel_sizes"], blocks)
-    own, convolutions = [model.conv_pre, model.conv_post], [model.conv_pre]
-    fusible = all(_plain(conv, None) for conv in own)
+    convolutions: list[nn.Module] = [model.conv_pre]
+    fusible = all(_plain(conv, None) for conv in (model.conv_pre, model.conv_post))
     for level, (up, factor, kernel) in enumerate(
         zip(model.ups, network.factors, network.kernels, strict=True)
     ):
@@ -122,7 +122,7 @@ def blocks_of(resblocks: Sequence[Any]) -> Blocks:
 
 
 # The forwards of residual blocks that an operator stands for; `modules` adds its own.
-KNOWN_FORWARDS = [hifigan.ResBlock.forward]
+KNOWN_FORWARDS: list[Any] = [hifigan.ResBlock.forward]
 
 
 def _fusible(resblocks: Any) -> bool:

@@ -142,8 +142,8 @@ class Network:
     def parse(cls, spec: str) -> Self:
         """The inverse of `spec`."""
         factors, kernels, blocks = spec.split(";")
-        numbers = (tuple(map(int, part.split(","))) for part in (factors, kernels))
-        return cls(*numbers, Blocks.parse(blocks))
+        numbers = lambda part: tuple(map(int, part.split(",")))
+        return cls(numbers(factors), numbers(kernels), Blocks.parse(blocks))
 
 
 @dataclasses.dataclass

@@ -97,7 +97,7 @@ def _conv(
 
 def pre(mel: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
     """(B, n_mels, T) -> (B, C, 1, T)."""
-    return _conv(mel[:, :, None].contiguous(memory_format=CHANNELS_LAST), *layer)
+    return _conv(mel[:, :, None].contiguous(memory_format=CHANNELS_LAST), layer[0], layer[1])
 
 
 def up(x: Tensor, layer: Pair, factor: int, kernel: int, ends: Ends = None) -> Tensor:
@@ -156,7 +156,7 @@ def _mean(x: Tensor, groups: Sequence[Sequence[Tensor]], blocks: Blocks) -> Tens
 
 def post(x: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
     """(B, C, 1, T) -> (B, T); uses up its input."""
-    return _conv(F.leaky_relu_(x, LAST_LEAKY_SLOPE), *layer).tanh_()[:, 0, 0]
+    return _conv(F.leaky_relu_(x, LAST_LEAKY_SLOPE), layer[0], layer[1]).tanh_()[:, 0, 0]
 
 
 def level(

@@ -8,7 +8,7 @@ import muomni_fast
 from muomni_fast import reference
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import StripConfig
-from muomni_fast.vocoder import triton_backend as triton_vocoder
+from muomni_fast.vocoder import triton_mrf
 from muomni_fast.vocoder.plan import plan_of_generator
 
 TYPE_1 = dict(
@@ -98,4 +98,4 @@ def strips(monkeypatch: pytest.MonkeyPatch, length: int, programs: int) -> None:
     """Send stages that keep nothing down the strip path."""
     tile = lambda x: conv_configs.conv_config(x.shape[2], x.shape[2], x, x.numel() // x.shape[2])
     config = lambda x, *_: StripConfig(tile(x), programs, length)
-    monkeypatch.setattr(triton_vocoder, "strip_config", config)
+    monkeypatch.setattr(triton_mrf, "strip_config", config)

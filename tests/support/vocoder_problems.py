@@ -1,12 +1,16 @@
 """Generators to check and to time, and how near audio is to what it should be."""
 
 import copy
+import unittest.mock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from muomni_fast import reference
+from muomni_fast.kernels import launch
+from muomni_fast.kernels.vocoder import configs as conv_configs
+from muomni_fast.kernels.vocoder.configs import StripConfig
 from muomni_fast.reference.vocoder.hifigan import LEAKY_SLOPE, PRESETS
 
 GENERATORS: dict[str, dict[str, Any]] = {"default": {}, **PRESETS}
@@ -57,3 +61,24 @@ def worst_window_db(found: Tensor, right: Tensor) -> float:
     noise = (cut[0] - cut[1]).square().sum(-1)
     signal = (cut[1] - cut[1].mean(-1, keepdim=True)).square().sum(-1)
     return float(10 * torch.log10(signal / noise).min())
+
+
+def always_grouped(*_: Any) -> None:
+    """Instead of `strip_config`: every level step by step."""
+
+
+def always_strip(x: Tensor, taps: Any, dilations: Any, paired: bool) -> StripConfig:
+    """Instead of `strip_config`: every level in one launch."""
+    channels = x.shape[2]
+    usual = conv_configs.conv_config(channels, channels, x, x.numel() // channels)
+    tile, _ = conv_configs.strip_tile(x) or (usual, 1)
+    programs = launch.multiprocessors(x.device)
+    return conv_configs.strip_of(x, taps, dilations, paired, tile, programs, 512)
+
+
+PATHS: dict[str, Any] = {"grouped": always_grouped, "strip": always_strip}
+
+
+def path(name: str) -> Any:
+    """A context in which every level takes this path."""
+    return unittest.mock.patch("muomni_fast.vocoder.triton_mrf.strip_config", PATHS[name])

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 import torch
-from gpu_vocoder import always_strip
-from support.vocoder_problems import GENERATORS
+from support.vocoder_problems import GENERATORS, always_strip
 from torch import Tensor
 
 from muomni_fast import reference
@@ -100,13 +99,13 @@ SETTINGS = [
 ]
 ASK = """
 import sys, types, torch
-from muomni_fast import torch_rvq
+from muomni_fast.rvq import torch_backend
 from muomni_fast.kernels.launch import dot_precision
 cudnn, cuda = torch.backends.cudnn, torch.device("cuda")
 for setting in sys.argv[1:]:
     exec(setting)
     bytes_of = lambda size: types.SimpleNamespace(device=cuda, element_size=lambda: size)
-    products = [torch_rvq.matmul_precision(torch.device(device)) for device in ("cpu", "cuda")]
+    products = [torch_backend.matmul_precision(torch.device(device)) for device in ("cpu", "cuda")]
     print(dot_precision(bytes_of(4)), dot_precision(bytes_of(2)), *products)
 """
 

@@ -3,8 +3,7 @@ any batch. Parity there is test_mrf_kernels.py's, and bench/gpu_vocoder.py's at 
 
 import pytest
 import torch
-from gpu_vocoder import PATHS, path
-from support.vocoder_problems import generator, snr_db
+from support.vocoder_problems import PATHS, generator, path, snr_db
 
 import muomni_fast
 

@@ -22,6 +22,7 @@ from muomni_fast.kernels.vocoder.configs import ConvConfig
 from muomni_fast.reference.vocoder import hifigan
 from muomni_fast.vocoder import generator as network
 from muomni_fast.vocoder import triton_backend as run
+from muomni_fast.vocoder import triton_mrf
 from muomni_fast.vocoder.plan import plan_of_blocks, plan_of_generator
 from muomni_fast.vocoder.shapes import Blocks, Network
 
@@ -277,8 +278,9 @@ def test_half_precision_gradients(monkeypatch, case, dtype):
 
 
 def slopes(monkeypatch: pytest.MonkeyPatch, slope: float) -> None:
-    for module in (run, hifigan):
+    for module in (run, triton_mrf, hifigan):
         monkeypatch.setattr(module, "LEAKY_SLOPE", slope)
+    for module in (run, hifigan):
         monkeypatch.setattr(module, "LAST_LEAKY_SLOPE", slope)
 
 

@@ -11,7 +11,7 @@ import muomni_fast
 from muomni_fast import reference
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import MOST_SCRATCH, ConvConfig, StripConfig
-from muomni_fast.vocoder import triton_backend as triton_vocoder
+from muomni_fast.vocoder import triton_mrf
 
 FRAMES = 1000  # of 16 x 1 s
 
@@ -65,7 +65,7 @@ def test_six_times_less_than_eager(monkeypatch, path):
     monkeypatch.setattr(conv_configs, "INTERPRETER_TILE", tile)
     if path == "strip":
         config = lambda x, *_: StripConfig(tile.fitted(x.shape[2], x.shape[2]), 2, 512)
-        monkeypatch.setattr(triton_vocoder, "strip_config", config)
+        monkeypatch.setattr(triton_mrf, "strip_config", config)
     model = muomni_fast.HiFiGANVocoder().bfloat16().eval().prepare()
 
     def kernel_bytes(frames: int) -> int:
