@@ -1,9 +1,8 @@
 """The quantizer as a drop-in module: the reference's constructor and state dict."""
 
 import dataclasses
-import operator
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -100,9 +99,7 @@ class RVQ(Preparable, reference.RVQ):
         return module
 
 
-_weight = operator.attrgetter("weight")
-
-
 def _stacked(codebooks: nn.ModuleList) -> Tensor:
     """`stacked_codebooks`, without the search for parameters that a frame costs more than."""
-    return torch.stack(list(map(_weight, codebooks)))
+    weights: list[Any] = [codebook.weight for codebook in codebooks]
+    return torch.stack(weights)
