@@ -80,9 +80,9 @@ def run(
         which, who, whose = weights, "a weight", "a weight is"
         refuse_transforms(operator.name, x, *weights)
     else:
-        x = x.detach()
         which, who, whose = weights[:1], "weights", "prepared weights are"  # all are of one kind
         refuse_transforms(operator.name, x)
+        x = x.detach()
     for weight in which:
         if weight.device != x.device:
             require_same_device(**{name: x, who: weight})

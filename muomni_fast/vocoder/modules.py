@@ -39,6 +39,9 @@ class Planned(Preparable):
             return run(plan.operator, name, x, plan.tensors(), None, *shape)
         return run(plan.operator, name, x, ready.tensors, ready.backend, *shape)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_plan": None, "_structure": None}  # a copy makes its own
+
     def _drop(self) -> None:
         super()._drop()
         self._plan = self._structure = None

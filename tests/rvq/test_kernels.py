@@ -219,9 +219,9 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     name, found = "muomni_fast.kernels.rvq.encode.nearest_in_float64", []
     search = pkgutil.resolve_name(name)
 
-    def counted(row, *arguments):
+    def counted(row, *arguments, **named):
         found.append(row)
-        return search(row, *arguments)
+        return search(row, *arguments, **named)
 
     monkeypatch.setattr(name, counted)
     return found

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from muomni_fast import reference
 from muomni_fast.kernels.vocoder import configs as conv_configs
-from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, weight_grad
+from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, taps, weight_grad
 from muomni_fast.kernels.vocoder.configs import ConvConfig
 from muomni_fast.reference.vocoder import hifigan
 from muomni_fast.vocoder import generator as network
@@ -378,7 +378,7 @@ def test_only_tf32_products_are_rounded(monkeypatch, path, precision):
         lambda: weight_grad.conv_weight_grad(mel, mel, (1,), (1,), (0,)),
     ):
         seen = []
-        for module in (conv, weight_grad):
+        for module in (taps, weight_grad):
             monkeypatch.setattr(module, "round_to_tf32", lambda x, seen=seen: seen.append(x) or x)
         work()
         assert bool(seen) == (precision == "tf32")
