@@ -14,6 +14,7 @@ import torch
 import muomni_fast
 from muomni_fast import reference
 from muomni_fast.reference.training.presets import presets
+from muomni_fast.reference.training.stage import StepResult
 from muomni_fast.reference.training.vocoder_stage import VocoderStage
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -104,9 +105,11 @@ def test_training_step(measure, backend: ModuleType) -> None:
 
     def step() -> None:
         batch = {"audio": audio, "mel": mel}
+        results: dict[str, StepResult] = {}
         for name in stage.passes(step=0):
             stage.optimisers[name].zero_grad(set_to_none=True)
-            stage.loss(name, batch)[0].backward()
+            results[name] = stage.loss(name, batch, results)
+            results[name].loss.backward()
             stage.optimisers[name].step()
 
     measure(step)

@@ -1,6 +1,6 @@
 """The few collective operations training needs; every one does nothing in a single process.
 
-Gradients are averaged once per pass, after the last micro-batch, as one flat tensor per device and
+Gradients are summed once per pass, after the last micro-batch, as one flat tensor per device and
 dtype, so that accumulation, alternating GAN passes and unused parameters need no special care.
 """
 
@@ -53,27 +53,29 @@ def share(value: Any) -> Any:
     return values[0]
 
 
-def mean(values: Tensor) -> Tensor:
-    """Mean over processes."""
+def total(values: Tensor) -> Tensor:
+    """Sum over processes, in place."""
     if dist.is_initialized():
         dist.all_reduce(values)
-        values /= dist.get_world_size()
     return values
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over processes; a missing one counts as zero."""
-    if not dist.is_initialized():
-        return
+def sum_gradients(parameters: Iterable[nn.Parameter], share: Tensor) -> None:
+    """Replace every gradient by `share` times itself, summed over processes; a missing one counts
+    as zero."""
     groups: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.requires_grad:
             groups.setdefault((parameter.device, parameter.dtype), []).append(parameter)
     for members in groups.values():
-        for parameter in members:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        if dist.is_initialized():
+            for parameter in members:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         grads = [p.grad for p in members if p.grad is not None]
-        flat = mean(torch.cat([grad.flatten() for grad in grads]))
-        for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-            grad.copy_(part.view_as(grad))
+        for grad in grads:
+            grad *= share
+        if dist.is_initialized():
+            flat = total(torch.cat([grad.flatten() for grad in grads]))
+            for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                grad.copy_(part.view_as(grad))

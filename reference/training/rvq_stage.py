@@ -13,7 +13,7 @@ from ..codec import Quantizer, decode_mel, encode_mel
 from ..rvq.quantizer import RVQ
 from .codebook_health import CodebookHealth, start_from_data, usage
 from .presets import TrainConfig
-from .stage import Batch, Stage
+from .stage import NOTHING, Batch, Results, Stage, StepResult
 
 
 class RVQStage(Stage):
@@ -46,21 +46,21 @@ class RVQStage(Stage):
             self.rvq, optimiser, ema_decay=self.recipe.ema_decay, seed=self.config.seed
         )
 
-    def loss(self, pass_name: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, pass_name: str, batch: Batch, earlier: Results = NOTHING) -> StepResult:
         mel = pool_frames(
             batch["mel"].transpose(1, 2), self.config.frames_per_code
         )  # (B, S, n_mels)
         out = self.rvq(mel)
         mse = F.mse_loss(out.mel, mel)
         commitment, codebook = out.commitment_loss.sum(), out.codebook_loss.sum()
-        batch["pooled"], batch["codes"] = mel, out.codes
         loss = mse + self.recipe.commitment_weight * commitment
         loss = loss + self.recipe.codebook_weight * codebook
-        return loss, {"mel_mse": mse, "commitment": commitment, "codebook": codebook}
+        figures = {"mel_mse": mse, "commitment": commitment, "codebook": codebook}
+        return StepResult(loss, figures, weight=len(mel), kept=(mel, out.codes))
 
-    def after_step(self, parts: Sequence[Batch]) -> dict[str, float]:
-        mel = torch.cat([part["pooled"] for part in parts])
-        codes = torch.cat([part["codes"] for part in parts])
+    def after_step(self, results: Sequence[Results]) -> dict[str, float]:
+        mels, all_codes = zip(*(result["rvq"].kept for result in results), strict=True)
+        mel, codes = torch.cat(mels), torch.cat(all_codes)
         return {"revived": float(self.health.after_step(mel, codes))}
 
     @torch.no_grad()

@@ -5,14 +5,39 @@ how it is validated. It knows nothing of accumulation, precision, processes, log
 """
 
 import abc
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepResult:
+    """What one pass makes of one micro-batch.
+
+    Attributes:
+        loss: () mean over all that the micro-batch holds; its gradient is what the pass learns by.
+        figures: () means over the same, to log.
+        weight: how much the micro-batch holds, above zero: items where all are equally long, tokens
+            where they are not. The step's loss, figures and gradient are means by weight over all
+            micro-batches of all processes, and so those of one large batch.
+        kept: whatever later passes of the step, or the upkeep after it, want of this one.
+    """
+
+    loss: Tensor
+    figures: dict[str, Tensor]
+    weight: float | Tensor = 1.0
+    kept: Any = None
+
+
+Results = Mapping[str, StepResult]  # of one micro-batch, by pass
+NOTHING: Results = MappingProxyType({})
 
 
 class Stage(abc.ABC):
@@ -36,8 +61,8 @@ class Stage(abc.ABC):
     optimisers: dict[str, torch.optim.Optimizer]
 
     @abc.abstractmethod
-    def loss(self, pass_name: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one pass over one (micro-)batch, and figures to log."""
+    def loss(self, pass_name: str, batch: Batch, earlier: Results = NOTHING) -> StepResult:
+        """One pass over one (micro-)batch; `earlier`: the results of the step's passes before."""
 
     @abc.abstractmethod
     def validate(self, clips: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -59,8 +84,8 @@ class Stage(abc.ABC):
         """What the optimisers' own rates are multiplied by."""
         return cosine(step, self.steps)
 
-    def after_step(self, parts: Sequence[Batch]) -> dict[str, float]:
-        """Upkeep after a step over its micro-batches; figures to log."""
+    def after_step(self, results: Sequence[Results]) -> dict[str, float]:
+        """Upkeep after a step, from the results of its micro-batches; figures to log."""
         return {}
 
     def extra_state(self) -> dict[str, Any]:

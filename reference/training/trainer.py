@@ -3,6 +3,7 @@
 It serves every stage (`stages.py`), backend, precision and number of processes.
 """
 
+import dataclasses
 import logging
 import sys
 import time
@@ -20,12 +21,13 @@ from . import distributed
 from .data import SpeechDataset
 from .presets import TrainConfig
 from .run_folder import MetricsTable, RunFolder
-from .stage import Batch, Stage
+from .stage import Batch, Stage, StepResult
 
 log = logging.getLogger(__name__)
 
 MAX_NAN_STEPS = 10  # in a row, before training gives up
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Weighted = tuple[Tensor, float | Tensor]  # () a mean over a micro-batch, and the latter's weight
 START_FRAMES = 200_000  # frames that a start on data looks at, at most
 
 
@@ -106,11 +108,11 @@ class Trainer:
         first, began = self.step, time.perf_counter()
         with progress_bar(stage.name, self.step, steps, shown=main) as bar:
             for batch in batches:
-                tensors = self._train_step(batch)
+                weighted = self._train_step(batch)
                 self.step += 1
                 last = self.step == steps
                 if self.step % self.config.log_every == 0 or last or self.step == 1:
-                    figures = self._mean_figures(tensors)
+                    figures = self._means(weighted)
                     figures["steps_per_second"] = (self.step - first) / (
                         time.perf_counter() - began
                     )
@@ -198,44 +200,67 @@ class Trainer:
             frames_per_code=self.config.frames_per_code,
         )
 
-    def _train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def _train_step(self, batch: dict[str, Any]) -> dict[str, list[Weighted]]:
+        """All passes over one batch; returns figures to log, of this process's micro-batches."""
         stage = self.stage
         self.skipped_clips.update(batch.pop("skipped"))
         batch = {name: value.to(self.device) for name, value in batch.items()}
         n = self.config.accumulate
         chunks = {name: value.chunk(n) for name, value in batch.items()}
         parts: list[Batch] = [{name: chunks[name][i] for name in batch} for i in range(n)]
+        results: list[dict[str, StepResult]] = [{} for _ in parts]
         epoch = self.step * stage.batch_size // len(self.data.entries)
         factor = stage.learning_rate_factor(self.step, epoch)
-        figures: dict[str, Tensor] = {}
+        figures: dict[str, list[Weighted]] = {}
         for name in stage.passes(self.step):
-            loss = self._train_pass(name, parts, factor, figures)
+            loss = self._train_pass(name, parts, results, factor)
+            figures["loss"] = [(loss, 1.0)]
+            passed = [result[name] for result in results]
+            figures |= {k: [(r.figures[k], r.weight) for r in passed] for k in passed[0].figures}
             if not torch.isfinite(loss):
                 self._count_nan(loss)
-                return {"loss": loss, **figures}
+                return figures
         self.nan_steps = 0
-        upkeep = stage.after_step(parts)
-        figures |= {k: torch.tensor(v, device=self.device) for k, v in upkeep.items()}
-        return {"loss": loss, **figures}
+        upkeep = stage.after_step(results)
+        return figures | {
+            k: [(torch.tensor(v, device=self.device), 1.0)] for k, v in upkeep.items()
+        }
 
     def _train_pass(
-        self, name: str, parts: Sequence[Batch], factor: float, figures: dict[str, Tensor]
+        self,
+        name: str,
+        parts: Sequence[Batch],
+        results: Sequence[dict[str, StepResult]],
+        factor: float,
     ) -> Tensor:
-        """One pass over all micro-batches, then a step if loss and gradient are finite."""
+        """One pass over all micro-batches, then a step if loss and gradient are finite.
+
+        Args:
+            name: of the pass.
+            parts: the micro-batches.
+            results: of each of them, by pass; this one's are added.
+            factor: of the learning rates.
+
+        Returns:
+            the loss over all processes, () float64; NaN where the gradient is not finite.
+        """
         optimiser = self.stage.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.device)
-        for part in parts:
+        losses: list[Weighted] = []
+        for part, earlier in zip(parts, results, strict=True):
             with self._autocast():
-                loss, more = self.stage.loss(name, part)
-            self.scaler.scale(loss / len(parts)).backward()
-            total += loss.detach() / len(parts)
-            for key, value in more.items():
-                figures[key] = figures.get(key, 0) + value.detach() / len(parts)
-        total = distributed.mean(total)
-        if torch.isfinite(total):
+                result = self.stage.loss(name, part, earlier)
+            losses.append((result.loss.detach(), result.weight))
+            # Relative to the first weight, so that half-precision gradients keep their size.
+            self.scaler.scale(result.loss * (result.weight / losses[0][1])).backward()
+            figures = {key: value.detach() for key, value in result.figures.items()}
+            earlier[name] = dataclasses.replace(result, loss=losses[-1][0], figures=figures)
+        summed, weight = distributed.total(self._sums(losses))
+        loss = summed / weight
+        if torch.isfinite(loss):
             parameters = [p for group in optimiser.param_groups for p in group["params"]]
-            distributed.average_gradients(parameters)
+            if len(parts) > 1 or self.world_size > 1:
+                distributed.sum_gradients(parameters, losses[0][1] / weight)
             self.scaler.unscale_(optimiser)
             grads = [p.grad for p in parameters if p.grad is not None]
             sound = torch.isfinite(torch.nn.utils.get_total_norm(grads))
@@ -246,9 +271,18 @@ class Trainer:
                     group["lr"] = group["base_lr"] * factor
                 self.scaler.step(optimiser)
             else:
-                total = torch.full_like(total, torch.nan)
+                loss = torch.full_like(loss, torch.nan)
             self.scaler.update()
-        return total
+        return loss
+
+    def _sums(self, weighted: Sequence[Weighted]) -> Tensor:
+        """Sum of weight * value, and sum of weights: (2,).
+
+        In float64, so that the mean of a single float32 value is that value.
+        """
+        values = torch.stack([value for value, _ in weighted]).double()
+        weights = torch.tensor([float(weight) for _, weight in weighted]).to(values)
+        return torch.stack([values @ weights, weights.sum()])
 
     def _autocast(self) -> torch.autocast:
         dtype = AMP_DTYPES.get(self.config.amp)
@@ -269,9 +303,9 @@ class Trainer:
             return f"{self.folder.state} holds the last checkpoint"
         return f"no checkpoint was written to {self.folder.state}"
 
-    def _mean_figures(self, figures: dict[str, Tensor]) -> dict[str, float]:
-        values = distributed.mean(torch.stack([v.float() for v in figures.values()]))
-        return dict(zip(figures, values.tolist(), strict=True))
+    def _means(self, figures: dict[str, list[Weighted]]) -> dict[str, float]:
+        sums = distributed.total(torch.stack([self._sums(f) for f in figures.values()]))
+        return dict(zip(figures, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
 
     def _validate(self) -> dict[str, float]:
         return {f"held_out_{k}": v for k, v in self.stage.validate(self.held_out).items()}

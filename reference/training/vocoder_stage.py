@@ -18,7 +18,7 @@ from .losses import (
     spectral_convergence,
 )
 from .presets import TrainConfig
-from .stage import Batch, Stage, cosine
+from .stage import NOTHING, Batch, Results, Stage, StepResult, cosine
 
 
 class VocoderStage(Stage):
@@ -72,20 +72,21 @@ class VocoderStage(Stage):
             features += [[f.float() for f in maps] for maps in more_features]
         return scores, features
 
-    def loss(self, pass_name: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, pass_name: str, batch: Batch, earlier: Results = NOTHING) -> StepResult:
         real = batch["audio"]
         # Spectral norm estimates while training; the generator's pass compares under one estimate.
         self.discriminators.train(pass_name == "discriminator")
         if pass_name == "discriminator":
             with torch.set_grad_enabled(self.share_forward):
                 fake = self.product(batch["mel"]).float()
-            if self.share_forward:
-                batch["fake"] = fake
             scores, _ = self.judge(torch.cat([real, fake.detach()]))
             halves = [score.chunk(2) for score in scores]
             loss = discriminator_loss([h[0] for h in halves], [h[1] for h in halves])
-            return loss, {"discriminator": loss}
-        fake = batch.pop("fake") if "fake" in batch else self.product(batch["mel"]).float()
+            kept = fake if self.share_forward else None
+            return StepResult(loss, {"discriminator": loss}, weight=len(real), kept=kept)
+        fake = earlier["discriminator"].kept if "discriminator" in earlier else None
+        if fake is None:
+            fake = self.product(batch["mel"]).float()
         made, wanted = log_mel(fake, self.mel), log_mel(real, self.mel)
         figures = {"mel_l1": F.l1_loss(made, wanted)}
         loss = MEL_WEIGHT * figures["mel_l1"]
@@ -102,7 +103,7 @@ class VocoderStage(Stage):
             figures["feature_matching"] = feature_matching_loss(real_features, fake_features)
             loss = loss + figures["generator"]
             loss = loss + FEATURE_MATCHING_WEIGHT * figures["feature_matching"]
-        return loss, figures
+        return StepResult(loss, figures, weight=len(real))
 
     @torch.no_grad()
     def validate(self, clips: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:

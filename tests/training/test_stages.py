@@ -10,6 +10,7 @@ from muomni_fast import log_mel, reference
 from muomni_fast.reference.training.losses import QUIET, spectral_convergence
 from muomni_fast.reference.training.presets import TrainConfig, presets
 from muomni_fast.reference.training.rvq_stage import RVQStage, validate_rvq
+from muomni_fast.reference.training.stage import StepResult
 from muomni_fast.reference.training.vocoder_stage import VocoderStage
 
 SMOKE = presets()["smoke"]
@@ -39,7 +40,7 @@ def test_a_perfect_generator_has_no_mel_or_feature_loss():
     stage, batch = vocoder_stage()
     stage.models["vocoder"] = Parrot(batch["audio"])
     stage.passes(step=10**6)
-    _, figures = stage.loss("generator", batch)
+    figures = stage.loss("generator", batch).figures
     assert figures["mel_l1"] == figures["convergence"] == 0
     assert figures["feature_matching"] == 0
 
@@ -48,7 +49,7 @@ def test_each_pass_trains_its_own_side():
     stage, batch = vocoder_stage()
     generator, discriminators = stage.product, stage.discriminators
     for name in stage.passes(step=10**6):
-        stage.loss(name, batch)[0].backward()
+        stage.loss(name, batch).loss.backward()
         sides = [
             any(p.grad is not None for p in m.parameters()) for m in (generator, discriminators)
         ]
@@ -62,16 +63,18 @@ def test_both_passes_share_one_forward_unless_accumulating():
         stage, batch = vocoder_stage(config)
         calls = []
         stage.product.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        results: dict[str, StepResult] = {}
         for name in stage.passes(step=10**6):
-            stage.loss(name, batch)
+            results[name] = stage.loss(name, batch, results)
         assert len(calls) == forwards
+        assert set(batch) == {"audio", "mel"}
 
 
 def test_adversarial_training_starts_when_told():
     recipe = dataclasses.replace(SMOKE.vocoder_recipe, adversarial_from=0.5, steps=10)
     stage, batch = vocoder_stage(dataclasses.replace(SMOKE, vocoder_recipe=recipe))
     assert stage.passes(step=4) == ["generator"]
-    assert set(stage.loss("generator", batch)[1]) == {"mel_l1", "convergence"}
+    assert set(stage.loss("generator", batch).figures) == {"mel_l1", "convergence"}
     assert stage.passes(step=5) == ["discriminator", "generator"]
 
 
@@ -120,5 +123,7 @@ def test_codes_of_several_frames_are_judged_at_the_full_rate():
     assert stage.validate([clip])["mel_mse"] > 0
     stage.begin()
     batch = {"mel": torch.randn(4, 128, 10)}
-    loss, _ = stage.loss("rvq", batch)
-    assert batch["codes"].shape == (4, 2, 2) and loss.isfinite()
+    result = stage.loss("rvq", batch)
+    _, codes = result.kept
+    assert codes.shape == (4, 2, 2) and result.loss.isfinite()
+    assert set(batch) == {"mel"}

@@ -1,5 +1,6 @@
 """The training loop: its outputs, resuming, reproducibility, several processes, and failures."""
 
+import dataclasses
 import json
 import os
 import random
@@ -309,10 +310,11 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
     calls = {"n": 0}
     real = rvq_stage.RVQStage.loss
 
-    def loss(self, pass_name, batch):
-        value, figures = real(self, pass_name, batch)
+    def loss(self, pass_name, batch, earlier):
+        result = real(self, pass_name, batch, earlier)
         calls["n"] += 1
-        return (value * float("nan") if calls["n"] in bad_steps else value), figures
+        factor = float("nan") if calls["n"] in bad_steps else 1
+        return dataclasses.replace(result, loss=result.loss * factor)
 
     monkeypatch.setattr(rvq_stage.RVQStage, "loss", loss)
 
@@ -358,12 +360,13 @@ def test_a_gradient_that_is_not_finite_skips_its_step(tmp_path, monkeypatch):
     counted = []
     monkeypatch.setattr(trainer.Trainer, "_count_nan", lambda self, loss: counted.append(self.step))
 
-    def counting(self, pass_name, batch):
-        value, figures = real(self, pass_name, batch)
+    def counting(self, pass_name, batch, earlier):
+        result = real(self, pass_name, batch, earlier)
         calls.append(1)
-        if len(calls) in (3, 4):
-            value = value + (self.rvq.proj_in.weight[0, 0] * 0).sqrt()  # 0, with gradient NaN
-        return value, figures
+        if len(calls) not in (3, 4):
+            return result
+        nothing = (self.rvq.proj_in.weight[0, 0] * 0).sqrt()  # 0, with gradient NaN
+        return dataclasses.replace(result, loss=result.loss + nothing)
 
     monkeypatch.setattr(rvq_stage.RVQStage, "loss", counting)
     assert train.main([*SMOKE, "--stage", "rvq", "--out", str(tmp_path / "run")]) == 0

@@ -25,6 +25,7 @@ import muomni_fast
 from muomni_fast import MelConfig, log_mel, reference
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.reference.training.presets import presets
+from muomni_fast.reference.training.stage import StepResult
 from muomni_fast.reference.training.vocoder_stage import VocoderStage
 from muomni_fast.vocoder import generator as generator_ops
 from muomni_fast.vocoder import torch_backend as torch_vocoder
@@ -276,12 +277,13 @@ def trained(
     for _ in range(steps):
         audio = 0.1 * torch.randn(2, config.segment_samples, generator=data)
         batch = {"audio": audio, "mel": log_mel(audio, config.mel)}
+        results: dict[str, StepResult] = {}
         for name in stage.passes(step=10**6):
             stage.optimisers[name].zero_grad(set_to_none=True)
-            loss, _ = stage.loss(name, batch)
-            loss.backward()
+            results[name] = stage.loss(name, batch, results)
+            results[name].loss.backward()
             stage.optimisers[name].step()
-            losses.append(float(loss.detach()))
+            losses.append(float(results[name].loss.detach()))
     return losses, copy.deepcopy(stage.product)
 
 
