@@ -7,79 +7,10 @@ the training frames of the same split and measured on the same held-out frames, 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-import muomni_fast.reference as backend
-from muomni_fast.reference.audio.mel import pool_frames
 from muomni_fast.reference.errors import CheckpointError, DataError
-from muomni_fast.reference.train import load_product, source_of
-from muomni_fast.reference.training.clips import find_clips, split_clips
-from muomni_fast.reference.training.data import SpeechDataset, read_held_out
+from muomni_fast.reference.training.evaluation import evaluate
 from muomni_fast.reference.training.run_folder import RunFolder
-from muomni_fast.reference.training.rvq_stage import validate_rvq
-from muomni_fast.reference.training.trainer import START_FRAMES
-
-
-class FaissQuantizer:
-    """faiss.ResidualQuantizer behind the two calls of `RVQ` that a measurement needs.
-
-    Args:
-        frames: (N, n_mels) float32 to fit.
-        n_codebooks: stages.
-        codebook_size: codes per stage, a power of two.
-        beam: of encoding; 1 is greedy, as in `RVQ`.
-
-    Raises:
-        ValueError: `codebook_size` is not a power of two.
-    """
-
-    def __init__(self, frames: Tensor, n_codebooks: int, codebook_size: int, beam: int = 1) -> None:
-        import faiss
-
-        self.bits = codebook_size.bit_length() - 1
-        if 1 << self.bits != codebook_size:
-            raise ValueError(f"codebook_size: faiss needs a power of two, got {codebook_size}")
-        self.n_codebooks, self.codebook_size = n_codebooks, codebook_size
-        self.quantizer = faiss.ResidualQuantizer(frames.shape[1], n_codebooks, self.bits)
-        self.quantizer.max_beam_size = beam
-        self.quantizer.train(np.ascontiguousarray(frames.numpy()))
-        codebooks = faiss.vector_to_array(self.quantizer.codebooks)
-        self.codebooks = torch.from_numpy(codebooks.reshape(n_codebooks, codebook_size, -1))
-
-    def encode(self, mel: Tensor) -> Tensor:
-        """(N, n_mels) float32 -> (N, n_codebooks) int64."""
-        import faiss
-
-        packed = self.quantizer.compute_codes(np.ascontiguousarray(mel.numpy()))
-        codes = faiss.unpack_bitstrings(packed, self.n_codebooks, self.bits)
-        return torch.from_numpy(codes.astype(np.int64))
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """(N, n_codebooks) -> (N, n_mels)."""
-        return sum((self.codebooks[q][c] for q, c in enumerate(codes.unbind(-1))), torch.zeros(()))
-
-
-def evaluate(
-    folder: RunFolder, data: str | None, against: str | None
-) -> dict[str, dict[str, float]]:
-    """Held-out figures by quantizer: "trained", and "faiss greedy" if asked for."""
-    config, run = folder.read_config()
-    source = source_of(run) if data is None else Path(data)
-    training, held_out, _ = split_clips(find_clips(source), run["split"])
-    mels = [mel for _, _, mel in read_held_out(held_out, config.mel)]
-    rvq: Any = load_product(folder, "rvq", config, backend)
-    figures = {"trained": validate_rvq(rvq, mels, config.frames_per_code)}
-    if against == "faiss":
-        dataset = SpeechDataset(training, config.mel, config.segment_samples, 1, config.seed)
-        frames = pool_frames(dataset.frames(START_FRAMES), config.frames_per_code)
-        faiss_rvq = FaissQuantizer(frames, rvq.n_codebooks, rvq.codebook_size)
-        figures["faiss greedy"] = validate_rvq(faiss_rvq, mels, config.frames_per_code)
-    return figures
 
 
 def main(argv: Sequence[str] | None = None) -> int:

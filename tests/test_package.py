@@ -314,8 +314,9 @@ def test_train_without_an_install_says_what_to_run():
 
 def test_train_without_the_repositorys_speech_asks_for_data(monkeypatch, tmp_path, capsys):
     from muomni_fast.reference import train
+    from muomni_fast.reference.training import run
 
-    monkeypatch.setattr(train, "SHIPPED_SPEECH", tmp_path / "speech")
+    monkeypatch.setattr(run, "SHIPPED_SPEECH", tmp_path / "speech")
     assert train.main(["--preset", "smoke", "--out", str(tmp_path / "run")]) == 1
     assert "the repository only; give other --data" in capsys.readouterr().err
 

@@ -7,9 +7,10 @@ came before: resuming needs no saved position, and several processes simply take
 
 import collections
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Sequence, Sized
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,40 @@ SILENT_PEAK = 1e-4  # -80 dB full scale
 MAX_SKIPPED = 0.5  # share of clips that may be unusable
 
 
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """What training data is made of.
+
+    Attributes:
+        clips: to train on.
+        rank, world_size: this process's share of each batch: the rank-th of equal parts.
+        cache_bytes: decoded clips that may be kept in memory.
+    """
+
+    clips: Sequence[Clip]
+    rank: int = 0
+    world_size: int = 1
+    cache_bytes: int = 1 << 30
+
+
+class HeldOut(NamedTuple):
+    """A held-out clip, its audio (L,) and log-mel (n_mels, T)."""
+
+    clip: Clip
+    audio: Tensor
+    mel: Tensor
+
+
+class TrainingData(Dataset[Any]):
+    """Training batches by step number: `data[step]`, a function of seed and step only.
+
+    Attributes:
+        entries: what an epoch holds; only its length is asked for.
+    """
+
+    entries: Sized
+
+
 def read_clip(clip: Clip, sample_rate: int) -> Tensor:
     """Audio of a clip at `sample_rate` Hz, (L,) float32.
 
@@ -43,15 +78,15 @@ def read_clip(clip: Clip, sample_rate: int) -> Tensor:
     return torch.from_numpy(samples)
 
 
-def read_held_out(clips: Sequence[Clip], mel: MelConfig) -> list[tuple[Clip, Tensor, Tensor]]:
-    """Clips with audio (L,) and log-mel (n_mels, T), up to HELD_OUT_SECONDS of audio in all.
+def read_held_out(clips: Sequence[Clip], mel: MelConfig) -> list[HeldOut]:
+    """Clips with audio and log-mel, up to HELD_OUT_SECONDS of audio in all.
 
     Unusable clips are logged and left out.
 
     Raises:
         DataError: none is usable.
     """
-    held: list[tuple[Clip, Tensor, Tensor]] = []
+    held: list[HeldOut] = []
     seconds = 0.0
     for clip in clips:
         if seconds > HELD_OUT_SECONDS:
@@ -62,14 +97,14 @@ def read_held_out(clips: Sequence[Clip], mel: MelConfig) -> list[tuple[Clip, Ten
         except AudioFormatError as error:
             log.warning("left out of the held-out clips: %s", error)
             continue
-        held.append((clip, audio, log_mel(audio, mel)))
+        held.append(HeldOut(clip, audio, log_mel(audio, mel)))
         seconds += len(audio) / mel.sample_rate
     if not held:
         raise DataError(f"none of the {len(clips)} held-out clips is usable")
     return held
 
 
-class SpeechDataset(Dataset[dict[str, Any]]):
+class SpeechDataset(TrainingData):
     """Training batches by step number.
 
     `dataset[step]` has "audio" (b, segment_samples) and "mel" (b, n_mels, segment_frames), float32:
@@ -125,7 +160,8 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         self.cache_bytes = cache_bytes
         self.bad: set[int] = set()
         counts = [self._segments(clip) if by_length else 1 for clip in self.clips]
-        self.entries = np.repeat(np.arange(len(self.clips)), counts)  # clips of one epoch, in order
+        # Clips of one epoch, in order.
+        self.entries: np.ndarray = np.repeat(np.arange(len(self.clips)), counts)
         self._cache: collections.OrderedDict[int, tuple[Tensor, Tensor]] = collections.OrderedDict()
         self._cached_bytes = 0
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))

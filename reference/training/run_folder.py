@@ -10,7 +10,7 @@ from typing import Any
 
 from ..atomic import write_atomically
 from ..errors import CheckpointError
-from .presets import TrainConfig
+from .config import TrainConfig
 
 RUNS = Path("runs")
 
@@ -58,6 +58,10 @@ class RunFolder:
     def model(self, stage: str) -> Path:
         """Model checkpoint of a stage."""
         return self.path / "checkpoints" / f"{stage}.json"
+
+    def begun(self, stage: str) -> bool:
+        """Whether training of a stage has left anything."""
+        return self.metrics(stage).exists()
 
     def metrics(self, stage: str) -> Path:
         """Metrics table of a stage."""

@@ -1,37 +1,77 @@
 """Training the quantizer."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..audio.mel import pool_frames
-from ..codec import Quantizer, decode_mel, encode_mel
+from ..checks import require_n_mels
+from ..codec import Quantizer, SpeechCodec, decode_mel, encode_mel
 from ..rvq.quantizer import RVQ
+from ..vocoder.griffin_lim import GriffinLimVocoder
+from ..vocoder.hifigan import PRESETS as PUBLISHED
 from .codebook_health import CodebookHealth, start_from_data, usage
-from .presets import TrainConfig
-from .stage import NOTHING, Batch, Results, Stage, StepResult
+from .config import Recipe, TrainConfig
+from .data import HeldOut, SpeechDataset
+from .stage import NOTHING, Batch, Results, SpeechStage, StepResult
+
+START_FRAMES = 200_000  # frames that a start on data looks at, at most
+EQUAL_BITS = ((2, 16), (1, 256))  # codebooks, codes each: 8 bits per frame both
 
 
-class RVQStage(Stage):
+@dataclasses.dataclass(frozen=True)
+class RVQRecipe(Recipe):
+    """Training of the quantizer.
+
+    The codebooks learn from the reconstruction error itself and need a high rate; the projections
+    start at principal components, where a straight-through gradient mostly does harm, so theirs is
+    low.
+    """
+
+    steps: int = 500
+    batch_size: int = 64  # segments
+    codebook_learning_rate: float = 3e-2
+    projection_learning_rate: float = 3e-4
+    commitment_weight: float = 0.1
+    codebook_weight: float = 0.0
+    ema_decay: float | None = None
+
+    def check(self, config: TrainConfig) -> None:
+        with torch.device("meta"):  # checks arguments without making weights
+            require_n_mels(RVQ(**self.model).n_mels, config.mel.n_mels, "the quantizer")
+
+
+class RVQStage(SpeechStage):
     """Learns the quantizer: mel reconstruction error plus commitment, from a start on data."""
 
     name = "rvq"
+    recipe_class = RVQRecipe
+    recipes = {
+        "smoke": RVQRecipe(steps=24, batch_size=4, model={"codebook_size": 16, "codebook_dim": 16}),
+        "muomni": RVQRecipe(steps=20_000),
+        **{name: RVQRecipe(model={"n_mels": 80}) for name in PUBLISHED},
+    }
     starts_from_data = True
     by_length = True
+    unplotted = ("revived",)
 
-    def __init__(self, config: TrainConfig, backend: ModuleType, device: torch.device) -> None:
-        self.recipe = config.rvq_recipe
-        self.steps, self.batch_size = self.recipe.steps, self.recipe.batch_size
-        self.config = config
-        self.rvq: RVQ = backend.RVQ(**config.rvq).to(device)
-        self.models = {"rvq": self.rvq}
+    recipe: RVQRecipe
 
-    def start(self, frames: Tensor) -> None:
-        pooled = pool_frames(frames, self.config.frames_per_code)
+    @classmethod
+    def model_class(cls, backend: ModuleType) -> type[nn.Module]:
+        return backend.RVQ
+
+    def build(self) -> dict[str, nn.Module]:
+        self.rvq: RVQ = self.backend.RVQ(**self.recipe.model).to(self.device)
+        return {"rvq": self.rvq}
+
+    def start(self, data: SpeechDataset) -> None:
+        pooled = pool_frames(data.frames(START_FRAMES), self.config.frames_per_code)
         start_from_data(self.rvq, pooled, torch.Generator().manual_seed(self.config.seed))
 
     def begin(self) -> None:
@@ -63,12 +103,9 @@ class RVQStage(Stage):
         mel, codes = torch.cat(mels), torch.cat(all_codes)
         return {"revived": float(self.health.after_step(mel, codes))}
 
-    @torch.no_grad()
-    def validate(self, clips: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
-        device = self.rvq.codebook_weights()[0].device
-        return validate_rvq(
-            self.rvq, [mel.to(device) for _, mel in clips], self.config.frames_per_code
-        )
+    def validate(self, clips: Sequence[HeldOut]) -> dict[str, float]:
+        mels = [clip.mel.to(self.device) for clip in clips]
+        return validate_rvq(self.rvq, mels, self.config.frames_per_code)
 
     def extra_state(self) -> dict[str, Any]:
         return self.health.state_dict()
@@ -76,12 +113,67 @@ class RVQStage(Stage):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.health.load_state_dict(state)
 
+    @torch.no_grad()
+    def comparisons(
+        self, data: SpeechDataset, clips: Sequence[HeldOut], notes: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Figures at the PCA + k-means start of several sizes of quantizer.
+
+        One codebook, the config's number of them (known from training), and two small quantizers of
+        equal bits; one codebook with all of the config's bits would have more codes than there are
+        frames.
+        """
+        mels, per_code = [clip.mel for clip in clips], self.config.frames_per_code
+        frames = pool_frames(data.frames(START_FRAMES), per_code)
+        own_size = (self.rvq.n_codebooks, self.rvq.codebook_size)
+        figures = {}
+        for n_codebooks, size in dict.fromkeys([(1, own_size[1]), own_size, *EQUAL_BITS]):
+            name = f"{n_codebooks} x {size}"
+            if (n_codebooks, size) == own_size:
+                figures[name] = notes["start"]
+                continue
+            shape = {"n_codebooks": n_codebooks, "codebook_size": size}
+            rvq = RVQ(**(self.recipe.model | shape))
+            start_from_data(rvq, frames, torch.Generator().manual_seed(self.config.seed))
+            figures[name] = validate_rvq(rvq, mels, per_code)
+        return {"sizes": figures}
+
+    @classmethod
+    def heard(
+        cls, clip: HeldOut, config: TrainConfig, products: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        vocoder = GriffinLimVocoder(config.mel)
+        codec = SpeechCodec(products[cls.name], vocoder, config.mel, config.frames_per_code)
+        return {"codec-griffin-lim": codec.decode(codec.encode(clip.audio[None]))[0]}
+
+    @classmethod
+    def report(cls, results: dict[str, Any]) -> list[str]:
+        n = len([key for key in results["trained"] if key.startswith("usage_")])
+        rows = {
+            "random weights": results["random"],
+            "PCA + k-means start": results["start"],
+            "trained": results["trained"],
+        }
+        rows |= {f"PCA + k-means start, {size}": f for size, f in results["sizes"].items()}
+        lines = [
+            f"{'quantizer, held-out log-mel':<34}{'MSE':>8}{'L1':>8}"
+            "   use and perplexity by codebook"
+        ]
+        for name, figures in rows.items():
+            use = ", ".join(
+                f"{figures[f'usage_{i}']:.0%} {figures[f'perplexity_{i}']:.0f}"
+                for i in range(1, n + 1)
+                if f"usage_{i}" in figures
+            )
+            lines.append(f"{name:<34}{figures['mel_mse']:>8.3f}{figures['mel_l1']:>8.3f}   {use}")
+        return lines
+
 
 @torch.no_grad()
 def validate_rvq(
     rvq: Quantizer, mels: Sequence[Tensor], frames_per_code: int = 1
 ) -> dict[str, float]:
-    """Error over all frames of log-mels (n_mels, T), and each stage's use of its codes."""
+    """Error over all frames of log-mels (n_mels, T), and each codebook's use of its codes."""
     squared = absolute = count = 0.0
     all_codes = []
     for mel in mels:
@@ -93,7 +185,7 @@ def validate_rvq(
         all_codes.append(codes)
     used, perplexity = usage(torch.cat(all_codes), rvq.codebook_size)
     figures = {"mel_mse": squared / count, "mel_l1": absolute / count}
-    for stage in range(rvq.n_codebooks):
-        figures[f"usage_{stage + 1}"] = float(used[stage])
-        figures[f"perplexity_{stage + 1}"] = float(perplexity[stage])
+    for q in range(rvq.n_codebooks):
+        figures[f"usage_{q + 1}"] = float(used[q])
+        figures[f"perplexity_{q + 1}"] = float(perplexity[q])
     return figures

@@ -1,20 +1,22 @@
-"""The stages of training: what each one learns, for the one loop of `trainer.py` to run.
+"""What one stage of training learns, for the one loop of `trainer.py` to run.
 
-A stage is a small object: its models, an optimiser for each pass of a step, the loss of a pass, and
-how it is validated. It knows nothing of accumulation, precision, processes, logging or checkpoints.
+A stage owns its recipe and presets, its models with an optimiser for each pass of a step, its
+training data, the loss of a pass, how it is validated, and its part of the report. It knows nothing
+of precision, processes, logging or checkpoints. `registry.py` lists the stages.
 """
 
 import abc
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, ModuleType
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-Batch = dict[str, Tensor]
+from .config import Recipe, TrainConfig
+from .data import Corpus, HeldOut, SpeechDataset, TrainingData
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,7 +28,8 @@ class StepResult:
         figures: () means over the same, to log.
         weight: how much the micro-batch holds, above zero: items where all are equally long, tokens
             where they are not. The step's loss, figures and gradient are means by weight over all
-            micro-batches of all processes, and so those of one large batch.
+            micro-batches of all processes, and so those of one large batch. A tensor on a GPU makes
+            the loop wait for it.
         kept: whatever later passes of the step, or the upkeep after it, want of this one.
     """
 
@@ -38,43 +41,94 @@ class StepResult:
 
 Results = Mapping[str, StepResult]  # of one micro-batch, by pass
 NOTHING: Results = MappingProxyType({})
+D = TypeVar("D", bound=TrainingData)
 
 
-class Stage(abc.ABC):
-    """One stage of training.
+class Stage(abc.ABC, Generic[D]):
+    """One stage of training, over training data of class `D`.
+
+    Args:
+        config: of the run; the stage's recipe is in it.
+        backend: whose modules to train: `muomni_fast.reference`, or `muomni_fast`.
+        device: to train on.
+        required: the products that `requires` names, in eval mode, without gradients. They are not
+            among `models`, so nothing broadcasts or saves them.
 
     Attributes:
         name: of the stage; also the kind and name of its model checkpoint.
+        recipe_class: of its recipe.
+        recipes: recipes by preset; other presets have `recipe_class()`.
+        requires: stages whose products it needs.
         starts_from_data: whether `start` does anything.
-        by_length: whether a clip counts by its length, or once an epoch.
-        steps, batch_size: of its recipe.
+        max_grad_norm: what the norm of a pass's gradient is limited to; None for no limit.
+        unplotted: figures that have no curve in the report.
         models: all modules with learned state; the one called `name` is the product.
         optimisers: one per pass, in the order a step runs them.
     """
 
-    name: str
+    name: ClassVar[str]
+    recipe_class: ClassVar[type[Recipe]]
+    recipes: ClassVar[Mapping[str, Recipe]] = {}
+    requires: ClassVar[tuple[str, ...]] = ()
     starts_from_data = False
-    by_length = False
-    steps: int
-    batch_size: int
+    max_grad_norm: float | None = None
+    unplotted: ClassVar[tuple[str, ...]] = ()
+    recipe: Recipe
     models: dict[str, nn.Module]
     optimisers: dict[str, torch.optim.Optimizer]
 
+    def __init__(
+        self,
+        config: TrainConfig,
+        backend: ModuleType,
+        device: torch.device,
+        required: Mapping[str, nn.Module] = MappingProxyType({}),
+    ) -> None:
+        self.config = config
+        self.backend = backend
+        self.device = device
+        self.required = required
+        self.recipe = config.recipe(self.name)
+        self.steps, self.batch_size = self.recipe.steps, self.recipe.batch_size
+        self.models = self.build()
+
+    @classmethod
+    def preset(cls, name: str) -> Recipe:
+        """The recipe of a preset."""
+        return cls.recipes[name] if name in cls.recipes else cls.recipe_class()
+
+    @classmethod
     @abc.abstractmethod
-    def loss(self, pass_name: str, batch: Batch, earlier: Results = NOTHING) -> StepResult:
-        """One pass over one (micro-)batch; `earlier`: the results of the step's passes before."""
+    def model_class(cls, backend: ModuleType) -> type[nn.Module]:
+        """The product's class; the product has its constructor's arguments as `config`."""
 
     @abc.abstractmethod
-    def validate(self, clips: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """Held-out figures of whole clips (audio (L,), log-mel (n_mels, T))."""
+    def build(self) -> dict[str, nn.Module]:
+        """The models, on `device`."""
+
+    # Data
+
+    @abc.abstractmethod
+    def dataset(self, corpus: Corpus) -> D:
+        """The training data."""
+
+    @abc.abstractmethod
+    def split(self, batch: Any, n: int) -> list[Any]:
+        """n micro-batches of a batch of `dataset`, on `device`, of about equally many items."""
+
+    def skipped(self, batch: Any) -> Sequence[int]:
+        """Clips that were left out while the batch was read."""
+        return ()
+
+    # Learning
+
+    def start(self, data: D) -> None:
+        """Set weights from data, where `starts_from_data`; in the first process only."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def begin(self) -> None:
         """Make the optimisers: once weights are in place, before the first step or a restore."""
-
-    def start(self, frames: Tensor) -> None:
-        """Set weights from data, where `starts_from_data`: (N, n_mels) frames on the CPU."""
-        raise NotImplementedError
 
     def passes(self, step: int) -> list[str]:
         """The passes of this step, in order."""
@@ -83,6 +137,10 @@ class Stage(abc.ABC):
     def learning_rate_factor(self, step: int, epoch: int) -> float:
         """What the optimisers' own rates are multiplied by."""
         return cosine(step, self.steps)
+
+    @abc.abstractmethod
+    def loss(self, pass_name: str, batch: Any, earlier: Results = NOTHING) -> StepResult:
+        """One pass over one micro-batch; `earlier`: the results of the step's passes before."""
 
     def after_step(self, results: Sequence[Results]) -> dict[str, float]:
         """Upkeep after a step, from the results of its micro-batches; figures to log."""
@@ -100,6 +158,75 @@ class Stage(abc.ABC):
     def product(self) -> nn.Module:
         """The model this stage is for."""
         return self.models[self.name]
+
+    # Measuring and reporting
+
+    @abc.abstractmethod
+    def validate(self, clips: Sequence[HeldOut]) -> dict[str, float]:
+        """Held-out figures."""
+
+    def comparisons(
+        self, data: D, clips: Sequence[HeldOut], notes: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Held-out figures of what the product is to be compared with; joins its results.
+
+        Args:
+            data: the training data.
+            clips: held out.
+            notes: figures before training, "random" and maybe "start".
+        """
+        return {}
+
+    @classmethod
+    def heard(
+        cls, clip: HeldOut, config: TrainConfig, products: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Sounds (L,) of a held-out clip that the stage's product makes, by name.
+
+        Args:
+            clip: audio and log-mel.
+            config: of the run.
+            products: of all finished stages.
+        """
+        return {}
+
+    @classmethod
+    @abc.abstractmethod
+    def report(cls, results: dict[str, Any]) -> list[str]:
+        """Lines of the closing table, from the stage's results."""
+
+
+Batch = dict[str, Tensor]  # of speech: "audio" (B, L), "mel" (B, n_mels, T)
+
+
+class SpeechStage(Stage[SpeechDataset]):
+    """A stage over crops of speech.
+
+    Attributes:
+        by_length: whether a clip counts by its length, or once an epoch.
+    """
+
+    by_length = False
+
+    def dataset(self, corpus: Corpus) -> SpeechDataset:
+        return SpeechDataset(
+            corpus.clips,
+            self.config.mel,
+            self.config.segment_samples,
+            self.batch_size,
+            self.config.seed,
+            corpus.rank,
+            corpus.world_size,
+            self.by_length,
+            corpus.cache_bytes,
+        )
+
+    def split(self, batch: dict[str, Any], n: int) -> list[Batch]:
+        chunks = {name: batch[name].to(self.device).chunk(n) for name in ("audio", "mel")}
+        return [{name: chunks[name][i] for name in chunks} for i in range(n)]
+
+    def skipped(self, batch: dict[str, Any]) -> Sequence[int]:
+        return batch["skipped"]
 
 
 def cosine(step: int, steps: int) -> float:

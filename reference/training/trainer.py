@@ -1,9 +1,8 @@
 """The one training loop: data, step, logging, validation, checkpoints, resume.
 
-It serves every stage (`stages.py`), backend, precision and number of processes.
+It serves every stage (`stage.py`), backend, precision and number of processes.
 """
 
-import dataclasses
 import logging
 import sys
 import time
@@ -18,17 +17,16 @@ from tqdm import tqdm
 from ..checkpoint import load_training_state, save_model, save_training_state
 from ..errors import CheckpointError, TrainingError
 from . import distributed
-from .data import SpeechDataset
-from .presets import TrainConfig
+from .config import TrainConfig
+from .data import HeldOut, TrainingData
 from .run_folder import MetricsTable, RunFolder
-from .stage import Batch, Stage, StepResult
+from .stage import Stage, StepResult
 
 log = logging.getLogger(__name__)
 
 MAX_NAN_STEPS = 10  # in a row, before training gives up
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Weighted = tuple[Tensor, float | Tensor]  # () a mean over a micro-batch, and the latter's weight
-START_FRAMES = 200_000  # frames that a start on data looks at, at most
 
 
 def progress_bar(name: str, done: int, steps: int, shown: bool) -> tqdm:
@@ -46,7 +44,7 @@ class Trainer:
         config: what to train.
         stage: which stage of it.
         data: training batches by step.
-        held_out: whole clips (audio, log-mel) for validation; used by the first process only.
+        held_out: whole clips for validation; used by the first process only.
         folder: the run's.
         device: to train on.
         workers: processes that read data ahead; 0 reads in this one.
@@ -55,9 +53,9 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        stage: Stage,
-        data: SpeechDataset,
-        held_out: Sequence[tuple[Tensor, Tensor]],
+        stage: Stage[Any],
+        data: TrainingData,
+        held_out: Sequence[HeldOut],
         folder: RunFolder,
         device: torch.device,
         workers: int = 0,
@@ -131,7 +129,8 @@ class Trainer:
         self._save()
         return {
             **self.notes,
-            "trained": self.stage.validate(self.held_out),
+            "trained": stage.validate(self.held_out),
+            **stage.comparisons(self.data, self.held_out, self.notes),
             "steps": steps,
             "steps_per_second": (steps - first) / seconds if steps > first else None,
             "skipped": {"steps": self.skipped_steps, "clips": len(self.skipped_clips)},
@@ -143,12 +142,18 @@ class Trainer:
         if self.folder.state.exists():
             saved = load_training_state(self.folder.state)
             if saved.get("stage") != stage.name:
+                if saved.get("stage") not in self.folder.results():
+                    raise CheckpointError(
+                        f"{self.folder.state}: holds {saved.get('stage')} at step "
+                        f"{saved.get('step')}, to be finished before {stage.name}: "
+                        f"--resume {self.folder.path} --stage {saved.get('stage')}"
+                    )
                 saved = None
         if saved is None:
             if self.rank == 0:
                 self.notes["random"] = stage.validate(self.held_out)
                 if stage.starts_from_data:
-                    stage.start(self.data.frames(START_FRAMES))
+                    stage.start(self.data)
                     self.notes["start"] = stage.validate(self.held_out)
             distributed.broadcast(stage.models.values())
             stage.begin()
@@ -200,14 +205,11 @@ class Trainer:
             frames_per_code=self.config.frames_per_code,
         )
 
-    def _train_step(self, batch: dict[str, Any]) -> dict[str, list[Weighted]]:
+    def _train_step(self, batch: Any) -> dict[str, list[Weighted]]:
         """All passes over one batch; returns figures to log, of this process's micro-batches."""
         stage = self.stage
-        self.skipped_clips.update(batch.pop("skipped"))
-        batch = {name: value.to(self.device) for name, value in batch.items()}
-        n = self.config.accumulate
-        chunks = {name: value.chunk(n) for name, value in batch.items()}
-        parts: list[Batch] = [{name: chunks[name][i] for name in batch} for i in range(n)]
+        self.skipped_clips.update(stage.skipped(batch))
+        parts = stage.split(batch, self.config.accumulate)
         results: list[dict[str, StepResult]] = [{} for _ in parts]
         epoch = self.step * stage.batch_size // len(self.data.entries)
         factor = stage.learning_rate_factor(self.step, epoch)
@@ -229,7 +231,7 @@ class Trainer:
     def _train_pass(
         self,
         name: str,
-        parts: Sequence[Batch],
+        parts: Sequence[Any],
         results: Sequence[dict[str, StepResult]],
         factor: float,
     ) -> Tensor:
@@ -246,25 +248,29 @@ class Trainer:
         """
         optimiser = self.stage.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
-        losses: list[Weighted] = []
+        losses: list[tuple[Tensor, float]] = []
         for part, earlier in zip(parts, results, strict=True):
             with self._autocast():
                 result = self.stage.loss(name, part, earlier)
-            losses.append((result.loss.detach(), result.weight))
+            weight = float(result.weight)
+            losses.append((result.loss.detach(), weight))
             # Relative to the first weight, so that half-precision gradients keep their size.
-            self.scaler.scale(result.loss * (result.weight / losses[0][1])).backward()
+            self.scaler.scale(result.loss * (weight / losses[0][1])).backward()
             figures = {key: value.detach() for key, value in result.figures.items()}
-            earlier[name] = dataclasses.replace(result, loss=losses[-1][0], figures=figures)
-        summed, weight = distributed.total(self._sums(losses))
-        loss = summed / weight
+            earlier[name] = StepResult(result.loss.detach(), figures, weight, result.kept)
+        summed, total_weight = distributed.total(self._sums(losses))
+        loss = summed / total_weight
         if torch.isfinite(loss):
             parameters = [p for group in optimiser.param_groups for p in group["params"]]
             if len(parts) > 1 or self.world_size > 1:
-                distributed.sum_gradients(parameters, losses[0][1] / weight)
+                distributed.sum_gradients(parameters, losses[0][1] / total_weight)
             self.scaler.unscale_(optimiser)
             grads = [p.grad for p in parameters if p.grad is not None]
-            sound = torch.isfinite(torch.nn.utils.get_total_norm(grads))
+            norm = torch.nn.utils.get_total_norm(grads)
+            sound = torch.isfinite(norm)
             # A scaler skips an overflow itself, and lowers its scale as long as that may help.
+            if sound and self.stage.max_grad_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.stage.max_grad_norm, norm)
             if sound or (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
                 for group in optimiser.param_groups:
                     group.setdefault("base_lr", group["lr"])
@@ -281,8 +287,8 @@ class Trainer:
         In float64, so that the mean of a single float32 value is that value.
         """
         values = torch.stack([value for value, _ in weighted]).double()
-        weights = torch.tensor([float(weight) for _, weight in weighted]).to(values)
-        return torch.stack([values @ weights, weights.sum()])
+        weights = values.new_tensor([float(weight) for _, weight in weighted])
+        return torch.stack([(values * weights).sum(), weights.sum()])
 
     def _autocast(self) -> torch.autocast:
         dtype = AMP_DTYPES.get(self.config.amp)

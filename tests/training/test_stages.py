@@ -1,12 +1,15 @@
 """What a training stage computes, without the loop around it."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 import muomni_fast
 from muomni_fast import log_mel, reference
+from muomni_fast.reference.training.clips import Clip
+from muomni_fast.reference.training.data import HeldOut
 from muomni_fast.reference.training.losses import QUIET, spectral_convergence
 from muomni_fast.reference.training.presets import TrainConfig, presets
 from muomni_fast.reference.training.rvq_stage import RVQStage, validate_rvq
@@ -71,8 +74,8 @@ def test_both_passes_share_one_forward_unless_accumulating():
 
 
 def test_adversarial_training_starts_when_told():
-    recipe = dataclasses.replace(SMOKE.vocoder_recipe, adversarial_from=0.5, steps=10)
-    stage, batch = vocoder_stage(dataclasses.replace(SMOKE, vocoder_recipe=recipe))
+    config = SMOKE.with_recipes(["vocoder"], adversarial_from=0.5, steps=10)
+    stage, batch = vocoder_stage(config)
     assert stage.passes(step=4) == ["generator"]
     assert set(stage.loss("generator", batch).figures) == {"mel_l1", "convergence"}
     assert stage.passes(step=5) == ["discriminator", "generator"]
@@ -82,9 +85,8 @@ def test_schedules():
     stage, _ = vocoder_stage()
     assert stage.learning_rate_factor(0, 0) == 1.0
     assert stage.learning_rate_factor(stage.steps, 9) == pytest.approx(0, abs=1e-12)
-    published = VocoderStage(
-        dataclasses.replace(SMOKE, vocoder_recipe=presets()["v1"].vocoder_recipe), reference, CPU
-    )  # noqa: E501
+    v1 = dataclasses.replace(presets()["v1"].recipe("vocoder"), model={})
+    published = VocoderStage(dataclasses.replace(SMOKE, recipes={"vocoder": v1}), reference, CPU)
     assert published.learning_rate_factor(10**5, 7) == pytest.approx(0.999**7)
 
 
@@ -119,7 +121,7 @@ def test_quantizer_figures():
 def test_codes_of_several_frames_are_judged_at_the_full_rate():
     config = dataclasses.replace(SMOKE, frames_per_code=5)
     stage = RVQStage(config, reference, CPU)
-    clip = (torch.zeros(1), torch.randn(128, 23))
+    clip = HeldOut(Clip(Path(), ""), torch.zeros(1), torch.randn(128, 23))
     assert stage.validate([clip])["mel_mse"] > 0
     stage.begin()
     batch = {"mel": torch.randn(4, 128, 10)}

@@ -170,15 +170,15 @@ def test_presets_are_the_published_shapes():
     all_presets = presets()
     assert set(all_presets) == {"quick", "smoke", "muomni", "v1", "v2", "v3"}
     for name in ("v1", "v2", "v3"):
-        config, recipe = all_presets[name], all_presets[name].vocoder_recipe
+        config, recipe = all_presets[name], all_presets[name].recipe("vocoder")
         assert config.mel.sample_rate == 22050 and config.mel.n_mels == 80
         assert config.segment_samples == 8192 and recipe.batch_size == 16
         assert recipe.learning_rate == 2e-4 and recipe.adversarial_from == 0
         assert recipe.periods == (2, 3, 5, 7, 11) and recipe.n_scales == 3
     rvq_keys = {"n_codebooks", "codebook_size"}
-    assert not rvq_keys & set(all_presets["muomni"].rvq)  # the default shape
+    assert not rvq_keys & set(all_presets["muomni"].recipe("rvq").model)  # the default shape
     saved = json.loads(json.dumps(presets()["v3"], default=vars))
-    assert TrainConfig.from_dict(saved).vocoder_recipe.learning_rate == 2e-4
+    assert TrainConfig.from_dict(saved).recipe("vocoder").learning_rate == 2e-4
 
 
 # Failures

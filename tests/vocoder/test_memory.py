@@ -199,7 +199,8 @@ def check_scratch(
 def test_launches_of_a_generator(monkeypatch, preset, steps):
     """One for each step of a stage, or one for a stage; the number of channels does not matter."""
     monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")
-    config = {**presets()[preset].vocoder, "upsample_initial_channel": 16, "weight_norm": False}
+    shape = presets()[preset].recipe("vocoder").model
+    config = {**shape, "upsample_initial_channel": 16, "weight_norm": False}
     model = muomni_fast.HiFiGANVocoder(**config).eval()
     mel = torch.randn(1, model.n_mels, 1)
     monkeypatch.setattr(conv_configs, "INTERPRETER_TILE", ConvConfig(256, 16, 64, 4, 1))

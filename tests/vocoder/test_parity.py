@@ -5,7 +5,6 @@ kernels themselves, in bench/gpu_vocoder.py.
 """
 
 import copy
-import dataclasses
 
 import numpy as np
 import pytest
@@ -260,11 +259,8 @@ def trained(
     torch.manual_seed(0)
     config = presets()["smoke"]
     published = {"learning_rate": 2e-4, "discriminator_learning_rate": 2e-4}
-    config = dataclasses.replace(
-        config,
-        vocoder={**config.vocoder, **vocoder},
-        vocoder_recipe=dataclasses.replace(config.vocoder_recipe, **published),
-    )
+    shape = {**config.recipe("vocoder").model, **vocoder}
+    config = config.with_recipes(["vocoder"], model=shape, **published)
     stage = VocoderStage(config, backend, CPU)
     stage.begin()
     if nudge is not None:

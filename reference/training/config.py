@@ -1,0 +1,86 @@
+"""What a run depends on besides its data and machine; saved with every run."""
+
+import dataclasses
+from typing import Any
+
+from ..audio.mel import MelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a stage makes and how it learns; every stage has its own, with more fields.
+
+    Attributes:
+        steps: of training.
+        batch_size: items per step over all processes and micro-batches.
+        model: constructor arguments of the stage's product.
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def check(self, config: "TrainConfig") -> None:
+        """Raise ValueError where the recipe does not fit the rest of `config`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything a run depends on besides its data and machine.
+
+    Raises:
+        ValueError: the parts disagree on mel bands, hop or segment length; names both values.
+    """
+
+    preset: str
+    mel: MelConfig = MelConfig()
+    recipes: dict[str, Recipe] = dataclasses.field(default_factory=dict)  # by stage
+    frames_per_code: int = 1
+    segment_samples: int = 8192
+    accumulate: int = 1
+    amp: str = "none"
+    seed: int = 0
+    validate_every: int = 5000
+    checkpoint_every: int = 5000
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        for recipe in self.recipes.values():
+            recipe.check(self)
+        unit = self.mel.hop_length * self.frames_per_code
+        if self.segment_samples % unit:
+            raise ValueError(
+                f"segment_samples: expected a multiple of hop_length * frames_per_code = {unit}, "
+                f"got {self.segment_samples}"
+            )
+        if self.amp not in ("none", "bf16", "fp16"):
+            raise ValueError(f'amp: expected "none", "bf16" or "fp16", got {self.amp!r}')
+
+    def recipe(self, stage: str) -> Any:
+        """The recipe of a stage, of the class that the stage declares."""
+        return self.recipes[stage]
+
+    def with_recipes(self, stages: list[str], **changes: Any) -> "TrainConfig":
+        """The same with other values in the recipes of `stages`."""
+        changed = {name: dataclasses.replace(self.recipes[name], **changes) for name in stages}
+        return dataclasses.replace(self, recipes=self.recipes | changed)
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> "TrainConfig":
+        """Rebuild from what `dataclasses.asdict` and JSON made of a config.
+
+        Raises:
+            ValueError: it has a recipe of a stage that is not registered.
+        """
+        from .registry import STAGES  # whose stages import this module
+
+        saved = dict(saved)
+        recipes = dict(saved.pop("recipes", {}))
+        for name in STAGES:  # until 0.1 each stage had two fields of its own
+            if f"{name}_recipe" in saved:
+                recipes[name] = {**saved.pop(f"{name}_recipe"), "model": saved.pop(name)}
+        for name, recipe in recipes.items():
+            if name not in STAGES:
+                raise ValueError(f"recipes: {name} is not a stage; there are {', '.join(STAGES)}")
+            recipes[name] = STAGES[name].recipe_class(**recipe)
+        return cls(**{**saved, "mel": MelConfig(**saved["mel"]), "recipes": recipes})

@@ -1,0 +1,280 @@
+"""A run of training: its folder and config, its stages one after the other, its report.
+
+The command line is `../train.py`, the loop of a stage `trainer.py`.
+"""
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+import muomni_fast.reference as reference_backend
+
+from ..audio.mel import require_same_mel
+from ..checkpoint import load_model, restore
+from ..errors import CheckpointError, DataError, TrainingError
+from . import distributed
+from .clips import Clip, find_clips, fingerprint, split_clips
+from .config import TrainConfig
+from .data import Corpus, read_held_out
+from .presets import preset
+from .registry import STAGES
+from .report import write_report
+from .run_folder import RunFolder
+from .trainer import Trainer
+
+log = logging.getLogger("muomni_fast.train")
+
+SHIPPED_SPEECH = Path(__file__).resolve().parents[1] / "speech"
+CACHE_BYTES = 1 << 30  # of decoded clips, per process that trains
+# What a resumed run may change: these, and the recipe of a stage that has not begun.
+CHANGEABLE = {"resume", "device", "workers", "backend", "stage"}
+RECIPE = {"steps", "batch_size"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to run, as `train.py --help` describes it; None is what nobody said."""
+
+    preset: str | None = None
+    data: str | None = None
+    split: str | None = None
+    stage: str | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    accumulate: int | None = None
+    frames_per_code: int | None = None
+    amp: str | None = None
+    seed: int | None = None
+    backend: str | None = None
+    device: str | None = None
+    workers: int | None = None
+    out: str | None = None
+    resume: str | None = None  # "" is the latest
+
+    def given(self) -> dict[str, Any]:
+        """What was said."""
+        return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
+
+    def recipe_changes(self) -> dict[str, int]:
+        """What was said of recipes."""
+        return {name: value for name, value in self.given().items() if name in RECIPE}
+
+
+def run(options: Options) -> tuple[RunFolder, str]:
+    """Train what `options` ask for.
+
+    Returns:
+        the run's folder, and the text of its report; "" in all processes but the first.
+
+    Raises:
+        ValueError, CheckpointError, DataError, TrainingError: by what is at fault.
+    """
+    backend: ModuleType = reference_backend
+    if options.backend == "fast":
+        import muomni_fast
+
+        backend = muomni_fast
+    device = device_of(options.device)
+    rank, world_size = distributed.join(device)
+    opened = open_run(options) if rank == 0 else None
+    folder, config, description, found = distributed.share(opened)
+
+    training, held_out, by = split_clips(found, description["split"])
+    if rank == 0:
+        sizes = (len(training), len(held_out), by)
+        log.info("%s: %d training clips, %d held out by %s", source_of(description), *sizes)
+        log.info("run folder: %s", folder.path)
+    clips = read_held_out(held_out, config.mel) if rank == 0 else []
+    workers = options.workers
+    if workers is None:
+        workers = 4 if device.type == "cuda" else 0
+    corpus = Corpus(training, rank, world_size, CACHE_BYTES // max(1, workers))
+    for name in chosen(config, description["stage"]):
+        if distributed.share(name in folder.results() if rank == 0 else None):
+            continue
+        required = load_required(folder, name, config, backend, device)
+        torch.manual_seed(config.seed + list(STAGES).index(name))
+        stage = STAGES[name](config, backend, device, required)
+        trainer = Trainer(config, stage, stage.dataset(corpus), clips, folder, device, workers)
+        results = trainer.run()
+        if rank == 0:
+            folder.add_results(name, results)
+    text = ""
+    if rank == 0:
+        products = {
+            name: load_product(folder, name, config, backend)
+            for name in config.recipes
+            if folder.model(name).exists()
+        }
+        text = write_report(folder, config, products, clips)
+    distributed.leave()
+    return folder, text
+
+
+def chosen(config: TrainConfig, stage: str) -> list[str]:
+    """The stages that a run trains, in order; "all" are those it has recipes for."""
+    return [name for name in STAGES if name in config.recipes and stage in (name, "all")]
+
+
+def make_config(options: Options) -> TrainConfig:
+    """The preset with the command line's changes."""
+    config = preset(options.preset or "quick")
+    given = options.given()
+    plain = ["accumulate", "amp", "seed", "frames_per_code"]
+    changes = {name: given[name] for name in plain if name in given}
+    unit = config.mel.hop_length * changes.get("frames_per_code", config.frames_per_code)
+    changes["segment_samples"] = -(-config.segment_samples // unit) * unit
+    stages = chosen(config, options.stage or "all")
+    config = config.with_recipes(stages, **options.recipe_changes())
+    return dataclasses.replace(config, **changes)
+
+
+def require_in_range(options: Options) -> None:
+    """Check the numbers.
+
+    Raises:
+        ValueError: one is too small; names the option.
+    """
+    given = options.given()
+    for name in ("steps", "batch_size", "accumulate", "frames_per_code", "seed"):
+        least = 0 if name == "seed" else 1
+        if given.get(name, least) < least:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}: expected at least {least}, got {given[name]}")
+
+
+def open_run(options: Options) -> tuple[RunFolder, TrainConfig, dict[str, Any], list[Clip]]:
+    """Make a run folder, or open the one to resume.
+
+    Returns:
+        the folder, its config, its description, and the clips of its data.
+    """
+    require_in_range(options)
+    if options.resume is not None:
+        return resume_run(options)
+    config = make_config(options)
+    description = {
+        "data": "shipped speech" if options.data is None else str(Path(options.data).resolve()),
+        "split": options.split or "auto",
+        "stage": options.stage or "all",
+    }
+    source = source_of(description)
+    clips = find_clips(source)
+    split_clips(clips, description["split"])  # what cannot be split makes no folder
+    description["fingerprint"] = fingerprint(clips, source)
+    folder = RunFolder.new(config.preset, options.out)
+    folder.write_config(config, **description)
+    return folder, config, description, clips
+
+
+def resume_run(options: Options) -> tuple[RunFolder, TrainConfig, dict[str, Any], list[Clip]]:
+    """Open the run to resume; returns what `open_run` does.
+
+    Raises:
+        CheckpointError: the run was begun with other settings, or its data has changed.
+    """
+    if options.out is not None:
+        raise ValueError(f"--out {options.out}: a resumed run stays in its folder")
+    folder = RunFolder.existing(options.resume or None)
+    config, description = folder.read_config()
+    saved = dataclasses.asdict(config) | description
+    for name, value in options.given().items():
+        if name in CHANGEABLE | RECIPE:
+            continue
+        value = str(Path(value).resolve()) if name == "data" else value
+        require_same(folder, name, saved[name], value)
+
+    before = config, dict(description)
+    description["stage"] = options.stage or description["stage"]
+    config = with_new_stages(config, description["stage"])
+    for stage in chosen(config, description["stage"]):
+        if folder.begun(stage):
+            for name, value in options.recipe_changes().items():
+                require_same(folder, name, getattr(config.recipes[stage], name), value)
+        else:
+            config = config.with_recipes([stage], **options.recipe_changes())
+
+    source = source_of(description)
+    clips = find_clips(source)
+    if fingerprint(clips, source) != description["fingerprint"]:
+        raise CheckpointError(f"{folder.path}: {source} does not hold the clips it was begun with")
+    if (config, description) != before:
+        folder.write_config(config, **description)
+    return folder, config, description, clips
+
+
+def with_new_stages(config: TrainConfig, stage: str) -> TrainConfig:
+    """The config with its preset's recipe of `stage`, if that was not there when it was saved."""
+    if stage == "all" or stage in config.recipes:
+        return config
+    recipe = STAGES[stage].preset(config.preset)
+    return dataclasses.replace(config, recipes=config.recipes | {stage: recipe})
+
+
+def require_same(folder: RunFolder, name: str, old: Any, new: Any) -> None:
+    """Raise CheckpointError where a resumed run is given another setting."""
+    if old != new:
+        raise CheckpointError(f"{folder.path}: was begun with {name} = {old}, not {new}")
+
+
+def source_of(description: dict[str, Any]) -> Path:
+    """Where a run's data is.
+
+    Raises:
+        DataError: it is the repository's speech, which an installed package does not have.
+    """
+    if description["data"] != "shipped speech":
+        return Path(description["data"])
+    if not SHIPPED_SPEECH.exists():
+        raise DataError("the speech to train on is in the repository only; give other --data")
+    return SHIPPED_SPEECH
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        ValueError: there is no such device, or it does not work.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+def load_product(
+    folder: RunFolder, stage: str, config: TrainConfig, backend: ModuleType
+) -> nn.Module:
+    """A stage's model, from its checkpoint, on the CPU, in eval mode."""
+    checkpoint = load_model(folder.model(stage), stage)
+    require_same_mel(config.mel, checkpoint.mel, f"run != {folder.model(stage)}")
+    return restore(STAGES[stage].model_class(backend), checkpoint, folder.model(stage))
+
+
+def load_required(
+    folder: RunFolder, stage: str, config: TrainConfig, backend: ModuleType, device: torch.device
+) -> dict[str, nn.Module]:
+    """The finished products that a stage requires: on `device`, in eval mode, without gradients.
+
+    Raises:
+        TrainingError: one is not finished; says how to get it.
+    """
+    required = {}
+    for name in STAGES[stage].requires:
+        if name not in folder.results():
+            raise TrainingError(
+                f"{stage}: requires the product of {name}, which {folder.path} does not hold; "
+                f"train it there first: --resume {folder.path} --stage {name}"
+            )
+        product = load_product(folder, name, config, backend)
+        required[name] = product.to(device).requires_grad_(False)
+    return required
