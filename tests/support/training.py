@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -24,6 +25,16 @@ def run(
         timeout=timeout,
         env=os.environ | env,
     )
+
+
+def main(*arguments: str | Path) -> int:
+    """The command line in this process, without the report, which takes longer than a short
+    training."""
+    from muomni_fast.reference import train
+    from muomni_fast.reference.training import run
+
+    with mock.patch.object(run, "write_report", return_value=""):
+        return train.main(["--device", "cpu", *map(str, arguments)])
 
 
 def rows(folder: Path, stage: str) -> list[dict[str, str]]:
