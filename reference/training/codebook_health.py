@@ -36,7 +36,7 @@ def usage(codes: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
 
 
 def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
-    """Occurrences of every code of every stage: (N, Q) -> (Q, K) float64."""
+    """Occurrences of every code of every codebook: (N, Q) -> (Q, K) float64."""
     columns = [torch.bincount(c, minlength=codebook_size) for c in codes.unbind(1)]
     return torch.stack(columns).double()
 
@@ -67,7 +67,7 @@ def kmeans(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def start_from_data(rvq: RVQ, mel: Tensor, generator: torch.Generator) -> None:
-    """Set projections to the data's principal components and codebooks to k-means, stage by stage.
+    """Set projections to the data's principal components and codebooks to k-means, one by one.
 
     Without a bias the components are those of the uncentred second moment, which is what
     reconstructs best through two linear maps.
@@ -163,32 +163,32 @@ class CodebookHealth:
         counts = code_counts(codes, size) / even  # (Q, K)
         self.counts.lerp_(counts, 1 - self.usage_decay)
         revived, residual = 0, z
-        for stage, weight in enumerate(self.rvq.codebook_weights()):
-            before = weight[codes[:, stage]]
+        for q, weight in enumerate(self.rvq.codebook_weights()):
+            before = weight[codes[:, q]]
             if self.ema_decay is not None:
-                sums = self.rvq.code_sums(codes[:, stage], residual, size) / even
-                self.ema_sums[stage].lerp_(sums, 1 - self.ema_decay)
-                self.ema_counts[stage].lerp_(counts[stage], 1 - self.ema_decay)
-                used = self.ema_counts[stage] > 1e-6
-                mean = self.ema_sums[stage][used] / self.ema_counts[stage][used, None]
+                sums = self.rvq.code_sums(codes[:, q], residual, size) / even
+                self.ema_sums[q].lerp_(sums, 1 - self.ema_decay)
+                self.ema_counts[q].lerp_(counts[q], 1 - self.ema_decay)
+                used = self.ema_counts[q] > 1e-6
+                mean = self.ema_sums[q][used] / self.ema_counts[q][used, None]
                 weight[used] = mean.to(weight)
-            dead = (self.counts[stage] < self.least_count).nonzero()[:, 0]
+            dead = (self.counts[q] < self.least_count).nonzero()[:, 0]
             if len(dead):
-                self._revive(stage, dead, residual)
+                self._revive(q, dead, residual)
                 revived += len(dead)
             residual = residual - before
         return revived
 
-    def _revive(self, stage: int, dead: Tensor, residual: Tensor) -> None:
-        weight = self.rvq.codebook_weights()[stage]
+    def _revive(self, q: int, dead: Tensor, residual: Tensor) -> None:
+        weight = self.rvq.codebook_weights()[q]
         draws = torch.randperm(len(residual), generator=self.generator)[: len(dead)]
         dead = dead[
             : len(draws)
         ]  # with fewer rows than dead codes, the rest wait for the next step
         weight[dead] = residual[draws.to(residual.device)].to(weight)
-        self.counts[stage, dead] = 1.0
-        self.ema_sums[stage, dead] = weight[dead].double()
-        self.ema_counts[stage, dead] = 1.0
+        self.counts[q, dead] = 1.0
+        self.ema_sums[q, dead] = weight[dead].double()
+        self.ema_counts[q, dead] = 1.0
         if self.optimiser is not None:
             for value in self.optimiser.state.get(weight, {}).values():
                 if torch.is_tensor(value) and value.shape == weight.shape:

@@ -129,15 +129,15 @@ def test_ema_codebooks_follow_the_means():
     codes = rvq.encode(mel)
     health.after_step(mel, codes)
     residual, even = mel.double(), len(mel) / 8
-    for stage in range(2):
+    for q in range(2):
         for code in range(8):
-            rows = residual[codes[:, stage] == code]
-            total = 0.9 * start[stage, code] + 0.1 * rows.sum(0) / even
+            rows = residual[codes[:, q] == code]
+            total = 0.9 * start[q, code] + 0.1 * rows.sum(0) / even
             expected = total / (0.9 + 0.1 * len(rows) / even)
             torch.testing.assert_close(
-                rvq.codebooks[stage].weight[code].double(), expected, rtol=1e-5, atol=1e-6
+                rvq.codebooks[q].weight[code].double(), expected, rtol=1e-5, atol=1e-6
             )
-        residual = residual - start[stage][codes[:, stage]]
+        residual = residual - start[q][codes[:, q]]
     assert not rvq.codebooks[0].weight.requires_grad
 
 
