@@ -179,6 +179,20 @@ def test_presets_are_the_published_shapes():
     assert TrainConfig.from_dict(saved).recipe("vocoder").learning_rate == 2e-4
 
 
+def test_a_config_with_two_fields_for_each_stage_loads():
+    """What runs wrote before a config held recipes by stage."""
+    config = presets()["smoke"]
+    saved = json.loads(json.dumps(config, default=vars))
+    for stage, recipe in saved.pop("recipes").items():
+        saved[stage] = recipe.pop("model")
+        saved[f"{stage}_recipe"] = recipe
+    again = TrainConfig.from_dict(saved)
+    assert json.dumps(again, default=vars) == json.dumps(config, default=vars)
+    saved["recipes"] = {"unheard": {}}
+    with pytest.raises(ValueError, match="unheard is not a stage; there are rvq, vocoder"):
+        TrainConfig.from_dict(saved)
+
+
 # Failures
 
 
