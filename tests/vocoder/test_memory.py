@@ -236,10 +236,25 @@ def test_offsets_of_a_convolution_do_not_wrap(probe, beyond, rows):
     x, out = torch.zeros(16), torch.zeros(16)
     found = probe(batch * rows // 16 - 1)
     _conv_kernel[(1,)](
-        x_ptr=x, sign_ptr=None, w_ptr=torch.zeros(256), b_ptr=None, out_ptr=out, lengths_ptr=None,
-        T=rows, rows_per_frame=1, taps=1, N=16, C=16, DILATION=1, OFFSET=0, STRIDE=1, PHASES=None, SLOPE=1.0,
-        CHANNELS_FIRST=False, TILE=SHAPE,
-    )  # fmt: skip
+        x_ptr=x,
+        sign_ptr=None,
+        w_ptr=torch.zeros(256),
+        b_ptr=None,
+        out_ptr=out,
+        lengths_ptr=None,
+        T=rows,
+        rows_per_frame=1,
+        taps=1,
+        N=16,
+        C=16,
+        DILATION=1,
+        OFFSET=0,
+        STRIDE=1,
+        PHASES=None,
+        SLOPE=1.0,
+        CHANNELS_FIRST=False,
+        TILE=SHAPE,
+    )
     assert farthest(found, out) == batch * rows * 16 - 1 > beyond
     assert found.read[0].max() == x.data_ptr() + 4 * (batch * rows * 16 - 1)
 
@@ -252,10 +267,27 @@ def test_offsets_of_a_step_do_not_wrap(probe, beyond, rows):
     x, out = torch.zeros(16), torch.zeros(16)
     found = probe(2 * (batch * rows // 16) - 1)
     _mrf_step_kernel[(1,)](
-        x_ptr=x, res_ptr=x, sign_ptr=x, w_ptr=torch.zeros(512), b_ptr=None, out_ptr=out,
-        lengths_ptr=None, B=batch, T=rows, rows_per_frame=1, scale=1.0, C=16, TAPS=(1, 1), DILATIONS=(1, 1),
-        SHARED=(False, False, False), SUM=False, SLOPE=0.1, IN_SLOPE=0.1, OUT_SLOPE=1.0, TILE=SHAPE,
-    )  # fmt: skip
+        x_ptr=x,
+        res_ptr=x,
+        sign_ptr=x,
+        w_ptr=torch.zeros(512),
+        b_ptr=None,
+        out_ptr=out,
+        lengths_ptr=None,
+        B=batch,
+        T=rows,
+        rows_per_frame=1,
+        scale=1.0,
+        C=16,
+        TAPS=(1, 1),
+        DILATIONS=(1, 1),
+        SHARED=(False, False, False),
+        SUM=False,
+        SLOPE=0.1,
+        IN_SLOPE=0.1,
+        OUT_SLOPE=1.0,
+        TILE=SHAPE,
+    )
     end = 2 * batch * rows * 16 - 1
     assert farthest(found, out) == end > 2 * beyond
     for addresses in (found.read[0], *found.read[-2:]):
@@ -272,11 +304,26 @@ def test_offsets_of_a_strip_do_not_wrap(probe, beyond, rows):
     program = batch * rows // 16 - 1
     found = probe(program)
     _mrf_strip_kernel[(1,)](
-        x_ptr=x, w_ptr=torch.zeros(2 * 768), b_ptr=torch.zeros(32), out_ptr=out,
-        scratch_ptr=scratch, lengths_ptr=None, B=batch, T=rows, rows_per_frame=1, scale=1.0, C=16, TAPS=taps,
-        DILATIONS=sum(dilations, ()), REACH=sum(reaches(taps, dilations, True), ()), HALO=halo,
-        LENGTH=16, PAIRED=True, SLOPE=0.1, TILE=SHAPE,
-    )  # fmt: skip
+        x_ptr=x,
+        w_ptr=torch.zeros(2 * 768),
+        b_ptr=torch.zeros(32),
+        out_ptr=out,
+        scratch_ptr=scratch,
+        lengths_ptr=None,
+        B=batch,
+        T=rows,
+        rows_per_frame=1,
+        scale=1.0,
+        C=16,
+        TAPS=taps,
+        DILATIONS=sum(dilations, ()),
+        REACH=sum(reaches(taps, dilations, True), ()),
+        HALO=halo,
+        LENGTH=16,
+        PAIRED=True,
+        SLOPE=0.1,
+        TILE=SHAPE,
+    )
     assert found.written[-1].max() == out.data_ptr() + 4 * (batch * rows * 16 - 1)
     slices = 2 * (16 + 2 * halo) * 16
     begin = scratch.data_ptr() + 4 * program * slices
@@ -290,9 +337,19 @@ def test_offsets_of_the_last_convolution_do_not_wrap(probe, beyond, rows):
     x, out, w = torch.zeros(16), torch.zeros(16), torch.zeros(16)
     found = probe(batch * rows // 16 - 1)
     _conv_post_kernel[(1,)](
-        x_ptr=x, w_ptr=w, b_ptr=w, out_ptr=out, lengths_ptr=None, T=rows, rows_per_frame=1, C=16, TAPS=1,
-        SLOPE=0.1, BLOCK_T=16, BLOCK_C=16,
-    )  # fmt: skip
+        x_ptr=x,
+        w_ptr=w,
+        b_ptr=w,
+        out_ptr=out,
+        lengths_ptr=None,
+        T=rows,
+        rows_per_frame=1,
+        C=16,
+        TAPS=1,
+        SLOPE=0.1,
+        BLOCK_T=16,
+        BLOCK_C=16,
+    )
     assert found.read[0].max() == x.data_ptr() + 4 * (batch * rows * 16 - 1)
     assert farthest(found, out) == batch * rows - 1
 
@@ -305,19 +362,49 @@ def test_offsets_of_gradients_do_not_wrap(probe, beyond, rows):
     program = batch * rows // 16 - 1
     found = probe(program)
     _conv_post_grad_kernel[(1,)](
-        grad_ptr=y, out_ptr=y, x_ptr=x, w_ptr=w, grad_x_ptr=out, grad_w_ptr=w, grad_b_ptr=bias,
-        lengths_ptr=None, B=batch, T=rows, rows_per_frame=1, C=16, TAPS=1, SLOPE=0.1, BLOCK_T=16, BLOCK_C=16,
+        grad_ptr=y,
+        out_ptr=y,
+        x_ptr=x,
+        w_ptr=w,
+        grad_x_ptr=out,
+        grad_w_ptr=w,
+        grad_b_ptr=bias,
+        lengths_ptr=None,
+        B=batch,
+        T=rows,
+        rows_per_frame=1,
+        C=16,
+        TAPS=1,
+        SLOPE=0.1,
+        BLOCK_T=16,
+        BLOCK_C=16,
         BLOCK_TAPS=1,
-    )  # fmt: skip
+    )
     end = batch * rows * 16 - 1
     assert found.written[0].max() == out.data_ptr() + 4 * end
     found = probe(program)
     _weight_grad_kernel[(1,)](
-        y_ptr=y, x_ptr=x, out_ptr=out, bias_ptr=bias, lengths_ptr=None, B=batch, T=rows, rows_per_frame=1,
-        splits=program + 1, N=16, C=16, TAPS=(1,), DILATIONS=(1,), PADDINGS=(0,), BLOCKS=(1,),
-        STRIDE=1, SHARED=(True, True), SLOPES=(1.0, 0.1), CHANNELS_FIRST=False,
+        y_ptr=y,
+        x_ptr=x,
+        out_ptr=out,
+        bias_ptr=bias,
+        lengths_ptr=None,
+        B=batch,
+        T=rows,
+        rows_per_frame=1,
+        splits=program + 1,
+        N=16,
+        C=16,
+        TAPS=(1,),
+        DILATIONS=(1,),
+        PADDINGS=(0,),
+        BLOCKS=(1,),
+        STRIDE=1,
+        SHARED=(True, True),
+        SLOPES=(1.0, 0.1),
+        CHANNELS_FIRST=False,
         TILE=(16, 16, 16, "ieee", 1),
-    )  # fmt: skip
+    )
     assert found.read[0].max() == y.data_ptr() + 4 * end
     assert found.read[1].max() == x.data_ptr() + 4 * end
     assert found.written[0].max() == out.data_ptr() + 4 * ((program + 1) * 256 - 1)
