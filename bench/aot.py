@@ -41,7 +41,7 @@ from muomni_fast.kernels.rvq.decode import rvq_decode
 from muomni_fast.kernels.rvq.encode import half_norms_of, rvq_encode
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, weight_grad
-from muomni_fast.vocoder import generator as network
+from muomni_fast.vocoder import generator as generators
 from muomni_fast.vocoder import triton_backend as triton_vocoder
 from muomni_fast.vocoder import triton_mrf
 from muomni_fast.vocoder.plan import plan_of_generator
@@ -152,10 +152,12 @@ def generator_case(
             for change in changes:
                 stack.enter_context(unittest.mock.patch.object(*change))
             layers = triton_vocoder.layers(tensors, net)
-            audio, kept = network.forward(triton_vocoder, mel, layers, net, None, train)
+            audio, kept = generators.forward(triton_vocoder, mel, layers, net, None, train)
             if train:
                 needs = [True] * (1 + len(tensors))
-                network.backward(triton_vocoder, audio, audio, mel, kept, tensors, net, None, needs)
+                generators.backward(
+                    triton_vocoder, audio, audio, mel, kept, tensors, net, None, needs
+                )
 
     kind = f"{str(dtype).removeprefix('torch.')}{f' as {precision}' if precision else ''}"
     what = "training" if train else "stages in one launch" if whole else "forward"

@@ -15,7 +15,7 @@ log = logging.getLogger("muomni_fast")
 _version = operator.attrgetter("_version")
 # What makes a convolution the one it is, besides its weights.
 _settings = operator.itemgetter(
-    "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
+    "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "output_padding"
 )
 
 
@@ -61,24 +61,31 @@ class Structure:
         inside = [*root.modules()]
         places = [(m._modules, name, child) for m in inside for name, child in m._modules.items()]
         self._holders, self._names, self._children = map(list, zip(*places, strict=True))
-        self._inside, self._classes = inside, [*map(type, inside)]
-        self._hooks = [hooks for module in inside for hooks in hooks_of(module)]
-        self._hooked = [*map(bool, self._hooks)]
+        convolutions = [m for m in inside if isinstance(m, (nn.Conv1d, nn.ConvTranspose1d))]
+        self._inside = inside
+        self._families = [module._modules for module in inside]
         self._dicts = [module.__dict__ for module in inside]
-        self._own_forward = [*map(operator.contains, self._dicts, repeat("forward"))]
-        kinds = nn.Conv1d, nn.ConvTranspose1d
-        self._convolutions = [module.__dict__ for module in inside if isinstance(module, kinds)]
-        self._settings = [*map(_settings, self._convolutions)]
+        self._hooks = [hooks for module in inside for hooks in hooks_of(module)]
+        self._convolutions = [module.__dict__ for module in convolutions]
+        self._parameters = [module._parameters for module in convolutions]
+        self._facts = self._look()
+
+    def _look(self) -> list[list[Any]]:
+        """What a plan rests on. Asked at every call: each line passes over a list without a call
+        in Python."""
+        return [
+            [*map(type, self._inside)],
+            [*map(len, self._families)],
+            [*map(bool, self._hooks)],
+            [*map(operator.contains, self._dicts, repeat("forward"))],
+            [*map(_settings, self._convolutions)],
+            [*map(operator.is_, map(dict.get, self._parameters, repeat("bias")), repeat(None))],
+        ]
 
     def unchanged(self) -> bool:
-        """Asked at every call: each line passes over a list without a call in Python."""
-        return (
-            all(map(operator.is_, map(dict.get, self._holders, self._names), self._children))
-            and [*map(type, self._inside)] == self._classes
-            and [*map(bool, self._hooks)] == self._hooked
-            and [*map(operator.contains, self._dicts, repeat("forward"))] == self._own_forward
-            and [*map(_settings, self._convolutions)] == self._settings
-        )
+        """Whether all is as it was."""
+        found = map(dict.get, self._holders, self._names)
+        return all(map(operator.is_, found, self._children)) and self._look() == self._facts
 
 
 def hooks_of(module: nn.Module) -> tuple[Any, ...]:

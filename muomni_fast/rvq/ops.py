@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import backend
+from ..backend import choose
 from ..counters import counters, known
 from ..operators import needed, one_by_one, operator, refusal
 from . import torch_backend
@@ -22,7 +22,7 @@ from .backends import Backend
 
 def _backend(op: str, *tensors: Tensor) -> Backend:
     """What runs `op` on these tensors."""
-    if backend.choose(op, *tensors) == "torch":
+    if choose(op, *tensors) == "torch":
         return torch_backend
     from . import triton_backend
 
@@ -44,9 +44,9 @@ def rvq_encode(
     exact: bool,
 ) -> Tensor:
     """(N, n_mels), (Q, K, D), (Q, K), (D, n_mels), (D,) -> codes (N, Q) int64."""
-    run = _backend("rvq_encode", mel, codebooks)
+    backend = _backend("rvq_encode", mel, codebooks)
     _, nonfinite = known.get(mel.device) or counters(mel.device)
-    return run.encode(mel, codebooks, half_norms, weight, bias, nonfinite, exact=exact)[0]
+    return backend.encode(mel, codebooks, half_norms, weight, bias, nonfinite, exact=exact)[0]
 
 
 @torch.library.register_fake("muomni::rvq_encode")
@@ -56,9 +56,9 @@ def _(mel: Tensor, codebooks: Tensor, *rest: Any) -> Tensor:
 
 def _decode(codes: Tensor, tables: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """(N, q) int64, (Q, K, D), (n_mels, D), (n_mels,) -> frames (N, n_mels), or sums (N, D)."""
-    run = _backend("rvq_decode", codes, tables)
+    backend = _backend("rvq_decode", codes, tables)
     invalid, _ = known.get(codes.device) or counters(codes.device)
-    return run.decode(codes, tables, weight, bias, invalid)
+    return backend.decode(codes, tables, weight, bias, invalid)
 
 
 def _fake_decode(codes: Tensor, tables: Tensor, weight: Tensor | None, bias: Any) -> Tensor:
@@ -78,16 +78,16 @@ def rvq_decode_backward(
     grad: Tensor, codes: Tensor, tables: Tensor, weight: Tensor | None, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of tables, weight and bias; an empty tensor for each one not needed."""
-    run = _backend("rvq_decode", codes, tables)
+    backend = _backend("rvq_decode", codes, tables)
     grad_tables, grad_weight, grad_bias = (tables.new_empty(0) for _ in needs)
     if needs[0]:
         to_sums = grad if weight is None else grad @ weight
         grad_tables = tables.new_zeros(tables.shape)
         for q in range(codes.shape[1]):
-            sums = run.code_sums(codes[:, q], to_sums, tables.shape[1])
+            sums = backend.code_sums(codes[:, q], to_sums, tables.shape[1])
             grad_tables[q].copy_(sums)
     if needs[1]:
-        sums = run.decode(codes, tables, None, None, _scratch(codes))
+        sums = backend.decode(codes, tables, None, None, _scratch(codes))
         grad_weight = grad.t() @ sums
     if needs[2]:
         grad_bias = grad.sum(0)
@@ -142,10 +142,12 @@ def rvq_quantize(
     The losses are the mean squares of what each codebook leaves: equal values, but the first has
     the gradient of the commitment loss, the second that of the codebook loss.
     """
-    run = _backend("rvq_quantize", mel, codebooks)
+    backend = _backend("rvq_quantize", mel, codebooks)
     invalid, nonfinite = known.get(mel.device) or counters(mel.device)
-    codes, sums = run.encode(mel, codebooks, None, in_weight, in_bias, nonfinite, with_sums=True)
-    quantized = run.decode(codes, codebooks, None, None, invalid)
+    codes, sums = backend.encode(
+        mel, codebooks, None, in_weight, in_bias, nonfinite, with_sums=True
+    )
+    quantized = backend.decode(codes, codebooks, None, None, invalid)
     frames = _frames(quantized, out_weight, out_bias)
     assert sums is not None  # asked for
     loss = sums / max(1, quantized.numel())
@@ -190,11 +192,11 @@ def rvq_quantize_backward(
     commitment loss moves the frame, the codebook loss the codewords; both by what a codebook
     leaves, which is recomputed from the codes.
     """
-    run = _backend("rvq_quantize", mel, codebooks)
+    backend = _backend("rvq_quantize", mel, codebooks)
     need_mel, need_codebooks, need_in, need_in_bias, need_out, need_out_bias = needs
     grads = [codebooks.new_empty(0) for _ in needs]
     if need_out:
-        quantized = run.decode(codes, codebooks, None, None, _scratch(codes))
+        quantized = backend.decode(codes, codebooks, None, None, _scratch(codes))
         grads[4] = grad_frames.t() @ quantized
     if need_out_bias:
         grads[5] = grad_frames.sum(0)
@@ -211,7 +213,7 @@ def rvq_quantize_backward(
             to_z = torch.addcmul(to_z, residual, grad_commitment[q], value=scale)
             if need_codebooks:
                 rows = torch.addcmul(to_codewords, residual, grad_codebook[q], value=-scale)
-                grads[1][q].copy_(run.code_sums(codes[:, q], rows, codebook.shape[0]))
+                grads[1][q].copy_(backend.code_sums(codes[:, q], rows, codebook.shape[0]))
         if need_mel:
             grads[0] = (to_z if in_weight is None else to_z @ in_weight).to(mel.dtype)
         if need_in:

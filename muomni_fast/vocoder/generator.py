@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .. import backend
+from ..backend import choose
 from ..operators import Operator, empty_where_needed, filled, needed, one_by_one, operator, refusal
 from ..reference.checks import refuse_in_capture
 from . import torch_backend, torch_inference
@@ -28,7 +28,7 @@ MANY_FRAMES = 16
 
 def backend_for(op: str, *tensors: Tensor) -> Backend:
     """The backend that runs the layers of `op` on these tensors."""
-    if backend.choose(op, *tensors) == "torch":
+    if choose(op, *tensors) == "torch":
         return torch_backend
     from . import triton_backend
 
@@ -49,7 +49,7 @@ def preparing(op: str, prepared_for: str, *tensors: Tensor) -> PreparingBackend:
 
 
 def forward(
-    run: InferenceBackend,
+    backend: InferenceBackend,
     mel: Tensor,
     layers: Layers,
     network: Network,
@@ -59,7 +59,7 @@ def forward(
     """Audio of a mel, and what its gradient needs if `keep`.
 
     Args:
-        run: the backend.
+        backend: what runs the layers.
         mel: (B, n_mels, T).
         layers: what the backend's `layers` gives.
         network: the shape.
@@ -71,19 +71,19 @@ def forward(
         (B, T * hop), and the list.
     """
     ends: Ends = None if lengths is None else (lengths, 1)
-    x = run.pre(mel, layers.pre, ends)
+    x = backend.pre(mel, layers.pre, ends)
     kept = [x]
     levels = zip(network.factors, network.kernels, layers.ups, layers.mrfs, strict=True)
     for factor, kernel, up, mrf in levels:
-        u = run.up(x, up, factor, kernel, ends)
+        u = backend.up(x, up, factor, kernel, ends)
         ends = ends and (ends[0], ends[1] * factor)
-        x, inner = run.mrf(u, mrf, network.blocks, keep, ends)
+        x, inner = backend.mrf(u, mrf, network.blocks, keep, ends)
         kept += [u, *inner, x]
-    return run.post(x, layers.post, ends), kept if keep else []
+    return backend.post(x, layers.post, ends), kept if keep else []
 
 
 def backward(
-    run: Backend,
+    backend: Backend,
     grad: Tensor,
     audio: Tensor,
     mel: Tensor,
@@ -96,7 +96,7 @@ def backward(
     """Gradients of the mel and of every weight and bias, None where not needed.
 
     Args:
-        run, mel, network, lengths: as in `forward`.
+        backend, mel, network, lengths: as in `forward`.
         grad, audio: (B, T * hop), of its result and that itself.
         kept: what it kept.
         tensors: weights and biases as torch has them, in the order of `Layers.of`.
@@ -109,34 +109,36 @@ def backward(
     per_level = (len(kept) - 1) // levels
     rows_per_frame = network.hop
     ends = None if lengths is None else (lengths, rows_per_frame)
-    d, found.post = run.post_grad(grad, audio, kept[-1], weights.post, need.post, ends)
+    grad, found.post = backend.post_grad(grad, audio, kept[-1], weights.post, need.post, ends)
     for level in reversed(range(levels)):
         if not any(needs[: 1 + 2 + (level + 1) * (2 + size)]):
             break
         first = 1 + level * per_level
         x, u, inner = kept[first - 1], kept[first], kept[first + 1 : first + per_level - 1]
-        d, found.mrfs[level] = run.mrf_grad(
-            d, u, inner, weights.mrfs[level], network.blocks, need.mrfs[level], ends
+        grad, found.mrfs[level] = backend.mrf_grad(
+            grad, u, inner, weights.mrfs[level], network.blocks, need.mrfs[level], ends
         )
         factor = network.factors[level]
         rows_per_frame //= factor
         ends = None if lengths is None else (lengths, rows_per_frame)
-        d, found.ups[level] = run.up_grad(d, x, weights.ups[level], factor, need.ups[level], ends)
+        grad, found.ups[level] = backend.up_grad(
+            grad, x, weights.ups[level], factor, need.ups[level], ends
+        )
     else:
         if any(needs[:3]):
-            grad_mel, found.pre = run.pre_grad(d, mel, weights.pre, needs[0], need.pre, ends)
+            grad_mel, found.pre = backend.pre_grad(grad, mel, weights.pre, needs[0], need.pre, ends)
             return [grad_mel, *found.flat()]
     return [None, *found.flat()]
 
 
-def fake_kept(run: Backend, mel: Tensor, channels: int, network: Network) -> list[Tensor]:
+def fake_kept(backend: Backend, mel: Tensor, channels: int, network: Network) -> list[Tensor]:
     """Tensors like those `forward` keeps; `channels` are those after `pre`."""
     rows = mel.shape[2]
-    kept = [run.fake(mel, channels, rows)]
+    kept = [backend.fake(mel, channels, rows)]
     for factor in network.factors:
         channels, rows = channels // 2, rows * factor
-        inner = run.fake_kept(mel, channels, rows, network.blocks)
-        kept += [run.fake(mel, channels, rows), *inner, run.fake(mel, channels, rows)]
+        inner = backend.fake_kept(mel, channels, rows, network.blocks)
+        kept += [backend.fake(mel, channels, rows), *inner, backend.fake(mel, channels, rows)]
     return kept
 
 
@@ -185,21 +187,21 @@ def generator(
     laid out; `network` is `Network.spec`.
     """
     shape = Network.parse(network)
-    run: InferenceBackend
+    backend: InferenceBackend
     if prepared_for is not None:  # its tensors are of one kind: the first speaks for all
-        run = preparing("generator", prepared_for, mel, tensors[0])
+        backend = preparing("generator", prepared_for, mel, tensors[0])
     else:
-        run = backend_for("generator", mel, *tensors)
-    if lengths is None or run.TAKES_ENDS:
-        return _audio(run, mel, tensors, shape, prepared_for is not None, lengths)
+        backend = backend_for("generator", mel, *tensors)
+    if lengths is None or backend.TAKES_ENDS:
+        return _audio(backend, mel, tensors, shape, prepared_for is not None, lengths)
     audio = mel.new_zeros(mel.shape[0], mel.shape[2] * shape.hop)
-    one = lambda own: [_audio(run, own, tensors, shape, prepared_for is not None)]
+    one = lambda own: [_audio(backend, own, tensors, shape, prepared_for is not None)]
     each_alone(lengths, one, [mel], [audio])
     return audio
 
 
 def _audio(
-    run: InferenceBackend,
+    backend: InferenceBackend,
     mel: Tensor,
     tensors: Sequence[Tensor],
     shape: Network,
@@ -207,12 +209,12 @@ def _audio(
     lengths: Tensor | None = None,
 ) -> Tensor:
     if prepared:
-        layers = cast(PreparingBackend, run).unpacked(tensors, shape)
+        layers = cast(PreparingBackend, backend).unpacked(tensors, shape)
     else:
-        if run is torch_backend and mel.shape[0] * mel.shape[2] >= MANY_FRAMES:
-            run = torch_inference
-        layers = run.layers(tensors, shape)
-    return forward(run, mel, layers, shape, lengths, keep=False)[0]
+        if backend is torch_backend and mel.shape[0] * mel.shape[2] >= MANY_FRAMES:
+            backend = torch_inference
+        layers = backend.layers(tensors, shape)
+    return forward(backend, mel, layers, shape, lengths, keep=False)[0]
 
 
 @torch.library.register_fake("muomni::generator")
@@ -225,14 +227,14 @@ def generator_train(
     mel: Tensor, tensors: Sequence[Tensor], lengths: Tensor | None, network: str
 ) -> tuple[Tensor, list[Tensor]]:
     """`generator`, and what its backward needs, laid out as the backend that ran has it."""
-    run, shape = backend_for("generator", mel, *tensors), Network.parse(network)
-    layers = run.layers(tensors, shape)
-    if lengths is None or run.TAKES_ENDS:
-        return forward(run, mel, layers, shape, lengths, keep=True)
-    audio, kept = _like_training(run, mel, tensors, shape)
+    backend, shape = backend_for("generator", mel, *tensors), Network.parse(network)
+    layers = backend.layers(tensors, shape)
+    if lengths is None or backend.TAKES_ENDS:
+        return forward(backend, mel, layers, shape, lengths, keep=True)
+    audio, kept = _like_training(backend, mel, tensors, shape)
 
     def one(own: Tensor) -> list[Tensor]:
-        own_audio, own_kept = forward(run, own, layers, shape, None, keep=True)
+        own_audio, own_kept = forward(backend, own, layers, shape, None, keep=True)
         return [own_audio, *own_kept]
 
     each_alone(lengths, one, [mel], [audio.zero_(), *(t.zero_() for t in kept)])
@@ -240,19 +242,19 @@ def generator_train(
 
 
 def _like_training(
-    run: Backend, mel: Tensor, tensors: Sequence[Tensor], shape: Network
+    backend: Backend, mel: Tensor, tensors: Sequence[Tensor], shape: Network
 ) -> tuple[Tensor, list[Tensor]]:
     """Unwritten tensors like those of `generator_train`."""
     audio = mel.new_empty(mel.shape[0], mel.shape[2] * shape.hop)
-    return audio, fake_kept(run, mel, tensors[0].shape[0], shape)
+    return audio, fake_kept(backend, mel, tensors[0].shape[0], shape)
 
 
 @torch.library.register_fake("muomni::generator_train")
 def _(
     mel: Tensor, tensors: Sequence[Tensor], lengths: Any, network: str
 ) -> tuple[Tensor, list[Tensor]]:
-    run = backend_for("generator", mel, *tensors)
-    return _like_training(run, mel, tensors, Network.parse(network))
+    backend = backend_for("generator", mel, *tensors)
+    return _like_training(backend, mel, tensors, Network.parse(network))
 
 
 @operator("generator_backward")
@@ -267,9 +269,9 @@ def generator_backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of mel and tensors; an empty tensor for each not needed."""
-    run, shape = backend_for("generator", mel, *tensors), Network.parse(network)
-    if lengths is None or run.TAKES_ENDS:
-        grads = backward(run, grad, audio, mel, kept, tensors, shape, lengths, needs)
+    backend, shape = backend_for("generator", mel, *tensors), Network.parse(network)
+    if lengths is None or backend.TAKES_ENDS:
+        grads = backward(backend, grad, audio, mel, kept, tensors, shape, lengths, needs)
         return filled(grads, [mel, *tensors], needs)
     grad_mel, *totals = [
         torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32))
@@ -278,7 +280,9 @@ def generator_backward(
 
     def one(own_mel: Tensor, *own: Tensor) -> list[Tensor | None]:
         own_grad, own_audio, *own_kept = own
-        return backward(run, own_grad, own_audio, own_mel, own_kept, tensors, shape, None, needs)
+        return backward(
+            backend, own_grad, own_audio, own_mel, own_kept, tensors, shape, None, needs
+        )
 
     each_alone(lengths, one, [mel, grad, audio, *kept], [grad_mel], totals)
     return filled([grad_mel, *totals], [mel, *tensors], needs)

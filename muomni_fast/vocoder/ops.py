@@ -27,14 +27,14 @@ def mrf(x: Tensor, tensors: Sequence[Tensor], blocks: str, prepared_for: str | N
     `blocks` is `Blocks.spec`.
     """
     shape = Blocks.parse(blocks)
-    run: InferenceBackend
+    backend: InferenceBackend
     if prepared_for is not None:
-        run = preparing("mrf", prepared_for, x, tensors[0])
-        return run.level(x, tensors, shape, keep=False)[0]
-    run = backend_for("mrf", x, *tensors)
-    if run is torch_backend and x.shape[0] * x.shape[2] >= MANY_ROWS:
-        run = torch_inference
-    return run.level(x, run.pack_blocks(tensors, shape), shape, keep=False)[0]
+        backend = preparing("mrf", prepared_for, x, tensors[0])
+        return backend.level(x, tensors, shape, keep=False)[0]
+    backend = backend_for("mrf", x, *tensors)
+    if backend is torch_backend and x.shape[0] * x.shape[2] >= MANY_ROWS:
+        backend = torch_inference
+    return backend.level(x, backend.pack_blocks(tensors, shape), shape, keep=False)[0]
 
 
 @torch.library.register_fake("muomni::mrf")
@@ -45,14 +45,14 @@ def _(x: Tensor, *rest: Any) -> Tensor:
 @operator("mrf_train")
 def mrf_train(x: Tensor, tensors: Sequence[Tensor], blocks: str) -> tuple[Tensor, list[Tensor]]:
     """`mrf`, and what its backward needs, laid out as the backend that ran has it."""
-    run, shape = backend_for("mrf", x, *tensors), Blocks.parse(blocks)
-    return run.level(x, run.pack_blocks(tensors, shape), shape, keep=True)
+    backend, shape = backend_for("mrf", x, *tensors), Blocks.parse(blocks)
+    return backend.level(x, backend.pack_blocks(tensors, shape), shape, keep=True)
 
 
 @torch.library.register_fake("muomni::mrf_train")
 def _(x: Tensor, tensors: Sequence[Tensor], blocks: str) -> tuple[Tensor, list[Tensor]]:
-    run = backend_for("mrf", x, *tensors)
-    return x.new_empty(x.shape), run.fake_kept(x, x.shape[1], x.shape[2], Blocks.parse(blocks))
+    backend = backend_for("mrf", x, *tensors)
+    return x.new_empty(x.shape), backend.fake_kept(x, x.shape[1], x.shape[2], Blocks.parse(blocks))
 
 
 @operator("mrf_backward")
@@ -65,8 +65,8 @@ def mrf_backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of x and tensors; an empty tensor for each not needed."""
-    run = backend_for("mrf", x, *tensors)
-    grad_x, grads = run.level_grad(grad, x, kept, tensors, Blocks.parse(blocks), needs[1:])
+    backend = backend_for("mrf", x, *tensors)
+    grad_x, grads = backend.level_grad(grad, x, kept, tensors, Blocks.parse(blocks), needs[1:])
     return filled([grad_x, *grads], [x, *tensors], needs)
 
 

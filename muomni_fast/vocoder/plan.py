@@ -76,11 +76,11 @@ class Plan:
         if not all(tensor.isfinite().all() for tensor in tensors):
             raise ValueError("prepare: a weight is not finite")
         chosen = backend.choose(self.operator.name, *tensors)
-        run = preparing(self.operator.name, chosen, *tensors)
+        layout = preparing(self.operator.name, chosen, *tensors)
         if isinstance(self.shape, Network):
-            found = run.pack(tensors, self.shape)
+            found = layout.pack(tensors, self.shape)
         else:
-            found = run.pack_blocks(tensors, self.shape)
+            found = layout.pack_blocks(tensors, self.shape)
         return Prepared(unshared(found, tensors), chosen)
 
 

@@ -15,7 +15,7 @@ from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import ConvConfig
 from muomni_fast.kernels.vocoder.conv_post import conv_post
 from muomni_fast.kernels.vocoder.taps import round_to_tf32
-from muomni_fast.vocoder import triton_backend as run
+from muomni_fast.vocoder import triton_backend as backend
 from muomni_fast.vocoder.shapes import Blocks, Network
 
 pytestmark = ON_KERNELS
@@ -39,8 +39,8 @@ def test_pre(tile, n_mels, channels, rows):
     m, w, b = doubles(mel, *layer)
     exact = with_gradients(F.conv1d(m, w, b, padding=3), grad, m, w, b)
     packed = layer[0].transpose(1, 2).contiguous(), layer[1]
-    out = run.pre(mel, packed)
-    d_mel, grads = run.pre_grad(turned(grad), mel, layer, True, [True, True])
+    out = backend.pre(mel, packed)
+    d_mel, grads = backend.pre_grad(turned(grad), mel, layer, True, [True, True])
     all_close([turned(out), d_mel, *grads], exact)
 
 
@@ -48,7 +48,7 @@ def up_of(weight: Tensor, bias: Tensor, rate: int) -> tuple[Tensor, Tensor]:
     """A transposed convolution's weights, packed."""
     other = [weight[:1, :1, :1], bias[:1]]  # layers that are not looked at
     one = Network((rate,), (weight.shape[2],), Blocks("2", (1,), ((1,),)))
-    return run.layers([*other, weight, bias, *other, *other], one).ups[0]
+    return backend.layers([*other, weight, bias, *other, *other], one).ups[0]
 
 
 @pytest.mark.parametrize("rows", [1, 16, 17])
@@ -63,8 +63,8 @@ def test_up(tile, rate, kernel, channels, rows):
     d, w, b = doubles(x, *layer)
     up = F.conv_transpose1d(F.leaky_relu(d, 0.1), w, b, rate, padding)
     exact = with_gradients(up, grad, d, w, b)
-    out = run.up(turned(x), up_of(*layer, rate), rate, kernel)
-    d_x, grads = run.up_grad(turned(grad), turned(x), layer, rate, [True, True])
+    out = backend.up(turned(x), up_of(*layer, rate), rate, kernel)
+    d_x, grads = backend.up_grad(turned(grad), turned(x), layer, rate, [True, True])
     all_close([turned(out), turned(d_x), *grads], exact)
 
 
@@ -79,8 +79,8 @@ def test_post(channels, rows):
     post = F.conv1d(F.leaky_relu(d, 0.01), w, b, padding=3).tanh()
     exact = with_gradients(post, grad, d, w, b)
     packed = layer[0][0].t().contiguous(), layer[1]
-    out = run.post(turned(x), packed)
-    d_x, grads = run.post_grad(grad[:, 0], out, turned(x), layer, [True, True])
+    out = backend.post(turned(x), packed)
+    d_x, grads = backend.post_grad(grad[:, 0], out, turned(x), layer, [True, True])
     all_close([out[:, None], turned(d_x), *grads], exact)
 
 

@@ -22,8 +22,8 @@ from muomni_fast.kernels.vocoder.mrf_step import _mrf_step_kernel
 from muomni_fast.kernels.vocoder.mrf_strip import _mrf_strip_kernel
 from muomni_fast.kernels.vocoder.weight_grad import _weight_grad_kernel
 from muomni_fast.reference.training.presets import presets
-from muomni_fast.vocoder import generator as network
-from muomni_fast.vocoder import triton_backend as run
+from muomni_fast.vocoder import generator as generators
+from muomni_fast.vocoder import triton_backend as backend
 from muomni_fast.vocoder.plan import plan_of_blocks, plan_of_generator
 from muomni_fast.vocoder.shapes import Blocks
 
@@ -48,12 +48,12 @@ def test_every_kernel_stays_in_bounds_and_writes_every_element_once(kind):
         [t.detach() for t in plan_of_generator(model).tensors()],
         plan_of_generator(model).shape,
     )
-    mel, layers = torch.randn(2, 5, 7), run.layers(tensors, shape)
+    mel, layers = torch.randn(2, 5, 7), backend.layers(tensors, shape)
     with watched() as launches:
-        audio, kept = network.forward(run, mel, layers, shape, None, True)
+        audio, kept = generators.forward(backend, mel, layers, shape, None, True)
         needs = [True] * (1 + len(tensors))
-        network.backward(
-            run, torch.randn_like(audio), audio, mel, kept, tensors, shape, None, needs
+        generators.backward(
+            backend, torch.randn_like(audio), audio, mel, kept, tensors, shape, None, needs
         )
     assert {tuple(outputs(launch)) for launch in launches} == {
         ("out_ptr",),  # of a convolution
@@ -79,7 +79,7 @@ def test_rows_after_an_items_end_are_not_read(monkeypatch, path):
     if path == "strips":
         strips(monkeypatch, 16, 2)
     with watched() as launches:
-        run.mrf(x, packed, Blocks("1", TAPS, DILATIONS), False, (lengths, 4))
+        backend.mrf(x, packed, Blocks("1", TAPS, DILATIONS), False, (lengths, 4))
     ends = x.data_ptr() + 4 * 8 * (torch.arange(3) * 40 + lengths * 4)
     for reads in launches[0].reads:
         for addresses, _ in reads:
@@ -91,7 +91,7 @@ def test_rows_after_an_items_end_are_not_read(monkeypatch, path):
 def packed_blocks(kind: str) -> list[Tensor]:
     module = reference.MRF(8, TAPS, DILATIONS, kind)
     tensors = [t.detach() for t in plan_of_blocks(list(module.resblocks)).tensors()]
-    return run.pack_blocks(tensors, Blocks(kind, TAPS, DILATIONS))
+    return backend.pack_blocks(tensors, Blocks(kind, TAPS, DILATIONS))
 
 
 # Strips: scratch is a program's own, and used again and again
@@ -132,7 +132,7 @@ def test_strips_share_nothing_but_input_and_output(monkeypatch, kind, length, pr
     x = torch.randn(2, 70, 8)
     strip_launches.clear()
     with in_order() as events:
-        run.mrf(x, packed_blocks(kind), Blocks(kind, TAPS, DILATIONS), False)
+        backend.mrf(x, packed_blocks(kind), Blocks(kind, TAPS, DILATIONS), False)
     (launch,) = strip_launches
     count = len(launch.reads)
     assert count == min(programs, 2 * -(-70 // length))

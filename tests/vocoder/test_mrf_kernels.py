@@ -20,8 +20,8 @@ from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, taps, weight_grad
 from muomni_fast.kernels.vocoder.configs import ConvConfig
 from muomni_fast.reference.vocoder import hifigan
-from muomni_fast.vocoder import generator as network
-from muomni_fast.vocoder import triton_backend as run
+from muomni_fast.vocoder import generator as generators
+from muomni_fast.vocoder import triton_backend as backend
 from muomni_fast.vocoder import triton_mrf
 from muomni_fast.vocoder.plan import plan_of_blocks, plan_of_generator
 from muomni_fast.vocoder.shapes import Blocks, Network
@@ -76,9 +76,9 @@ def test_mrf_forward_and_gradients(case, rows):
     x, grad = torch.randn(2, 8, rows), torch.randn(2, 8, rows)
     (d,) = doubles(x)
     exact = with_gradients(module(d), grad, d, *weights_of(module))
-    out, kept = run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=True)
+    out, kept = backend.level(x, backend.pack_blocks(tensors, blocks), blocks, keep=True)
     needs = [True] * len(tensors)
-    d_x, grads = run.level_grad(grad, x, kept, tensors, blocks, needs)
+    d_x, grads = backend.level_grad(grad, x, kept, tensors, blocks, needs)
     all_close([out, d_x, *grads], exact)
 
 
@@ -88,7 +88,7 @@ def test_mrf_of_any_width(monkeypatch, channels):
     module, tensors, blocks = mrf(MRFS["1"], channels)
     x = torch.randn(2, channels, 17)
     assert_close(
-        run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=False)[0],
+        backend.level(x, backend.pack_blocks(tensors, blocks), blocks, keep=False)[0],
         module(x.double()).detach(),
     )
 
@@ -124,9 +124,9 @@ def test_strips_equal_steps_to_the_bit(monkeypatch, case, channels, rows, length
         sum_exactly(monkeypatch)
     module, tensors, blocks = mrf(MRFS[case], channels)
     x = torch.randn(2, channels, rows)
-    steps, _ = run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=False)
+    steps, _ = backend.level(x, backend.pack_blocks(tensors, blocks), blocks, keep=False)
     strips(monkeypatch, length, programs)
-    whole, _ = run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=False)
+    whole, _ = backend.level(x, backend.pack_blocks(tensors, blocks), blocks, keep=False)
     assert_close(whole, module(x.double()).detach())
     assert torch.equal(whole, steps)
 
@@ -146,16 +146,20 @@ def generator(
 def generate(
     mel: Tensor, tensors: list[Tensor], shape: Network, lengths: Tensor | None = None
 ) -> Tensor:
-    return network.forward(run, mel, run.layers(tensors, shape), shape, lengths, False)[0]
+    return generators.forward(backend, mel, backend.layers(tensors, shape), shape, lengths, False)[
+        0
+    ]
 
 
 def differentiate(
     grad: Tensor, mel: Tensor, tensors: list[Tensor], shape: Network, lengths: Tensor | None = None
 ) -> tuple[Tensor, list[Tensor]]:
     """Audio, and gradients of mel and tensors."""
-    audio, kept = network.forward(run, mel, run.layers(tensors, shape), shape, lengths, True)
+    audio, kept = generators.forward(
+        backend, mel, backend.layers(tensors, shape), shape, lengths, True
+    )
     needs = [True] * (1 + len(tensors))
-    grads = network.backward(run, grad, audio, mel, kept, tensors, shape, lengths, needs)
+    grads = generators.backward(backend, grad, audio, mel, kept, tensors, shape, lengths, needs)
     return audio, grads
 
 
@@ -278,9 +282,9 @@ def test_half_precision_gradients(monkeypatch, case, dtype):
 
 
 def slopes(monkeypatch: pytest.MonkeyPatch, slope: float) -> None:
-    for module in (run, triton_mrf, hifigan):
+    for module in (backend, triton_mrf, hifigan):
         monkeypatch.setattr(module, "LEAKY_SLOPE", slope)
-    for module in (run, hifigan):
+    for module in (backend, hifigan):
         monkeypatch.setattr(module, "LAST_LEAKY_SLOPE", slope)
 
 
@@ -300,10 +304,10 @@ def test_small_integers_are_exact(monkeypatch, case):
     set_weights(module, tensors)
     (d,) = doubles(x)
     exact = with_gradients(module(d), grad, d, *weights_of(module))
-    out, kept = run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=True)
-    d_x, grads = run.level_grad(grad, x, kept, tensors, blocks, [True] * len(tensors))
+    out, kept = backend.level(x, backend.pack_blocks(tensors, blocks), blocks, keep=True)
+    d_x, grads = backend.level_grad(grad, x, kept, tensors, blocks, [True] * len(tensors))
     strips(monkeypatch, 16, 2)
-    whole, _ = run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=False)
+    whole, _ = backend.level(x, backend.pack_blocks(tensors, blocks), blocks, keep=False)
     for found, value in zip([out, d_x, *grads, whole], [*exact, exact[0]], strict=True):
         assert torch.equal(found.double(), value)
 
@@ -325,7 +329,7 @@ def test_noise_of_rounded_products(monkeypatch, precision, least):
     x = torch.randn(1, 32, 256)
     monkeypatch.setattr(conv_configs, "INTERPRETER_TILE", ConvConfig(256, 64, 64, 4, 1))
     multiply_in(monkeypatch, precision)
-    out = run.level(x, run.pack_blocks(tensors, blocks), blocks, keep=False)[0]
+    out = backend.level(x, backend.pack_blocks(tensors, blocks), blocks, keep=False)[0]
     assert snr_db(out, module(x.double()).detach()) >= least
 
 

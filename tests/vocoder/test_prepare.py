@@ -218,7 +218,19 @@ def change_a_setting(model: nn.Module) -> None:
     conv.dilation, conv.padding = (3,), (3 * (conv.kernel_size[0] // 2),)
 
 
+def drop_a_bias(model: nn.Module) -> None:
+    model.resblocks[1].convs1[0].bias = None
+
+
+def add_a_convolution(model: nn.Module) -> None:
+    block = model.resblocks[1]
+    for convolutions in (block.convs1, block.convs2):
+        convolutions.append(nn.Conv1d(block.channels, block.channels, 3, padding=1))
+
+
 CHANGES = [
+    drop_a_bias,
+    add_a_convolution,
     change_a_weight,
     replace_a_weight,
     replace_a_module,
