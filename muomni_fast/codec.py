@@ -1,8 +1,10 @@
 """The drop-in codec: audio -> codes -> audio."""
 
+from typing import Self
+
 from . import reference
 from .rvq.modules import RVQ
-from .vocoder.modules import NeuralVocoder
+from .vocoder.modules import HiFiGANVocoder, NeuralVocoder
 
 
 class SpeechCodec(reference.SpeechCodec):
@@ -10,3 +12,10 @@ class SpeechCodec(reference.SpeechCodec):
 
     quantizer_class = RVQ
     vocoder_class = NeuralVocoder
+
+    def prepare(self) -> Self:
+        """Prepare the parts that can be: see `RVQ.prepare` and `HiFiGANVocoder.prepare`."""
+        for part in (self.rvq, self.vocoder):
+            if isinstance(part, (RVQ, HiFiGANVocoder, NeuralVocoder)):
+                part.prepare()
+        return self

@@ -248,6 +248,11 @@ def test_codec_from_checkpoints(lib, tmp_path, caplog):
     codes = codec.encode(audio)
     assert torch.equal(codes, expected.encode(audio))
     torch.testing.assert_close(codec.decode(codes), expected.decode(codes), rtol=0, atol=1e-6)
+    if lib is muomni_fast:
+        assert codec.prepare() is codec and codec.vocoder.vocoder._prepared is not None
+        assert torch.equal(codec.encode(audio), codes)
+        torch.testing.assert_close(codec.decode(codes), expected.decode(codes), rtol=0, atol=1e-6)
+        lib.SpeechCodec.from_checkpoints(paths[0]).prepare()  # Griffin-Lim has nothing to prepare
     assert lib.SpeechCodec.from_checkpoints(paths[0]).decode(codes).shape == (2, 5120)
     assert "Griffin-Lim" in caplog.text
     with pytest.raises(CheckpointError, match="expected a rvq, got a vocoder"):

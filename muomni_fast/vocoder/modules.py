@@ -158,3 +158,9 @@ class NeuralVocoder(reference.NeuralVocoder):
     __doc__ = reference.NeuralVocoder.__doc__
 
     generator_class = HiFiGANVocoder
+
+    def prepare(self) -> Self:
+        """Prepare the generator inside, if there is one; see `HiFiGANVocoder.prepare`."""
+        if isinstance(self.vocoder, HiFiGANVocoder):
+            self.vocoder.prepare()
+        return self

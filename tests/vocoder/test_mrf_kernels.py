@@ -146,9 +146,8 @@ def generator(
 def generate(
     mel: Tensor, tensors: list[Tensor], shape: Network, lengths: Tensor | None = None
 ) -> Tensor:
-    return generators.forward(backend, mel, backend.layers(tensors, shape), shape, lengths, False)[
-        0
-    ]
+    layers = backend.layers(tensors, shape)
+    return generators.forward(backend, mel, layers, shape, lengths, False)[0]
 
 
 def differentiate(
