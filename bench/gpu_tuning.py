@@ -109,7 +109,7 @@ def stage(channels: int, items: int, rows: int) -> Callable[[], Tensor]:
     tensors = [t.detach() for t in plan_of_blocks(list(mrf.resblocks)).tensors()]
     x = torch.randn(items, rows, channels, device="cuda", dtype=torch.bfloat16)
     packed = triton_vocoder.pack_blocks(tensors, blocks)
-    return lambda: triton_vocoder.mrf(x, packed, blocks)[0]
+    return lambda: triton_vocoder.mrf(x, packed, blocks, False)[0]
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import counters
 from ..backend import choose
-from ..counters import counters, known
 from ..operators import needed, one_by_one, operator, refusal
 from . import torch_backend
 from .backends import Backend
@@ -45,7 +45,7 @@ def rvq_encode(
 ) -> Tensor:
     """(N, n_mels), (Q, K, D), (Q, K), (D, n_mels), (D,) -> codes (N, Q) int64."""
     backend = _backend("rvq_encode", mel, codebooks)
-    _, nonfinite = known.get(mel.device) or counters(mel.device)
+    _, nonfinite = counters.known.get(mel.device) or counters.counters(mel.device)
     return backend.encode(mel, codebooks, half_norms, weight, bias, nonfinite, exact=exact)[0]
 
 
@@ -57,7 +57,7 @@ def _(mel: Tensor, codebooks: Tensor, *rest: Any) -> Tensor:
 def _decode(codes: Tensor, tables: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """(N, q) int64, (Q, K, D), (n_mels, D), (n_mels,) -> frames (N, n_mels), or sums (N, D)."""
     backend = _backend("rvq_decode", codes, tables)
-    invalid, _ = known.get(codes.device) or counters(codes.device)
+    invalid, _ = counters.known.get(codes.device) or counters.counters(codes.device)
     return backend.decode(codes, tables, weight, bias, invalid)
 
 
@@ -143,7 +143,7 @@ def rvq_quantize(
     the gradient of the commitment loss, the second that of the codebook loss.
     """
     backend = _backend("rvq_quantize", mel, codebooks)
-    invalid, nonfinite = known.get(mel.device) or counters(mel.device)
+    invalid, nonfinite = counters.known.get(mel.device) or counters.counters(mel.device)
     codes, sums = backend.encode(
         mel, codebooks, None, in_weight, in_bias, nonfinite, with_sums=True
     )

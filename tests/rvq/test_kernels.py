@@ -26,7 +26,7 @@ from muomni_fast.kernels.rvq import certificate
 from muomni_fast.kernels.rvq.code_sums import code_sums
 from muomni_fast.kernels.rvq.configs import ENCODE
 from muomni_fast.kernels.rvq.decode import rvq_decode
-from muomni_fast.kernels.rvq.encode import half_norms_of, rvq_encode
+from muomni_fast.kernels.rvq.encode import encode_constants, half_norms_of, rvq_encode
 from muomni_fast.rvq import torch_backend as torch_rvq
 
 pytestmark = ON_KERNELS
@@ -113,7 +113,9 @@ def test_worse_products_than_the_bound_allows_are_caught(monkeypatch):
     assert mismatches(rows, books[0], encode(rows, books)[:, 0]) == 0
     with monkeypatch.context() as patch:
         patch.setattr(certificate, "score_beta", lambda dim, precision: 0.0)
+        encode_constants.cache_clear()
         assert mismatches(rows, books[0], encode(rows, books)[:, 0]) > 0
+    encode_constants.cache_clear()
     if DEVICE.type == "cpu":
         round_like_tensor_cores(monkeypatch, tf32="3 bits")
         assert mismatches(rows, books[0], encode(rows, books)[:, 0]) > 0
