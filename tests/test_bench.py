@@ -16,6 +16,8 @@ from support.environment import ROOT
 
 from muomni_fast.kernels import tables
 
+pytestmark = pytest.mark.long
+
 LEFT_OUT = ("TRITON_INTERPRET", "MUOMNI_BENCH_OUT")
 ENV = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
 

@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 from support.environment import ROOT
+
+pytestmark = pytest.mark.long
 
 # Compiling needs a process that never interprets.
 ENV = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

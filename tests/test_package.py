@@ -268,6 +268,7 @@ def test_the_fallback_is_logged_once(caplog):
 OPTIONAL = "faiss librosa matplotlib pytest_benchmark safetensors soundfile soxr tqdm transformers"
 
 
+@pytest.mark.long
 def test_gpu_tests_are_found_without_optional_packages(tmp_path):
     blocker = f"import sys\nsys.modules.update(dict.fromkeys({OPTIONAL.split()}))\n"
     (tmp_path / "without_optional.py").write_text(blocker)
@@ -321,6 +322,7 @@ def test_train_without_the_repositorys_speech_asks_for_data(monkeypatch, tmp_pat
     assert "the repository only; give other --data" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_wheel_holds_everything(tmp_path):
     """Every module and table, without this repository."""
     source, target = tmp_path / "source", tmp_path / "target"

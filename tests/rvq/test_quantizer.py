@@ -131,6 +131,7 @@ def test_lpcnet_codebooks_match_the_oracle(RVQ, weights):
     assert stagewise_mismatches(rows, codebooks, codes) == 0
 
 
+@pytest.mark.long
 def test_a_million_rows_match_the_oracle():
     rvq, mel = muomni_fast.RVQ(), torch.randn(1_000_000, 128)
     weight, books = rvq.proj_in.weight.detach(), rvq.stacked_codebooks().detach()
@@ -140,6 +141,7 @@ def test_a_million_rows_match_the_oracle():
     assert stagewise_mismatches(rows, books, codes) == 0
 
 
+@pytest.mark.long
 def test_encoding_a_million_frames_needs_little_memory():
     """At most 64 MB beyond input and output, by the peak of the process."""
     script = """

@@ -35,6 +35,8 @@ from muomni_fast.reference.training.registry import STAGES, register  # noqa: E4
 from muomni_fast.reference.training.run import SHIPPED_SPEECH, load_required  # noqa: E402
 from muomni_fast.reference.training.run_folder import RunFolder  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 NEW = ["--preset", "smoke", "--steps", "8"]
 

@@ -27,6 +27,8 @@ from muomni_fast.reference import train  # noqa: E402
 from muomni_fast.reference.checkpoint import load_training_state  # noqa: E402
 from muomni_fast.reference.training import rvq_stage, trainer  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SMOKE = ["--preset", "smoke"]
 
 

@@ -276,6 +276,7 @@ def test_hooks_on_inner_modules_fire(inner, hook):
     assert torch.equal(model(mel), audio)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("inner", ["conv_pre", "resblocks.4", "resblocks.1.convs2.0", ""])
 def test_hooks_fire_in_compiled_code(inner):
     model, mel = fast_of(), torch.randn(1, 12, 5)

@@ -67,6 +67,7 @@ def check_every_block_operator(config: dict, **options: str) -> None:
         opcheck(vocoder_ops.mrf_backward, given, **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lengths", [None, [3, 5]], ids=["all frames", "lengths"])
 @small_configs
 def test_generator_operators_pass_opcheck(config, lengths):
@@ -78,6 +79,7 @@ def test_block_operators_pass_opcheck(config):
     check_every_block_operator(config)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("interpreter")
 def test_operators_on_interpreted_kernels_pass_opcheck(monkeypatch):
     monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")

@@ -32,7 +32,7 @@ from muomni_fast.vocoder import triton_backend as triton_vocoder
 from muomni_fast.vocoder.plan import plan_of_blocks, plan_of_generator
 from muomni_fast.vocoder.shapes import Blocks
 
-pytestmark = pytest.mark.cpu_rounding
+pytestmark = [pytest.mark.cpu_rounding, pytest.mark.long]
 CPU = torch.device("cpu")
 every_preset = pytest.mark.parametrize("preset", GENERATORS)
 # Lowest signal to noise ratio in float32 (and of gradients), weights that keep the variance.

@@ -13,6 +13,8 @@ from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import MOST_SCRATCH, ConvConfig, StripConfig
 from muomni_fast.vocoder import triton_mrf
 
+pytestmark = pytest.mark.long
+
 FRAMES = 1000  # of 16 x 1 s
 
 
