@@ -13,6 +13,13 @@ from .reference.checks import refuse_in_capture
 
 log = logging.getLogger("muomni_fast")
 _version = operator.attrgetter("_version")
+# Hooks that torch calls for every module there is.
+EVERY_MODULES_HOOKS = (
+    nn.modules.module._global_forward_hooks,
+    nn.modules.module._global_forward_pre_hooks,
+    nn.modules.module._global_backward_hooks,
+    nn.modules.module._global_backward_pre_hooks,
+)
 # What makes a convolution the one it is, besides its weights.
 _settings = operator.itemgetter(
     "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "output_padding"
@@ -20,37 +27,49 @@ _settings = operator.itemgetter(
 
 
 class Sources:
-    """The parameters of a module from which something was computed: whether they are still these,
-    with these values.
+    """The weights of a module from which something was computed: whether they are still these, with
+    these values, in this module.
 
-    Writes through `.data`, and to tensors made in inference mode, leave no trace.
+    Writes into their memory through `.data`, and to tensors made in inference mode, leave no trace.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        places = [
-            (holder, name, value)
+        self._holders = [
+            holder
             for inner in module.modules()
-            for holder in (inner._modules, inner._parameters)
-            for name, value in holder.items()
+            for holder in (inner._modules, inner._parameters, inner._buffers)
         ]
-        self._holders, self._names, self._values = map(list, zip(*places, strict=True))
-        self._tracked = [p for p in module.parameters() if not p.is_inference()]
-        self._versions: list[int] | None = [*map(_version, self._tracked)]
+        self._sizes = [*map(len, self._holders)]
+        places = [(holder, *item) for holder in self._holders for item in holder.items()]
+        self._places, self._names, self._values = map(list, zip(*places, strict=True))
+        self._module = module
         self.told = False  # that they have changed
+        self._track()
 
-    def unchanged(self) -> bool:
-        """Asked at every call: without a call in Python for each parameter."""
-        found = map(dict.get, self._holders, self._names)
-        same = all(map(operator.is_, found, self._values))
-        return same and [*map(_version, self._tracked)] == self._versions
+    def _track(self) -> None:
+        tensors = [value for value in self._values if isinstance(value, Tensor)]
+        self._tracked = [tensor for tensor in tensors if not tensor.is_inference()]
+        self._versions: list[int] | None = [*map(_version, self._tracked)]
+        self._addresses = [*map(Tensor.data_ptr, self._tracked)]  # `.data = ...` moves a tensor
+
+    def unchanged(self, module: nn.Module) -> bool:
+        """Asked at every call: without a call in Python for each tensor."""
+        found = map(dict.get, self._places, self._names)
+        return (
+            module is self._module  # a replica shares attributes with the original
+            and [*map(len, self._holders)] == self._sizes
+            and all(map(operator.is_, found, self._values))
+            and [*map(_version, self._tracked)] == self._versions
+            and [*map(Tensor.data_ptr, self._tracked)] == self._addresses
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_versions": [] if self.unchanged() else None}
+        return self.__dict__ | {"_versions": [] if self.unchanged(self._module) else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._versions is not None:  # a copy's tensors count their own versions
-            self._versions = [*map(_version, self._tracked)]
+        if self._versions is not None:  # a copy's tensors count their own writes
+            self._track()
 
 
 class Structure:
@@ -62,7 +81,7 @@ class Structure:
         places = [(m._modules, name, child) for m in inside for name, child in m._modules.items()]
         self._holders, self._names, self._children = map(list, zip(*places, strict=True))
         convolutions = [m for m in inside if isinstance(m, (nn.Conv1d, nn.ConvTranspose1d))]
-        self._inside = inside
+        self._root, self._inside = root, inside
         self._families = [module._modules for module in inside]
         self._dicts = [module.__dict__ for module in inside]
         self._hooks = [hooks for module in inside for hooks in hooks_of(module)]
@@ -77,15 +96,17 @@ class Structure:
             [*map(type, self._inside)],
             [*map(len, self._families)],
             [*map(bool, self._hooks)],
+            [*map(bool, EVERY_MODULES_HOOKS)],
             [*map(operator.contains, self._dicts, repeat("forward"))],
             [*map(_settings, self._convolutions)],
             [*map(operator.is_, map(dict.get, self._parameters, repeat("bias")), repeat(None))],
         ]
 
-    def unchanged(self) -> bool:
-        """Whether all is as it was."""
+    def unchanged(self, root: nn.Module) -> bool:
+        """Whether all is as it was, in this module."""
         found = map(dict.get, self._holders, self._names)
-        return all(map(operator.is_, found, self._children)) and self._look() == self._facts
+        same = root is self._root and all(map(operator.is_, found, self._children))
+        return same and self._look() == self._facts
 
 
 def hooks_of(module: nn.Module) -> tuple[Any, ...]:
@@ -119,10 +140,11 @@ class Preparable(nn.Module):
 
         A compiled or exported program keeps what there was when it was traced.
         """
-        if self._prepared is None or torch.compiler.is_compiling():
-            return self._prepared
-        assert self._sources is not None
-        if self._sources.unchanged():
+        if self._prepared is None or self._sources is None:
+            return None
+        if torch.compiler.is_compiling():
+            return self._prepared if _when_traced(self) else None
+        if self._sources.unchanged(self):
             return self._prepared
         if not self._sources.told:
             self._sources.told = True
@@ -143,3 +165,12 @@ class Preparable(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._drop()  # another device or dtype
         return super()._apply(fn, recurse)
+
+
+def _when_traced(module: Preparable) -> bool:
+    """Whether what was prepared fits the weights, looked at once, while the module is traced."""
+    return module._sources is not None and module._sources.unchanged(module)
+
+
+# As `torch.compiler.assume_constant_result` marks it, which would import the compiler here.
+_when_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -44,8 +44,8 @@ class RVQ(Preparable, reference.RVQ):
 
         Decoded frames then differ by rounding (the projection is applied before the sum).
         `train()`, `load_state_dict()` and `to()` drop what was prepared; where weights have changed
-        otherwise, it is not used. Only writes through `.data`, or to weights made in inference
-        mode, are not noticed.
+        otherwise, it is not used. Only writes into memory through `.data`, or to weights made in
+        inference mode, are not noticed. No gradient passes a prepared `decode`.
 
         Raises:
             RuntimeError: the module is in training mode.

@@ -72,14 +72,16 @@ def forward(
     """
     ends: Ends = None if lengths is None else (lengths, 1)
     x = backend.pre(mel, layers.pre, ends)
-    kept = [x]
+    kept = [x] if keep else []
     levels = zip(network.factors, network.kernels, layers.ups, layers.mrfs, strict=True)
     for factor, kernel, up, mrf in levels:
         u = backend.up(x, up, factor, kernel, ends)
         ends = ends and (ends[0], ends[1] * factor)
         x, inner = backend.mrf(u, mrf, network.blocks, keep, ends)
-        kept += [u, *inner, x]
-    return backend.post(x, layers.post, ends), kept if keep else []
+        if keep:
+            kept += [u, *inner, x]
+        del u  # or it would outlive the next level's
+    return backend.post(x, layers.post, ends), kept
 
 
 def backward(
@@ -192,29 +194,22 @@ def generator(
         backend = preparing("generator", prepared_for, mel, tensors[0])
     else:
         backend = backend_for("generator", mel, *tensors)
+    laid_out: dict[bool, Layers] = {}  # for few frames and for many, once for all items
+
+    def audio_of(mel: Tensor, lengths: Tensor | None) -> Tensor:
+        plain = backend is torch_backend
+        many = plain and mel.shape[0] * mel.shape[2] >= MANY_FRAMES
+        runs = torch_inference if many else backend
+        if many not in laid_out:
+            unpacked = prepared_for is not None and cast(PreparingBackend, runs).unpacked
+            laid_out[many] = (unpacked or runs.layers)(tensors, shape)
+        return forward(runs, mel, laid_out[many], shape, lengths, keep=False)[0]
+
     if lengths is None or backend.TAKES_ENDS:
-        return _audio(backend, mel, tensors, shape, prepared_for is not None, lengths)
+        return audio_of(mel, lengths)
     audio = mel.new_zeros(mel.shape[0], mel.shape[2] * shape.hop)
-    one = lambda own: [_audio(backend, own, tensors, shape, prepared_for is not None)]
-    each_alone(lengths, one, [mel], [audio])
+    each_alone(lengths, lambda own: [audio_of(own, None)], [mel], [audio])
     return audio
-
-
-def _audio(
-    backend: InferenceBackend,
-    mel: Tensor,
-    tensors: Sequence[Tensor],
-    shape: Network,
-    prepared: bool,
-    lengths: Tensor | None = None,
-) -> Tensor:
-    if prepared:
-        layers = cast(PreparingBackend, backend).unpacked(tensors, shape)
-    else:
-        if backend is torch_backend and mel.shape[0] * mel.shape[2] >= MANY_FRAMES:
-            backend = torch_inference
-        layers = backend.layers(tensors, shape)
-    return forward(backend, mel, layers, shape, lengths, keep=False)[0]
 
 
 @torch.library.register_fake("muomni::generator")

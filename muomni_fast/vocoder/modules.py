@@ -28,7 +28,7 @@ class Planned(Preparable):
         """The plan, made anew where the modules inside have changed."""
         if torch.compiler.is_compiling():  # which watches modules itself
             return self._make_plan()
-        if self._plan is None or self._structure is None or not self._structure.unchanged():
+        if self._plan is None or self._structure is None or not self._structure.unchanged(self):
             self._plan, self._structure = self._make_plan(), Structure(self)
         return self._plan
 
@@ -104,9 +104,9 @@ class HiFiGANVocoder(Planned, reference.HiFiGANVocoder):
 
         `train()`, `load_state_dict()` and `to()` of this module, or one around it, drop what was
         prepared. Where weights have changed otherwise, or modules inside were replaced or hooked,
-        it is not used. Only writes through `.data`, or to weights made in inference mode, are not
-        noticed, and compiled programs keep what there was when they were traced. No gradient
-        passes a prepared model. For half precision, `.to(torch.bfloat16)` first.
+        it is not used. Only writes into memory through `.data`, or to weights made in inference
+        mode, are not noticed, and compiled programs keep what there was when they were traced. No
+        gradient passes a prepared model. For half precision, `.to(torch.bfloat16)` first.
 
         Audio has the same bits as before. On a CPU that is so from
         `vocoder.generator.MANY_FRAMES` frames of a batch on, or of an item with `lengths`: fewer

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import backend
 from ..operators import Operator, run, unshared
-from ..preparable import hooks_of
+from ..preparable import EVERY_MODULES_HOOKS, hooks_of
 from ..reference.vocoder import hifigan
 from .generator import GENERATOR, preparing
 from .ops import MRF
@@ -92,13 +92,20 @@ def plan_of_generator(model: hifigan.HiFiGANVocoder) -> Plan:
     )
     network = Network(config["upsample_rates"], config["upsample_kernel_sizes"], blocks)
     convolutions: list[nn.Module] = [model.conv_pre]
-    fusible = all(_plain(conv, None) for conv in (model.conv_pre, model.conv_post))
+    channels = config["upsample_initial_channel"]
+    fusible = (
+        type(model)._generate is hifigan.HiFiGANVocoder._generate
+        and _plain(model.conv_pre, None, config["n_mels"], channels)
+        and _plain(model.conv_post, None, channels >> len(network.factors), 1)
+    )
     for level, (up, factor, kernel) in enumerate(
         zip(model.ups, network.factors, network.kernels, strict=True)
     ):
         resblocks = list(model.resblocks[level * count : (level + 1) * count])
-        fusible = fusible and _plain_up(up, factor, kernel)
-        fusible = fusible and _fusible(resblocks) and blocks_of(resblocks) == blocks
+        fusible = fusible and _plain_up(up, factor, kernel, channels)
+        channels //= 2
+        fusible = fusible and _fusible(resblocks) and resblocks[0].channels == channels
+        fusible = fusible and blocks_of(resblocks) == blocks
         if fusible:
             convolutions += [up, *(conv for block in resblocks for conv in _convolutions(block))]
     return Plan(GENERATOR, network, [*convolutions, model.conv_post], fusible)
@@ -139,35 +146,39 @@ def _plain_inside(block: Any) -> bool:
     convolutions, after = list(_convolutions(block)), [1] if block.resblock == "1" else []
     dilations = [d for dilation in block.dilations for d in (dilation, *after)]
     return len(convolutions) == len(dilations) and all(
-        _plain(conv, block.kernel_size, dilation)
+        _plain(conv, block.kernel_size, block.channels, block.channels, dilation)
         for conv, dilation in zip(convolutions, dilations, strict=True)
     )
 
 
-def _plain(conv: Any, kernel: int | None, dilation: int = 1) -> bool:
-    """Whether this is torch's convolution, as long as its input; `kernel` None is any odd one."""
+def _plain(conv: Any, kernel: int | None, channels: int, width: int, dilation: int = 1) -> bool:
+    """Whether this is torch's convolution from `channels` to `width`, as long as its input;
+    `kernel` None is any odd one."""
     if not _runs(conv, nn.Conv1d.forward) or conv.bias is None:
         return False
     kernel = kernel or conv.kernel_size[0]
     padding = (kernel - 1) // 2 * dilation
     shape = conv.kernel_size, conv.padding, conv.dilation, conv.stride, conv.groups
     expected = (kernel,), (padding,), (dilation,), (1,), 1
-    return kernel % 2 == 1 and shape == expected and conv.padding_mode == "zeros"
+    fits = (conv.in_channels, conv.out_channels) == (channels, width)
+    return fits and kernel % 2 == 1 and shape == expected and conv.padding_mode == "zeros"
 
 
-def _plain_up(conv: Any, factor: int, kernel: int) -> bool:
-    """Whether this is torch's transposed convolution, `factor` times as long as its input."""
+def _plain_up(conv: Any, factor: int, kernel: int, channels: int) -> bool:
+    """Whether this is torch's transposed convolution, `factor` times as long as its input, of half
+    the channels."""
     if not _runs(conv, nn.ConvTranspose1d.forward) or conv.bias is None:
         return False
     shape = conv.kernel_size, conv.stride, conv.padding, conv.output_padding, conv.dilation
     expected = (kernel,), (factor,), ((kernel - factor) // 2,), (0,), (1,)
-    return shape == expected and conv.groups == 1
+    fits = (conv.in_channels, conv.out_channels) == (channels, channels // 2)
+    return fits and shape == expected and conv.groups == 1
 
 
 def _runs(module: nn.Module, *forwards: Any) -> bool:
     """Whether calling the module runs one of these functions and nothing else."""
     own = type(module).forward in forwards and "forward" not in module.__dict__
-    return own and not any(hooks_of(module))
+    return own and not any(hooks_of(module)) and not any(EVERY_MODULES_HOOKS)
 
 
 def _convolutions(block: Any) -> Iterator[nn.Module]:

@@ -353,6 +353,38 @@ def test_what_was_prepared_is_dropped_when_weights_may_change(change):
     torch.testing.assert_close(rvq.decode(codes), expected.decode(codes))
 
 
+def append_a_codebook(rvq: torch.nn.Module) -> None:
+    rvq.codebooks.append(torch.nn.Embedding(128, 64))
+
+
+def change_a_codeword(rvq: torch.nn.Module) -> None:
+    with torch.no_grad():
+        rvq.codebooks[0].weight[5] += 1
+
+
+def replace_a_codebook(rvq: torch.nn.Module) -> None:
+    rvq.codebooks[1] = torch.nn.Embedding(128, 64)
+
+
+def leave_out_a_projection(rvq: torch.nn.Module) -> None:
+    rvq.proj_out = torch.nn.Linear(64, 128)
+
+
+@pytest.mark.parametrize(
+    "change", [append_a_codebook, change_a_codeword, replace_a_codebook, leave_out_a_projection]
+)
+def test_what_was_prepared_is_never_used_with_other_weights(change):
+    rvq, plain, mel = muomni_fast.RVQ().eval(), reference.RVQ().eval(), torch.randn(99, 128)
+    plain.load_state_dict(rvq.state_dict())
+    rvq.prepare().encode(mel)
+    for module in (rvq, plain):
+        torch.manual_seed(3)
+        change(module)
+    codes = rvq.encode(mel)
+    assert torch.equal(codes, plain.encode(mel))
+    torch.testing.assert_close(rvq.decode(codes), plain.decode(codes), rtol=1e-6, atol=1e-6)
+
+
 def test_preparing_for_training_or_from_nan_is_refused():
     rvq = muomni_fast.RVQ()
     with pytest.raises(RuntimeError, match="expected eval mode"):

@@ -1,6 +1,7 @@
 """What the vocoder's modules prepare for inference, and when they drop it."""
 
 import copy
+import gc
 import pickle
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import muomni_fast
 from muomni_fast import reference
+from muomni_fast.vocoder import generator as generator_ops
 from muomni_fast.vocoder.generator import MANY_FRAMES
 from muomni_fast.vocoder.ops import MANY_ROWS
 
@@ -228,7 +230,18 @@ def add_a_convolution(model: nn.Module) -> None:
         convolutions.append(nn.Conv1d(block.channels, block.channels, 3, padding=1))
 
 
+def swap_the_memory_of_a_weight(model: nn.Module) -> None:
+    model.conv_post.weight.data = 2 * model.conv_post.weight.data
+
+
+def narrow_a_convolution(model: nn.Module) -> None:
+    """To channels that still fit its neighbours: the last level's input."""
+    model.ups[1] = nn.ConvTranspose1d(8, 4, 4, 2, 1)
+
+
 CHANGES = [
+    swap_the_memory_of_a_weight,
+    narrow_a_convolution,
     drop_a_bias,
     add_a_convolution,
     change_a_weight,
@@ -255,6 +268,91 @@ def test_what_was_prepared_is_never_used_with_other_weights(change, way):
     torch.testing.assert_close(model(mel), slow(mel), **EXACT)
 
 
+def test_a_change_before_compiling_reaches_what_is_compiled():
+    (slow, model), mel = pair(TYPE_1), torch.randn(2, 12, 5)
+    slow, model = slow.eval(), model.eval().prepare()
+    with torch.no_grad():
+        for module in (slow, model):
+            change_a_weight(module)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(mel), slow(mel), **EXACT)
+
+
+class Masked(nn.Module):
+    """A parametrization that rests on a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones(()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+def test_buffers_are_weights_too():
+    model, mel = fast_of().eval(), torch.randn(2, 12, 5)
+    nn.utils.parametrize.register_parametrization(model.conv_pre, "weight", Masked())
+    audio = model.prepare()(mel)
+    model.conv_pre.parametrizations.weight[0].mask.zero_()
+    assert not torch.allclose(model(mel), audio)
+
+
+def test_a_replica_has_its_own_weights():
+    model, mel = fast_of().eval(), torch.randn(2, 12, 5)
+    audio = model.prepare()(mel)
+    replica = model._replicate_for_data_parallel()
+    replica.conv_post = copy.deepcopy(model.conv_post)
+    with torch.no_grad():
+        replica.conv_post.weight.mul_(2)
+        assert not torch.allclose(replica(mel), audio) and torch.equal(model(mel), audio)
+
+
+def test_hooks_of_every_module_see_prepared_models():
+    model, mel, seen = fast_of().eval().prepare(), torch.randn(2, 12, 5), []
+    audio = model(mel)
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        torch.testing.assert_close(model(mel), audio, **EXACT)
+    finally:
+        hook.remove()
+    assert model.conv_pre in seen and model.resblocks[0].convs1[0] in seen
+    assert torch.equal(model(mel), audio)
+
+
+class Louder(muomni_fast.HiFiGANVocoder):
+    def _generate(self, mel: Tensor) -> Tensor:
+        return 2 * super()._generate(mel)
+
+
+def test_a_subclass_that_generates_otherwise_does():
+    model, mel = Louder(**TYPE_1).eval(), torch.randn(2, 12, 5)
+    plain = muomni_fast.HiFiGANVocoder(**TYPE_1).eval()
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(mel), 2 * plain(mel), **EXACT)
+    with pytest.raises(RuntimeError, match="not HiFi-GAN's own"):
+        model.prepare()
+
+
+def test_activations_are_released_while_generating():
+    """Of every level only what the next needs."""
+    model, alive = muomni_fast.HiFiGANVocoder(**TYPE_1).eval(), []
+    real = generator_ops.torch_inference.post
+
+    def post(x: Tensor, *rest: object) -> Tensor:
+        alive.append((len({t.untyped_storage()._cdata for t in activations()}), x))
+        return real(x, *rest)
+
+    def activations() -> list[Tensor]:
+        return [
+            t for t in gc.get_objects() if type(t) is Tensor and t.ndim == 4 and t.shape[0] == 3
+        ]
+
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generator_ops.torch_inference, "post", post)
+        model(torch.randn(3, 12, 20))
+    assert [count for count, _ in alive] == [1]
+
+
 def test_other_weights_for_one_call_do_not_use_what_was_prepared(caplog):
     (slow, model), mel = pair(TYPE_1), torch.randn(2, 12, 5)
     slow, model = slow.eval(), model.eval().prepare()
@@ -266,7 +364,9 @@ def test_other_weights_for_one_call_do_not_use_what_was_prepared(caplog):
 
 def test_copies_stay_prepared_and_stale_ones_stay_stale(caplog):
     model, mel = fast_of().eval().prepare(), torch.randn(2, 12, 5)
-    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+    with torch.inference_mode():
+        inside = copy.deepcopy(model)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), inside):
         assert copied._current() is not None and torch.equal(copied(mel), model(mel))
     change_a_weight(model)
     assert model._current() is None and copy.deepcopy(model)._current() is None
