@@ -226,6 +226,7 @@ def test_every_argument_must_fit():
 # Transforms
 
 
+@pytest.mark.long
 def test_compiles_whole_with_dynamic_lengths():
     rvq = muomni_fast.RVQ(2, 32, 16, n_mels=24, bias=True)
 

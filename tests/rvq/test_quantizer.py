@@ -60,6 +60,7 @@ def test_codes_of_random_rows_match_the_oracle(RVQ):
     ],
     ids=lambda shape: "x".join(map(str, shape)),
 )
+@pytest.mark.long
 def test_codes_match_the_oracle_at_other_shapes(RVQ, shape):
     n_codebooks, size, dim = shape
     rvq = RVQ(n_codebooks, size, dim, n_mels=dim, projections=False)

@@ -161,6 +161,7 @@ def test_gradients_reach_every_parameter(lib):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.long
 def test_compiles_without_graph_breaks(lib):
     model, mel = lib.HiFiGANVocoder(**SMALL).eval(), torch.randn(1, 128, 5)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -74,6 +74,7 @@ def test_generator_operators_pass_opcheck(config, lengths):
     check_every_generator_operator(config, lengths and torch.tensor(lengths))
 
 
+@pytest.mark.long
 @small_configs
 def test_block_operators_pass_opcheck(config):
     check_every_block_operator(config)
@@ -104,6 +105,7 @@ def test_gradients_have_the_dtype_of_what_they_belong_to(monkeypatch):
 # Transforms and precisions
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("with_lengths", [False, True], ids=["all frames", "lengths"])
 def test_compiles_whole_with_dynamic_lengths(with_lengths):
     model = fast_of(TINY, weight_norm=True)
@@ -124,6 +126,7 @@ def test_compiles_whole_with_dynamic_lengths(with_lengths):
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.long
 @both_modes
 def test_compiled_inference(prepared):
     model = fast_of(TINY).eval()
@@ -136,6 +139,7 @@ def test_compiled_inference(prepared):
             torch.testing.assert_close(compiled(mel, [4, 2]), model(mel, [4, 2]), **EXACT)
 
 
+@pytest.mark.long
 def test_compiled_blocks():
     mrf = muomni_fast.MRF(4, (3, 5), ((1, 2), (3,)))
     compiled = torch.compile(mrf, backend="aot_eager", fullgraph=True, dynamic=True)

@@ -162,6 +162,7 @@ def assert_as_near(slow: nn.Module, fast: nn.Module, amp: bool, x: Tensor, *rest
                 assert snr_db(prepared(x, *rest), right) >= floor
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lengths", [None, [20, MANY_FRAMES]], ids=["all frames", "lengths"])
 def test_autocast_reaches_what_was_prepared(lengths):
     model, mel = fast_of().eval(), torch.randn(2, 12, 20)
