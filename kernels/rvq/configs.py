@@ -1,4 +1,4 @@
-"""Tile sizes and launch settings of the quantizer's kernels; `tables` has the tables themselves."""
+"""Tile sizes and launch settings of the quantizer's kernels; the tables are in `tuned/`."""
 
 import dataclasses
 

@@ -36,9 +36,8 @@ FLUSH = tl.constexpr(certificate.FLUSH)
 UNDERFLOW = tl.constexpr(certificate.UNDERFLOW)
 
 
-# Not compiled for N, or every length of a stream would compile a kernel of its own. But for Q,
-# which is the model's own, and for the stride of rows, which are loaded in wide pieces where 16
-# divides it.
+# Compiled anew for each Q, the model's own, and for whether 16 divides the stride of rows, which
+# then are loaded in wide pieces; but not for each N, or every length of a stream would compile.
 @triton.jit(do_not_specialize=["N"])
 def _rvq_encode_kernel(
     x_ptr,  # (N, M), rows stride_xn apart

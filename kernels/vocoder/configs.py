@@ -1,8 +1,8 @@
-"""Tiles of the convolution kernels, and whether a level runs in one launch; `tables` has the tables
-themselves.
+"""Tiles of the convolution kernels, and whether a level runs in one launch; the tables are in
+`tuned/`.
 
 The order in which an output is summed depends on `block_k` and the precision alone, which depend on
-channels and dtype alone: a result is the same bits in any batch, at any length, on either path.
+channels and dtype alone: a result is the same bits in any batch, at any length, by step or by strip.
 """
 
 import dataclasses

@@ -120,7 +120,7 @@ def conv(
         padding: rows before the item that tap 0 of its first row reads.
         dilation: rows between taps; may be negative.
         stride: rows of `x` per row written.
-        phases: (phases, taps, padding) of a transposed convolution; see `up_weight`.
+        phases: (phases, taps, padding) of a transposed convolution, whose columns are phases first.
         slope: of the leaky_relu before the convolution (1: none); with `sign`, of the one whose
             derivative there multiplies the result instead.
         sign: (B, T, N), input or output of that activation.

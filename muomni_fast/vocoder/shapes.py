@@ -63,14 +63,14 @@ class Blocks:
         return sum(self.sizes)
 
     @functools.cached_property
-    def steps(self) -> list[tuple[int, tuple[int, ...]]]:
-        """A step is one convolution of every block: the number of its dilation, and the dilation
-        of each block. Blocks that differ in depth have none in common: see `even`."""
+    def steps(self) -> list[tuple[int, ...]]:
+        """The dilation of each block in every step, which is one convolution of every block.
+        Blocks that differ in depth have no steps in common: see `even`."""
         found = []
-        for p in range(len(self.dilations[0])):
-            found.append((p, tuple(branch[p] for branch in self.dilations)))
+        for dilations in zip(*self.dilations, strict=True):
+            found.append(dilations)
             if self.paired:
-                found.append((p, (1,) * len(self.taps)))
+                found.append((1,) * len(self.taps))
         return found
 
     @functools.cached_property

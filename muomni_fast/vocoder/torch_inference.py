@@ -5,7 +5,7 @@ and write them as they are, with one fast kernel for every dilation, instead of 
 before and after each. A transposed convolution is an ordinary one to factor x C_out channels, whose
 rows already are the upsampled signal. A level runs in strips short enough that their memory is
 reused: allocators return larger pieces to the system every time, and page faults then take most of
-the time. Measured in the README.
+the time (docs/benchmarks.md).
 """
 
 import itertools
@@ -48,7 +48,7 @@ def unpacked(packed: Sequence[Tensor], network: Network) -> Layers:
 
 
 def pack_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
-    """The same of one level's residual blocks."""
+    """Weights and biases of one level's blocks as torch has them -> as `mrf` takes them."""
     return _pack(tensors)
 
 

@@ -65,7 +65,7 @@ def _mean(
             weight,
             biases[step],
             blocks.taps,
-            blocks.steps[step][1],
+            blocks.steps[step],
             lengths,
             rows_per_frame,
             residual=None if opens else y,
@@ -118,7 +118,7 @@ def _mean_grad(
     found = [Grads([None] * len(group)) for group in groups]
     running = grad  # what arrives at the sum after a dilation's steps
     for step in reversed(range(len(blocks.steps))):
-        _, dilations = blocks.steps[step]
+        dilations = blocks.steps[step]
         closes = blocks.paired and step % 2 == 1  # the second of a pair
         paddings = tuple((k - 1) // 2 * d for k, d in zip(blocks.taps, dilations, strict=True))
         source = inputs[step]

@@ -26,7 +26,7 @@ class StepResult:
     Attributes:
         loss: () mean over all that the micro-batch holds; its gradient is what the pass learns by.
         figures: () means over the same, to log.
-        weight: how much the micro-batch holds, above zero: items where all are equally long, tokens
+        weight: how much the micro-batch holds, above zero: items where all are equally long, codes
             where they are not. The step's loss, figures and gradient are means by weight over all
             micro-batches of all processes, and so those of one large batch. A tensor on a GPU makes
             the loop wait for it.
