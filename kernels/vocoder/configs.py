@@ -2,7 +2,7 @@
 `tuned/`.
 
 The order in which an output is summed depends on `block_k` and the precision alone, which depend on
-channels and dtype alone: a result is the same bits in any batch, at any length, by step or by strip.
+channels and dtype alone: a result is the same bits in any batch, at any length, by step or strip.
 """
 
 import dataclasses

@@ -3,8 +3,9 @@
 HiFi-GAN (Kong et al., 2020), section 2.2. A step is one convolution of every residual block of a
 level, the blocks (branches) a grid axis. It activates its input on the way in, adds bias and
 residual and activates on the way out. In the last step of a level a program goes over the branches
-instead, and sums them in its accumulator. No activation, addition or branch sum moves a tensor of its own: eager moves each about
-six times as often. A backward step is the same kernel on flipped, transposed weights.
+instead, and sums them in its accumulator. No activation, addition or branch sum moves a tensor of
+its own: eager moves each about six times as often. A backward step is the same kernel on flipped,
+transposed weights.
 """
 
 import math
