@@ -186,6 +186,13 @@ def test_runs_on_a_gpu_appear_beside_floors_and_predictions():
     assert report._measured({}, line) == "not yet measured"
 
 
+@pytest.mark.usefixtures("interpreter")
+def test_ways_through_the_library_stay_short():
+    """Calls, files and changes of file of four trips, against their goals."""
+    done = run("bench/ways.py", "--calls")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_peers_are_timed():
     done = run("bench/peers.py", "--rows", "512", "--processes", "1")
     assert done.returncode == 0, done.stderr
