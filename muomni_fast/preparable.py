@@ -1,7 +1,9 @@
 """What modules that can be prepared for inference share."""
 
+import itertools
 import logging
 import operator
+import weakref
 from collections.abc import Callable
 from itertools import repeat
 from typing import Any, Self
@@ -13,6 +15,9 @@ from .reference.checks import refuse_in_capture
 
 log = logging.getLogger("muomni_fast")
 _version = operator.attrgetter("_version")
+# Sources by a name: the compiler takes no other argument for what it may not look into.
+_keys = itertools.count()
+_by_key: weakref.WeakValueDictionary[str, "Sources"] = weakref.WeakValueDictionary()
 # Hooks that torch calls for every module there is.
 EVERY_MODULES_HOOKS = (
     nn.modules.module._global_forward_hooks,
@@ -47,6 +52,8 @@ class Sources:
         self._track()
 
     def _track(self) -> None:
+        self.key = str(next(_keys))
+        _by_key[self.key] = self
         tensors = [value for value in self._values if isinstance(value, Tensor)]
         self._tracked = [tensor for tensor in tensors if not tensor.is_inference()]
         self._versions: list[int] | None = [*map(_version, self._tracked)]
@@ -69,8 +76,10 @@ class Sources:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._versions is not None:  # a copy's tensors count their own writes
-            self._track()
+        stale = self._versions is None
+        self._track()  # a copy's tensors count their own writes
+        if stale:
+            self._versions = None
 
 
 class Structure:
@@ -144,7 +153,7 @@ class Preparable(nn.Module):
         if self._prepared is None or self._sources is None:
             return None
         if torch.compiler.is_compiling():
-            return self._prepared if _when_traced(self) else None
+            return self._prepared if _when_traced(self._sources.key) else None
         if self._sources.unchanged(self):
             return self._prepared
         if not self._sources.told:
@@ -168,9 +177,10 @@ class Preparable(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def _when_traced(module: Preparable) -> bool:
+def _when_traced(key: str) -> bool:
     """Whether what was prepared fits the weights, looked at once, while the module is traced."""
-    return module._sources is not None and module._sources.unchanged(module)
+    sources = _by_key[key]
+    return sources.unchanged(sources._module)
 
 
 # As `torch.compiler.assume_constant_result` marks it, which would import the compiler here.
