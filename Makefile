@@ -57,7 +57,7 @@ KERNEL_TESTS := tests/rvq/test_kernels.py tests/vocoder/test_conv_kernels.py \
 
 tritons: $(VENV)/dev
 	for version in $(TRITONS); do \
-		$(PIP:-c constraints.txt=) --no-deps --target build/tritons/$$version triton==$$version && \
+		$(BIN)/pip install --quiet --upgrade --no-deps --target build/tritons/$$version triton==$$version && \
 		PYTHONPATH=build/tritons/$$version $(BIN)/python bench/aot.py --main && \
 		PYTHONPATH=build/tritons/$$version $(PYTEST) -q $(KERNEL_TESTS) || exit 1; \
 	done

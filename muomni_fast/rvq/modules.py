@@ -84,9 +84,8 @@ class RVQ(Preparable, reference.RVQ):
         ready = None if self._prepared is None else self._current()
         if ready is not None:
             return functional.rvq_decode(codes, ready.tables)
-        layer = self.proj_out
-        weight, bias = (None, None) if layer is None else (layer.weight, layer.bias)
-        return functional.rvq_decode(codes, _stacked(self.codebooks), weight, bias)
+        projection = self._projection("proj_out")
+        return functional.rvq_decode(codes, _stacked(self.codebooks), *projection)
 
     def forward(self, mel: Tensor) -> RVQOutput:
         """Quantize for training: (..., n_mels) -> RVQOutput; see `functional.rvq_quantize`."""

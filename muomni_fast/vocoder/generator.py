@@ -35,17 +35,25 @@ def backend_for(op: str, *tensors: Tensor) -> Backend:
     return triton_backend
 
 
+def layouts_of(chosen: str) -> PreparingBackend:
+    """The backend that lays weights out beforehand, of "torch" or "triton"."""
+    if chosen == "torch":
+        return torch_inference
+    from . import triton_backend
+
+    return triton_backend
+
+
 def preparing(op: str, prepared_for: str, *tensors: Tensor) -> PreparingBackend:
     """The backend that runs here, and has laid out weights before.
 
     Raises:
         RuntimeError: they were prepared for another one.
     """
-    chosen = backend_for(op, *tensors)
-    name = "torch" if chosen is torch_backend else "triton"
-    if prepared_for != name:
-        raise RuntimeError(f"{op}: prepared for {prepared_for}, but {name} runs here")
-    return torch_inference if name == "torch" else cast(PreparingBackend, chosen)
+    chosen = choose(op, *tensors)
+    if prepared_for != chosen:
+        raise RuntimeError(f"{op}: prepared for {prepared_for}, but {chosen} runs here")
+    return layouts_of(chosen)
 
 
 def forward(

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import backend
+from ..backend import choose
 from ..operators import Operator, run, unshared
 from ..preparable import EVERY_MODULES_HOOKS, hooks_of
 from ..reference.vocoder import hifigan
-from .generator import GENERATOR, preparing
+from .generator import GENERATOR, layouts_of
 from .ops import MRF
 from .shapes import Blocks, Network
 
@@ -75,8 +75,8 @@ class Plan:
         tensors = [tensor.detach() for tensor in self.tensors()]
         if not all(tensor.isfinite().all() for tensor in tensors):
             raise ValueError("prepare: a weight is not finite")
-        chosen = backend.choose(self.operator.name, *tensors)
-        layout = preparing(self.operator.name, chosen, *tensors)
+        chosen = choose(self.operator.name, *tensors)
+        layout = layouts_of(chosen)
         if isinstance(self.shape, Network):
             found = layout.pack(tensors, self.shape)
         else:
@@ -86,7 +86,7 @@ class Plan:
 
 def plan_of_generator(model: hifigan.HiFiGANVocoder) -> Plan:
     """How a generator runs as one operator."""
-    config, count = model.config, model.n_kernels
+    config = model.config
     blocks = Blocks(
         config["resblock"], config["resblock_kernel_sizes"], config["resblock_dilation_sizes"]
     )
@@ -101,7 +101,7 @@ def plan_of_generator(model: hifigan.HiFiGANVocoder) -> Plan:
     for level, (up, factor, kernel) in enumerate(
         zip(model.ups, network.factors, network.kernels, strict=True)
     ):
-        resblocks = list(model.resblocks[level * count : (level + 1) * count])
+        resblocks: list[Any] = model._resblocks(level)
         fusible = fusible and _plain_up(up, factor, kernel, channels)
         channels //= 2
         fusible = fusible and _fusible(resblocks) and resblocks[0].channels == channels
