@@ -39,11 +39,12 @@ class Sources:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._holders = [
-            holder
-            for inner in module.modules()
-            for holder in (inner._modules, inner._parameters, inner._buffers)
-        ]
+        inside = [*module.modules()]
+        self._families = [inner._modules for inner in inside]
+        self._children = [*map(dict, self._families)]
+        holders = [holder for m in inside for holder in (m._parameters, m._buffers)]
+        self._empty = [holder for holder in holders if not holder]
+        self._holders = [holder for holder in holders if holder]
         self._sizes = [*map(len, self._holders)]
         places = [(holder, *item) for holder in self._holders for item in holder.items()]
         self._places, self._names, self._values = map(list, zip(*places, strict=True))
@@ -67,7 +68,9 @@ class Sources:
             and [*map(Tensor.data_ptr, self._tracked)] == self._addresses
             # `torch.export` puts tensors without values in the places of the weights.
             and (torch.compiler.is_exporting() or all(map(operator.is_, found, self._values)))
+            and not any(self._empty)
             and [*map(len, self._holders)] == self._sizes
+            and self._families == self._children
             and module is self._module  # a replica shares attributes with the original
         )
 
@@ -84,39 +87,43 @@ class Sources:
 
 class Structure:
     """The modules inside one: whether they are still the same, with the same classes, settings of
-    convolutions, hooks and `forward`."""
+    convolutions and `forward`, and without hooks on them."""
 
     def __init__(self, root: nn.Module) -> None:
         inside = [*root.modules()]
-        places = [(m._modules, name, child) for m in inside for name, child in m._modules.items()]
-        self._holders, self._names, self._children = map(list, zip(*places, strict=True))
         convolutions = [m for m in inside if isinstance(m, (nn.Conv1d, nn.ConvTranspose1d))]
         self._root, self._inside = root, inside
+        self._own_hooks = hooks_of(root)  # which run before anything is asked here
         self._families = [module._modules for module in inside]
+        self._children = [*map(dict, self._families)]
         self._dicts = [module.__dict__ for module in inside]
-        self._hooks = [hooks for module in inside for hooks in hooks_of(module)]
+        self._hooks = [hooks for module in inside[1:] for hooks in hooks_of(module)]
+        self._hooks += EVERY_MODULES_HOOKS
+        self._hooked = any(self._hooks)
         self._convolutions = [module.__dict__ for module in convolutions]
         self._parameters = [module._parameters for module in convolutions]
         self._facts = self._look()
 
     def _look(self) -> list[list[Any]]:
-        """What a plan rests on. Asked at every call: each line passes over a list without a call
-        in Python."""
+        """What a plan rests on, besides the modules and their hooks."""
         return [
             [*map(type, self._inside)],
-            [*map(len, self._families)],
-            [*map(bool, self._hooks)],
-            [*map(bool, EVERY_MODULES_HOOKS)],
-            [*map(operator.contains, self._dicts, repeat("forward"))],
+            [*map(bool, self._own_hooks)],
             [*map(_settings, self._convolutions)],
+            [*map(operator.contains, self._dicts, repeat("forward"))],
             [*map(operator.is_, map(dict.get, self._parameters, repeat("bias")), repeat(None))],
         ]
 
     def unchanged(self, root: nn.Module) -> bool:
-        """Whether all is as it was, in this module."""
-        found = map(dict.get, self._holders, self._names)
-        same = root is self._root and all(map(operator.is_, found, self._children))
-        return same and self._look() == self._facts
+        """Whether all is as it was, in this module; never where modules inside have hooks or had
+        them. Asked at every call: each line passes over a list without a call in Python."""
+        return (
+            root is self._root
+            and self._families == self._children
+            and not self._hooked
+            and not any(self._hooks)
+            and self._look() == self._facts
+        )
 
 
 def hooks_of(module: nn.Module) -> tuple[Any, ...]:
