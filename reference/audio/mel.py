@@ -186,7 +186,9 @@ def window_like(config: MelConfig, like: Tensor) -> Tensor:
     """Periodic Hann window (n_fft,), zero-padded on both sides from `win_length`."""
 
     def make() -> Tensor:
-        hann = torch.hann_window(config.win_length, periodic=True, dtype=torch.float64)
+        hann = torch.hann_window(
+            config.win_length, periodic=True, dtype=torch.float64, device="cpu"
+        )
         left = (config.n_fft - config.win_length) // 2
         return F.pad(hann, (left, config.n_fft - config.win_length - left))
 

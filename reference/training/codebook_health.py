@@ -49,10 +49,10 @@ def kmeans(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """
     if len(rows) < size:
         spread = rows.std(0, correction=0) * 1e-3 + 1e-6
-        extra = torch.randint(len(rows), (size - len(rows),), generator=generator)
-        noise = torch.randn(len(extra), rows.shape[1], generator=generator)
+        extra = torch.randint(len(rows), (size - len(rows),), generator=generator, device="cpu")
+        noise = torch.randn(len(extra), rows.shape[1], generator=generator, device="cpu")
         return torch.cat([rows, rows[extra] + noise * spread])
-    centres = rows[torch.randperm(len(rows), generator=generator)[:size]].clone()
+    centres = rows[_drawn(len(rows), size, generator)].clone()
     for _ in range(KMEANS_STEPS):
         codes = nearest_code(rows, centres)
         counts = torch.bincount(codes, minlength=size)
@@ -84,12 +84,13 @@ def start_from_data(rvq: RVQ, mel: Tensor, generator: torch.Generator) -> None:
         raise ValueError(f"mel: expected (N >= 1, {rvq.n_mels}), got {tuple(mel.shape)}")
     mel = mel.cpu().float()
     if rvq.proj_in is not None and rvq.proj_out is not None:
-        mean = mel.double().mean(0) if rvq.bias else torch.zeros(rvq.n_mels, dtype=torch.float64)
-        centred = mel.double() - mean
+        wide = mel.double()
+        mean = wide.mean(0) if rvq.bias else wide.new_zeros(rvq.n_mels)
+        centred = wide - mean
         vectors = torch.linalg.eigh(centred.T @ centred)[1].flip(
             1
         )  # (n_mels, n_mels), largest first
-        basis = torch.zeros(rvq.codebook_dim, rvq.n_mels, dtype=torch.float64)
+        basis = wide.new_zeros(rvq.codebook_dim, rvq.n_mels)
         kept = min(rvq.codebook_dim, rvq.n_mels)
         basis[:kept] = vectors[:, :kept].T
         rvq.proj_in.weight.copy_(basis)
@@ -98,7 +99,7 @@ def start_from_data(rvq: RVQ, mel: Tensor, generator: torch.Generator) -> None:
             rvq.proj_in.bias.copy_(-basis @ mean)
             rvq.proj_out.bias.copy_(mean)
     if len(mel) > KMEANS_ROWS:
-        mel = mel[torch.randperm(len(mel), generator=generator)[:KMEANS_ROWS]]
+        mel = mel[_drawn(len(mel), KMEANS_ROWS, generator)]
     residual = rvq.project(mel.to(rvq.codebook_weights()[0].device)).cpu()
     for weight in rvq.codebook_weights():
         centres = kmeans(residual, rvq.codebook_size, generator)
@@ -155,9 +156,11 @@ class CodebookHealth:
             how many codes were revived.
         """
         z = self.rvq.project(mel).flatten(0, -2)  # (N, D)
-        codes = codes.reshape(len(z), -1)
+        codes = codes.reshape(len(z), codes.shape[-1])
         if dist.is_initialized():
             z, codes = _gathered(z), _gathered(codes)
+        if len(z) == 0:
+            return 0
         size = self.rvq.codebook_size
         even = len(z) / size
         counts = code_counts(codes, size) / even  # (Q, K)
@@ -166,11 +169,11 @@ class CodebookHealth:
         for q, weight in enumerate(self.rvq.codebook_weights()):
             before = weight[codes[:, q]]
             if self.ema_decay is not None:
+                self._follow(q, weight)
                 sums = self.rvq.code_sums(codes[:, q], residual, size) / even
                 self.ema_sums[q].lerp_(sums, 1 - self.ema_decay)
                 self.ema_counts[q].lerp_(counts[q], 1 - self.ema_decay)
-                used = self.ema_counts[q] > 1e-6
-                mean = self.ema_sums[q][used] / self.ema_counts[q][used, None]
+                used, mean = self._means(q)
                 weight[used] = mean.to(weight)
             dead = (self.counts[q] < self.least_count).nonzero()[:, 0]
             if len(dead):
@@ -179,9 +182,22 @@ class CodebookHealth:
             residual = residual - before
         return revived
 
+    def _means(self, q: int) -> tuple[Tensor, Tensor]:
+        """Which codes have been used, (K,) bool, and their moving averages, float64."""
+        used = self.ema_counts[q] > 1e-6
+        return used, self.ema_sums[q][used] / self.ema_counts[q][used, None]
+
+    def _follow(self, q: int, weight: Tensor) -> None:
+        """Start the statistics anew of codewords that somebody else has written."""
+        used, mean = self._means(q)
+        others = torch.zeros_like(used)
+        others[used] = (weight[used] != mean.to(weight)).any(1)
+        self.ema_sums[q, others] = weight[others].double()
+        self.ema_counts[q, others] = 1.0
+
     def _revive(self, q: int, dead: Tensor, residual: Tensor) -> None:
         weight = self.rvq.codebook_weights()[q]
-        draws = torch.randperm(len(residual), generator=self.generator)[: len(dead)]
+        draws = _drawn(len(residual), len(dead), self.generator)
         dead = dead[
             : len(draws)
         ]  # with fewer rows than dead codes, the rest wait for the next step
@@ -206,8 +222,18 @@ class CodebookHealth:
         self.generator.set_state(state["generator"])
 
 
+def _drawn(n: int, most: int, generator: torch.Generator) -> Tensor:
+    """At most `most` different numbers below `n`, at random, on the CPU."""
+    return torch.randperm(n, generator=generator, device="cpu")[:most]
+
+
 def _gathered(rows: Tensor) -> Tensor:
-    """The rows of all processes, in rank order; every process must hold equally many."""
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    """The rows of all processes, in rank order."""
+    size = rows.new_full((1,), len(rows), dtype=torch.int64)
+    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, size)
+    padded = rows.new_zeros(max(map(int, sizes)), *rows.shape[1:])  # gathered are equally many
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(parts, sizes, strict=True)])

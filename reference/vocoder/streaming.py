@@ -93,7 +93,8 @@ def _require_same_kind(chunk: Tensor, first: Tensor) -> None:
 
 def one_clip(vocoder: nn.Module, mel: Tensor | np.ndarray) -> Tensor:
     """Run a vocoder on one clip: (n_mels, T), tensor or array -> (T * hop_length,) tensor."""
-    mel = torch.as_tensor(mel)
+    if not isinstance(mel, Tensor):
+        mel = torch.as_tensor(mel, device="cpu")
     if mel.ndim != 2:
         raise ValueError(f"mel: expected one clip (n_mels, T), got {tuple(mel.shape)}")
     parameter = next(vocoder.parameters(), None)

@@ -1,4 +1,4 @@
-"""Runs of `reference/train.py`, and what they leave."""
+"""Runs of `reference/train.py`, what they leave, and codebooks to keep alive."""
 
 import csv
 import os
@@ -10,6 +10,8 @@ from unittest import mock
 import numpy as np
 import torch
 
+from muomni_fast.reference import RVQ
+from muomni_fast.reference.training.codebook_health import CodebookHealth
 from support.environment import ROOT
 
 SCRIPT = ROOT / "reference" / "train.py"
@@ -60,3 +62,25 @@ def assert_same(a: object, b: object, where: str = "state") -> None:
             assert_same(x, y, f"{where}[{i}]")
     else:
         assert a == b, where
+
+
+def clustered(n: int, size: int = 16, dim: int = 8) -> torch.Tensor:
+    centres = torch.randn(size, dim) * 5
+    return centres[torch.randint(size, (n,))] + 0.1 * torch.randn(n, dim)
+
+
+def with_dead_codes() -> tuple[RVQ, torch.Tensor]:
+    rvq = RVQ(n_codebooks=2, codebook_size=16, codebook_dim=8, n_mels=8, projections=False)
+    rvq.codebooks[0].weight.data[10:] = 1e4  # never the nearest
+    return rvq, clustered(512)
+
+
+def health_on_a_rank(rank: int, splits: list[int]) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Codebooks, counts and codes revived after steps on a rank's share of the same 512 frames."""
+    torch.manual_seed(0)
+    rvq, mel = with_dead_codes()
+    health = CodebookHealth(rvq, None, usage_decay=0.5, ema_decay=0.9)
+    own, revived = mel.split(splits)[rank], 0
+    for _ in range(8):
+        revived += health.after_step(own, rvq.encode(own))
+    return rvq.stacked_codebooks().detach(), health.counts, revived

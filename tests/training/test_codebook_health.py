@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from support.ranks import on_two_ranks
+from support.training import clustered, health_on_a_rank, with_dead_codes
 from torch.nn import functional as F
 
 from muomni_fast.reference import RVQ, nearest_code
@@ -12,11 +14,6 @@ from muomni_fast.reference.training.codebook_health import (
     start_from_data,
     usage,
 )
-
-
-def clustered(n: int, size: int = 16, dim: int = 8) -> torch.Tensor:
-    centres = torch.randn(size, dim) * 5
-    return centres[torch.randint(size, (n,))] + 0.1 * torch.randn(n, dim)
 
 
 def test_kmeans_is_as_good_as_scikit_learns():
@@ -85,12 +82,6 @@ def test_segmented_sums():
     assert sums[[1, 3]].abs().max() == 0
 
 
-def with_dead_codes() -> tuple[RVQ, torch.Tensor]:
-    rvq = RVQ(n_codebooks=2, codebook_size=16, codebook_dim=8, n_mels=8, projections=False)
-    rvq.codebooks[0].weight.data[10:] = 1e4  # never the nearest
-    return rvq, clustered(512)
-
-
 def test_dead_codes_come_alive_and_their_state_starts_anew():
     rvq, mel = with_dead_codes()
     optimiser = torch.optim.Adam(rvq.parameters(), 1e-3)
@@ -148,6 +139,39 @@ def test_ema_repairs_a_bad_codebook():
     for _ in range(60):
         health.after_step(mel, rvq.encode(mel))
     assert F.mse_loss(rvq(mel).mel, mel) < 0.2 * first
+
+
+@pytest.mark.parametrize("when", ["built before the start", "weights loaded after steps"])
+def test_ema_statistics_are_those_of_the_weights(when):
+    """They start anew where codewords are not what they last made of them."""
+    rvq, mel = RVQ(2, 16, 8, n_mels=8, projections=False), clustered(2000)
+    health = CodebookHealth(rvq, None, ema_decay=0.99)
+    if when == "weights loaded after steps":
+        for _ in range(3):
+            health.after_step(mel, rvq.encode(mel))
+    start_from_data(rvq, mel, torch.Generator().manual_seed(0))
+    start = F.mse_loss(rvq(mel).mel, mel)
+    health.after_step(mel, rvq.encode(mel))
+    assert F.mse_loss(rvq(mel).mel, mel) <= 1.01 * start
+
+
+@pytest.mark.parametrize("splits", [[512, 0], [100, 412]])
+def test_processes_need_not_hold_equally_many_frames(splits, tmp_path):
+    alone, counts, revived = health_on_a_rank(0, [512])
+    for found, found_counts, found_revived in on_two_ranks(health_on_a_rank, tmp_path, splits):
+        assert torch.equal(found, alone)
+        assert torch.equal(found_counts, counts)
+        assert found_revived == revived > 0
+
+
+def test_no_frames_change_nothing():
+    rvq, mel = with_dead_codes()
+    health = CodebookHealth(rvq, None, usage_decay=0.5, ema_decay=0.9)
+    before = rvq.stacked_codebooks().detach().clone()
+    for _ in range(9):
+        assert health.after_step(mel[:0], rvq.encode(mel[:0])) == 0
+    assert torch.equal(rvq.stacked_codebooks(), before)
+    assert (health.counts == 1).all()
 
 
 def test_state_restores_exactly():
