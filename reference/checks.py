@@ -89,13 +89,35 @@ def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
 
 
 def require_finite(_: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Load hook: refuse weights that are not finite before any is copied.
+    """Load hook: refuse weights that are not finite, or no floating point numbers, before any is
+    copied.
 
-    A codebook that is not finite would silently win, or never win, a search.
+    A codebook that is not finite would silently win, or never win, a search; torch casts integers,
+    and drops what is imaginary, without a word.
     """
     for name, value in state.items():
-        if name.startswith(prefix) and not torch.isfinite(value).all():
-            raise RuntimeError(f"{name} holds a value that is not finite")
+        if name.startswith(prefix):
+            if not value.is_floating_point():
+                raise RuntimeError(f"{name}: expected floating point numbers, got {value.dtype}")
+            if not torch.isfinite(value).all():
+                raise RuntimeError(f"{name} holds a value that is not finite")
+
+
+def accept_wrapped_names(_: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Load hook: take names as they are inside `torch.compile`'s and DistributedDataParallel's
+    wrappers, which add `_orig_mod.` anywhere and `module.` in front.
+
+    Raises:
+        RuntimeError: two names would become one.
+    """
+    for name in [*state]:
+        if name.startswith(prefix):
+            parts = [part for part in name[len(prefix) :].split(".") if part != "_orig_mod"]
+            plain = prefix + ".".join(parts[parts[0] == "module" :])
+            if plain != name:
+                if plain in state:
+                    raise RuntimeError(f"expected one of {plain} and {name}, got both")
+                state[plain] = state.pop(name)
 
 
 def require_hop(hop: int, hop_length: int) -> None:

@@ -99,6 +99,6 @@ class RVQ(Preparable, reference.RVQ):
 
 
 def _stacked(codebooks: nn.ModuleList) -> Tensor:
-    """`stacked_codebooks`, without the search for parameters that a frame costs more than."""
+    """`stacked_codebooks`, a file less on the way of a single frame (`bench/ways.py`)."""
     weights: list[Any] = [codebook.weight for codebook in codebooks]
     return torch.stack(weights)

@@ -7,12 +7,13 @@ kernels are checked against; its codes are exact (see `search.nearest_code`).
 import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import full_precision, refuse_in_capture, require_finite
+from ..checks import accept_wrapped_names, full_precision, refuse_in_capture, require_finite
 from .checks import (
     code_range_error,
     require_decodable,
@@ -253,6 +254,7 @@ class RVQ(nn.Module):
         )
         for weight in self.codebook_weights():
             nn.init.normal_(weight, std=codebook_dim**-0.5)
+        self.register_load_state_dict_pre_hook(accept_wrapped_names)
         self.register_load_state_dict_pre_hook(require_finite)
 
     @property
@@ -261,13 +263,15 @@ class RVQ(nn.Module):
         names = ("n_codebooks", "codebook_size", "codebook_dim", "n_mels", "bias", "projections")
         return {name: getattr(self, name) for name in names}
 
-    def codebook_weights(self) -> list[nn.Parameter]:
-        """The codewords of each codebook, (codebook_size, codebook_dim)."""
-        return list(self.codebooks.parameters())
+    def codebook_weights(self) -> list[Any]:
+        """The codewords of each codebook, (codebook_size, codebook_dim): tensors, parameters unless
+        the codebooks are parametrised or those of a replica."""
+        return [codebook.weight for codebook in self.codebooks]
 
     def stacked_codebooks(self) -> Tensor:
         """All codewords, (n_codebooks, codebook_size, codebook_dim)."""
-        return torch.stack([*self.codebook_weights()])
+        weights: list[Any] = [codebook.weight for codebook in self.codebooks]
+        return torch.stack(weights)
 
     def _projection(self, which: str) -> tuple[Tensor | None, Tensor | None]:
         layer = getattr(self, which)

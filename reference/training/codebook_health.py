@@ -78,8 +78,10 @@ def start_from_data(rvq: RVQ, mel: Tensor, generator: torch.Generator) -> None:
         generator: a CPU generator.
 
     Raises:
+        TypeError: codebooks are parametrised, so that there is nothing to write into.
         ValueError: there are no frames.
     """
+    _require_parameters(rvq)
     if mel.ndim != 2 or len(mel) == 0:
         raise ValueError(f"mel: expected (N >= 1, {rvq.n_mels}), got {tuple(mel.shape)}")
     mel = mel.cpu().float()
@@ -122,6 +124,9 @@ class CodebookHealth:
         least_count: in units of what an even use would give.
         ema_decay: of EMA codebooks; None learns codebooks by gradient.
         seed: of the draws.
+
+    Raises:
+        TypeError: codebooks are parametrised, so that there is nothing to write into.
     """
 
     def __init__(
@@ -133,6 +138,7 @@ class CodebookHealth:
         ema_decay: float | None = None,
         seed: int = 0,
     ) -> None:
+        _require_parameters(rvq)
         self.rvq = rvq
         self.optimiser = optimiser
         self.usage_decay = usage_decay
@@ -220,6 +226,15 @@ class CodebookHealth:
         for name in ("counts", "ema_sums", "ema_counts"):
             getattr(self, name).copy_(state[name])
         self.generator.set_state(state["generator"])
+
+
+def _require_parameters(rvq: RVQ) -> None:
+    for q, weight in enumerate(rvq.codebook_weights()):
+        if not isinstance(weight, torch.nn.Parameter):
+            raise TypeError(
+                f"codebooks[{q}].weight: expected a parameter, got a {type(weight).__name__} "
+                "(parametrised?)"
+            )
 
 
 def _drawn(n: int, most: int, generator: torch.Generator) -> Tensor:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import spectral_norm
 
 from .hifigan import LEAKY_SLOPE
-from .weight_norm import normed
+from .weight_norm import accept_weights, normed, spectrally_normed
 
 # What a discriminator makes of audio: one score map per sub-discriminator (B, n), and each one's
 # feature maps, layer by layer.
@@ -42,6 +41,7 @@ class PeriodDiscriminator(nn.Module):
             for i in range(5)
         )
         self.conv_post = normed(nn.Conv2d(widths[-1], 1, (3, 1), 1, (1, 0)))
+        accept_weights(self)
 
     def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, 1, L) -> scores (B, n), feature maps."""
@@ -79,7 +79,7 @@ class ScaleDiscriminator(nn.Module):
 
     def __init__(self, use_spectral_norm: bool = False, channels_scale: float = 1.0) -> None:
         super().__init__()
-        norm = spectral_norm if use_spectral_norm else normed
+        norm = spectrally_normed if use_spectral_norm else normed
         self.convs = nn.ModuleList()
         width = 1
         for channels, kernel, stride, groups, padding in self.LAYERS:
@@ -89,6 +89,7 @@ class ScaleDiscriminator(nn.Module):
             self.convs.append(norm(conv))
             width = next_width
         self.conv_post = norm(nn.Conv1d(width, 1, 3, 1, 1))
+        accept_weights(self)
 
     def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, 1, L) -> scores (B, n), feature maps."""

@@ -21,13 +21,12 @@ from ..checks import (
     refuse_in_capture,
     require_channels,
     require_equal_lengths,
-    require_finite,
     require_hop,
     require_lengths,
     require_mel,
 )
 from .streaming import Context, Latency, one_clip, stream
-from .weight_norm import CONVOLUTIONS, accept_both_kinds, fold, normed
+from .weight_norm import CONVOLUTIONS, accept_weights, fold, normed
 
 LEAKY_SLOPE = 0.1
 LAST_LEAKY_SLOPE = 0.01  # before conv_post, as published
@@ -97,6 +96,7 @@ class ResBlock(nn.Module):
             self.convs2 = nn.ModuleList(_conv(channels, kernel_size, 1) for _ in dilations)
         else:
             self.convs = dilated
+        accept_weights(self)
 
     @property
     def reach(self) -> int:
@@ -236,8 +236,7 @@ class HiFiGANVocoder(nn.Module):
             for module in list(self.modules()):
                 if isinstance(module, CONVOLUTIONS):
                     normed(module)
-        self.register_load_state_dict_pre_hook(require_finite)
-        self.register_load_state_dict_pre_hook(accept_both_kinds)
+        accept_weights(self)
 
     def forward(self, mel: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """Generate audio, in [-1, 1].

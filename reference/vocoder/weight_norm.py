@@ -1,85 +1,182 @@
-"""Weight normalisation under HiFi-GAN's parameter names, whatever the torch API calls them.
+"""Weight normalisation under HiFi-GAN's parameter names: w = g * v / ||v||, a norm per filter.
 
-torch keeps a normed weight as `parametrizations.weight.original0/1`; published checkpoints, and
-ours, have `weight_g` and `weight_v`. Salimans and Kingma, "Weight normalization" (2016): w = g * v
-/ ||v||.
+Salimans and Kingma, "Weight normalization" (2016). Not torch's parametrization: its names are not
+those of published checkpoints, and modules that have one can neither be pickled nor, once it was
+removed, copied.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn import functional as F
+from torch.nn.utils import spectral_norm
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d)
+from ..checks import accept_wrapped_names, require_finite
+
+# Names of torch's parametrization of a weight, and the published ones.
 TORCH_NAMES = {
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
 }
+POWER_ITERATIONS = 100  # when a weight is loaded that has no singular vectors with it
+UNIT = 1e-2  # how near to 1 the largest singular value of such a weight must be
+
+
+class _Normed:
+    """A convolution whose parameters are `weight_g`, the filters' norms, and `weight_v`."""
+
+    weight_g: nn.Parameter
+    weight_v: nn.Parameter
+
+    @property
+    def weight(self) -> Tensor:
+        return torch._weight_norm(self.weight_v, self.weight_g, 0)
+
+
+class NormedConv1d(_Normed, nn.Conv1d):  # type: ignore[misc]
+    __doc__ = _Normed.__doc__
+
+
+class NormedConv2d(_Normed, nn.Conv2d):  # type: ignore[misc]
+    __doc__ = _Normed.__doc__
+
+
+class NormedConvTranspose1d(_Normed, nn.ConvTranspose1d):  # type: ignore[misc]
+    __doc__ = _Normed.__doc__
+
+
+CLASSES = {
+    nn.Conv1d: NormedConv1d,
+    nn.Conv2d: NormedConv2d,
+    nn.ConvTranspose1d: NormedConvTranspose1d,
+}
+CONVOLUTIONS = tuple(CLASSES)
 
 
 def normed(module: nn.Module) -> nn.Module:
     """Put weight normalisation (over all dimensions but the first) on a convolution."""
-    weight_norm(module)
-    module.register_state_dict_post_hook(_use_published_names)
+    weight = module.weight.detach()
+    del module.weight
+    module.__class__ = CLASSES[type(module)]
+    module.weight_g = nn.Parameter(_norms(weight))
+    module.weight_v = nn.Parameter(weight.clone())
     return module
-
-
-def is_normed(module: nn.Module) -> bool:
-    """Whether `normed` was applied to this module and not yet folded."""
-    return parametrize.is_parametrized(module, "weight")
 
 
 def fold(module: nn.Module) -> None:
     """Replace every normed weight below `module` by its value."""
     for child in module.modules():
-        if isinstance(child, CONVOLUTIONS) and is_normed(child):
-            # Not torch's remove_parametrizations: it breaks every deepcopy of the module, whose
-            # class is shared, and without gradients it leaves a buffer.
+        if isinstance(child, _Normed):
             with torch.inference_mode(False), torch.no_grad():
                 weight = nn.Parameter(child.weight.detach().clone())
-            child.__class__ = type(child).__mro__[1]
-            del child.parametrizations
-            child.register_parameter("weight", weight)
+            del child.weight_g, child.weight_v
+            child.__class__ = type(child).__mro__[2]
+            child.weight = weight
 
 
-def _use_published_names(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
-    for torch_name, name in TORCH_NAMES.items():
-        if prefix + torch_name in state:
-            state[prefix + name] = state.pop(prefix + torch_name)
+def spectrally_normed(module: nn.Module) -> nn.Module:
+    """Put spectral normalisation on a convolution: torch's older kind, whose names are published.
+
+    It leaves the normed weight as a plain attribute of the module. With its history a module that
+    was trained could not be copied, so that is forgotten after every call.
+    """
+    spectral_norm(module)
+    module.register_forward_hook(_forget_history)
+    return module
 
 
-def fold_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of `state` in which each pair `weight_g`, `weight_v` has become one `weight`."""
-    folded = dict(state)
-    for key in state:
-        if key.endswith("weight_g") and key[:-1] + "v" in state:
-            g, v = folded.pop(key), folded.pop(key[:-1] + "v")
-            norm = torch.linalg.vector_norm(v.double(), dim=tuple(range(1, v.ndim)), keepdim=True)
-            folded[key[:-2]] = (v.double() * (g.double() / norm)).to(v.dtype)
-    return folded
+def _forget_history(module: nn.Module, *_: Any) -> None:
+    module.weight = module.weight.detach()
 
 
-def split_state(state: dict[str, Tensor], normed_names: set[str]) -> dict[str, Tensor]:
-    """A copy of `state` in which each plain weight named in `normed_names` has become a pair."""
-    split = dict(state)
-    for name in normed_names & state.keys():
-        v = split.pop(name)
-        dims = tuple(range(1, v.ndim))
-        norm = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
-        split[name + "_g"] = norm
-        split[name + "_v"] = v.where(norm > 0, torch.ones_like(v))  # zeros have no direction
-    return split
+def _norms(weight: Tensor) -> Tensor:
+    """Norm of each filter, (N, 1, ...)."""
+    dims = tuple(range(1, weight.ndim))
+    return torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
 
 
-def accept_both_kinds(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Load hook: turn `weight` into `weight_g`, `weight_v` or back, as `module` needs."""
-    names = {
-        f"{prefix}{name}.weight"
-        for name, child in module.named_modules()
-        if isinstance(child, CONVOLUTIONS) and is_normed(child)
-    }
-    converted = split_state(state, names) if names else fold_state(state)
-    state.clear()  # in place: the children are loaded from this very mapping
-    state.update(converted)
+def accept_weights(module: nn.Module) -> None:
+    """Let `module` load the weights of its convolutions, and refuse those that do not fit."""
+    module.register_load_state_dict_pre_hook(accept_wrapped_names)
+    module.register_load_state_dict_pre_hook(_accept_all_kinds)
+    module.register_load_state_dict_pre_hook(require_finite)
+
+
+def _accept_all_kinds(
+    module: nn.Module,
+    state: dict[str, Tensor],
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """Load hook: give each convolution below `module` its weight in the form it keeps it in,
+    whichever form the state dict has: plain, normed, or normed under torch's names.
+
+    A pair is of one dtype, fits the filters, and its value is finite; all that do not are reported.
+    """
+    for path, conv in module.named_modules():
+        if not isinstance(conv, CONVOLUTIONS):
+            continue
+        name = f"{prefix}{path}." if path else prefix
+        for theirs, ours in TORCH_NAMES.items():
+            if name + theirs in state and name + ours not in state:
+                state[name + ours] = state.pop(name + theirs)
+        plain, g, v = (state.get(name + key) for key in ("weight", "weight_g", "weight_v"))
+        if hasattr(conv, "weight_orig"):
+            if plain is not None and name + "weight_orig" not in state:
+                _norm_spectrally(conv, state, name, errors)
+        elif plain is not None and g is None and v is None:
+            if isinstance(conv, _Normed):
+                norms = _norms(plain)
+                state[name + "weight_g"] = norms
+                # A filter of zeros has no direction.
+                state[name + "weight_v"] = plain.where(norms > 0, torch.ones_like(plain))
+                del state[name + "weight"]
+        elif plain is None and g is not None and v is not None:
+            weight, misfit = _value(g, v, conv)
+            if misfit:
+                errors.append(f"{name}weight_g, weight_v: {misfit}")
+            if misfit or not isinstance(conv, _Normed):
+                del state[name + "weight_g"], state[name + "weight_v"]
+                state[name + "weight"] = weight
+
+
+def _value(g: Tensor, v: Tensor, conv: nn.Module) -> tuple[Tensor, str]:
+    """A normed weight's value, and what is wrong with it, if anything."""
+    own = conv.weight
+    expected = own.shape[0], *(1 for _ in own.shape[1:])
+    if g.shape != expected or v.shape != own.shape:
+        got = f"{tuple(g.shape)} and {tuple(v.shape)}"
+        return own, f"expected shapes {expected} and {tuple(own.shape)}, got {got}"
+    if g.dtype != v.dtype or not v.is_floating_point():
+        return own, f"expected one floating point dtype, got {g.dtype} and {v.dtype}"
+    if isinstance(conv, _Normed):
+        weight = torch._weight_norm(v, g, 0)
+    else:
+        weight = (v.double() * (g.double() / _norms(v.double()))).to(v.dtype)
+    if not weight.isfinite().all():
+        return own, "the normed weight is not finite: a filter of weight_v is zero, say"
+    return weight, ""
+
+
+def _norm_spectrally(
+    conv: nn.Module, state: dict[str, Tensor], name: str, errors: list[str]
+) -> None:
+    """Give a normed weight the singular vectors that it was saved without."""
+    weight = state.pop(name + "weight")
+    state[name + "weight_orig"] = weight
+    if weight.shape != conv.weight_orig.shape:
+        return  # strict loading says so
+    matrix = weight.flatten(1).float()
+    u = F.normalize(torch.ones_like(matrix[:, 0]), dim=0)
+    for _ in range(POWER_ITERATIONS):
+        v = F.normalize(matrix.T @ u, dim=0)
+        u = F.normalize(matrix @ v, dim=0)
+    sigma = float(u @ matrix @ v)
+    if not abs(sigma - 1) <= UNIT:
+        errors.append(f"{name}weight: expected a largest singular value of 1, got {sigma:.4g}")
+    state[name + "weight_u"], state[name + "weight_v"] = u, v

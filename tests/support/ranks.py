@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 
 def on_two_ranks(function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
@@ -27,3 +29,38 @@ def _rank(rank: int, function: Callable[..., Any], folder: Path, *args: Any) -> 
         torch.save(function(rank, *args), folder / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+def sharded_on_a_rank(rank: int) -> dict[str, list[Tensor]]:
+    """Whole weights of modules after two steps, sharded by FSDP2 where there are processes, each
+    with its half of the batch."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    import muomni_fast
+
+    sizes = {"upsample_rates": (4, 2), "upsample_kernel_sizes": (8, 4)}
+    sizes |= {"n_mels": 8, "upsample_initial_channel": 16}
+    weights = {}
+    for lib in (muomni_fast, muomni_fast.reference):
+        torch.manual_seed(0)
+        modules = {
+            "rvq": lib.RVQ(2, 8, 4, 8),
+            "vocoder": lib.HiFiGANVocoder(**sizes),
+            "normed": lib.HiFiGANVocoder(**sizes, weight_norm=True),
+        }
+        for name, module in modules.items():
+            batch = torch.randn(4, 8, 8)
+            if dist.is_initialized():
+                fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
+                batch = batch.chunk(2)[rank]
+            optimiser = torch.optim.SGD(module.parameters(), 1e-2)
+            for _ in range(2):
+                optimiser.zero_grad()
+                out = module(batch)
+                made = out.mel if name == "rvq" else out
+                made.square().mean().backward()
+                optimiser.step()
+            state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
+            weights[f"{lib.__name__} {name}"] = list(state.values())
+    return weights
