@@ -33,7 +33,9 @@ class InferenceBackend(Protocol):
     def pre(self, mel: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
         """The first convolution, of (B, n_mels, T)."""
 
-    def up(self, x: Tensor, layer: Pair, factor: int, kernel: int, ends: Ends = None) -> Tensor:
+    def up(
+        self, x: Tensor, layer: Pair, factor: int, kernel: int, slope: float, ends: Ends = None
+    ) -> Tensor:
         """A leaky_relu and a transposed convolution, to `factor` times as many rows."""
 
     def mrf(
@@ -75,7 +77,14 @@ class Backend(InferenceBackend, Protocol):
         """Gradients of mel, weight and bias."""
 
     def up_grad(
-        self, grad: Tensor, x: Tensor, layer: Pair, factor: int, needs: Needs, ends: Ends = None
+        self,
+        grad: Tensor,
+        x: Tensor,
+        layer: Pair,
+        factor: int,
+        slope: float,
+        needs: Needs,
+        ends: Ends = None,
     ) -> tuple[Tensor, Grads]:
         """Gradients of the input, and of weight and bias."""
 

@@ -83,7 +83,7 @@ def forward(
     kept = [x] if keep else []
     levels = zip(network.factors, network.kernels, layers.ups, layers.mrfs, strict=True)
     for factor, kernel, up, mrf in levels:
-        u = backend.up(x, up, factor, kernel, ends)
+        u = backend.up(x, up, factor, kernel, network.blocks.slope, ends)
         ends = ends and (ends[0], ends[1] * factor)
         x, inner = backend.mrf(u, mrf, network.blocks, keep, ends)
         if keep:
@@ -132,7 +132,7 @@ def backward(
         rows_per_frame //= factor
         ends = None if lengths is None else (lengths, rows_per_frame)
         grad, found.ups[level] = backend.up_grad(
-            grad, x, weights.ups[level], factor, need.ups[level], ends
+            grad, x, weights.ups[level], factor, network.blocks.slope, need.ups[level], ends
         )
     else:
         if any(needs[:3]):

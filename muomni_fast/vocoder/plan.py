@@ -88,7 +88,10 @@ def plan_of_generator(model: hifigan.HiFiGANVocoder) -> Plan:
     """How a generator runs as one operator."""
     config = model.config
     blocks = Blocks(
-        config["resblock"], config["resblock_kernel_sizes"], config["resblock_dilation_sizes"]
+        config["resblock"],
+        config["resblock_kernel_sizes"],
+        config["resblock_dilation_sizes"],
+        model.leaky_slope,
     )
     network = Network(config["upsample_rates"], config["upsample_kernel_sizes"], blocks)
     convolutions: list[nn.Module] = [model.conv_pre]
@@ -125,6 +128,7 @@ def blocks_of(resblocks: Sequence[Any]) -> Blocks:
         resblocks[0].resblock,
         tuple(block.kernel_size for block in resblocks),
         tuple(block.dilations for block in resblocks),
+        resblocks[0].leaky_slope,
     )
 
 
@@ -136,7 +140,7 @@ def _fusible(resblocks: Any) -> bool:
     """Whether an operator computes what these modules would, one by one."""
     if not all(_runs(block, *KNOWN_FORWARDS) for block in resblocks):
         return False
-    if len({(block.channels, block.resblock) for block in resblocks}) != 1:
+    if len({(block.channels, block.resblock, block.leaky_slope) for block in resblocks}) != 1:
         return False
     return all(_plain_inside(block) for block in resblocks)
 

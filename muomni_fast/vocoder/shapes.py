@@ -12,6 +12,8 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
+from ..reference.vocoder.hifigan import LEAKY_SLOPE
+
 # Divides a sequence into parts: a function in C, as it is called for every layer.
 Divide = Callable[[Sequence[Any]], Sequence[Sequence[Any]]]
 
@@ -30,11 +32,13 @@ class Blocks:
         kind: "1" (a second convolution follows each dilated one) or "2".
         taps: kernel size of each block.
         dilations: of each block.
+        slope: of every leaky_relu.
     """
 
     kind: str
     taps: tuple[int, ...]
     dilations: tuple[tuple[int, ...], ...]
+    slope: float = LEAKY_SLOPE
 
     @functools.cached_property
     def paired(self) -> bool:
@@ -80,7 +84,7 @@ class Blocks:
         if len({len(branch) for branch in self.dilations}) == 1:
             return [self]
         pairs = zip(self.taps, self.dilations, strict=True)
-        return [Blocks(self.kind, (k,), (branch,)) for k, branch in pairs]
+        return [Blocks(self.kind, (k,), (branch,), self.slope) for k, branch in pairs]
 
     @functools.cached_property
     def divided(self) -> Divide:
@@ -89,20 +93,23 @@ class Blocks:
 
     @property
     def spec(self) -> str:
-        """A string for an operator's argument: kind, then taps and dilations of each block."""
+        """A string for an operator's argument: kind, slope, then taps and dilations of each
+        block."""
         pairs = zip(self.taps, self.dilations, strict=True)
-        return "|".join([self.kind, *(f"{k}:{','.join(map(str, d))}" for k, d in pairs)])
+        branches = (f"{k}:{','.join(map(str, d))}" for k, d in pairs)
+        return "|".join([self.kind, str(self.slope), *branches])
 
     @classmethod
     @functools.lru_cache
     def parse(cls, spec: str) -> Self:
         """The inverse of `spec`."""
-        kind, *branches = spec.split("|")
+        kind, slope, *branches = spec.split("|")
         taps, dilations = zip(*(branch.split(":") for branch in branches), strict=True)
         return cls(
             kind,
             tuple(map(int, taps)),
             tuple(tuple(map(int, branch.split(","))) for branch in dilations),
+            float(slope),
         )
 
 
@@ -113,7 +120,7 @@ class Network:
     Attributes:
         factors, kernels: of the transposed convolution of each upsampling level: by how much it
             lengthens the signal, and its kernel size.
-        blocks: of every level.
+        blocks: of every level; their slope is that of every level's first leaky_relu too.
     """
 
     factors: tuple[int, ...]

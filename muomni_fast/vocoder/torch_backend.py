@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..reference.vocoder.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
+from ..reference.vocoder.hifigan import LAST_LEAKY_SLOPE
 from .backends import Ends, Grads, Needs, Pair
 from .shapes import Blocks, Layers, Network
 
@@ -71,20 +71,26 @@ def pre_grad(
     return grad_mel, found
 
 
-def up(x: Tensor, layer: Pair, factor: int, kernel: int, ends: Ends = None) -> Tensor:
+def up(x: Tensor, layer: Pair, factor: int, kernel: int, slope: float, ends: Ends = None) -> Tensor:
     """(B, C, T) -> (B, C / 2, T * factor)."""
-    active = F.leaky_relu(x, LEAKY_SLOPE)
+    active = F.leaky_relu(x, slope)
     weight, bias = layer
     return F.conv_transpose1d(active, weight, bias, factor, (kernel - factor) // 2)
 
 
 def up_grad(
-    grad: Tensor, x: Tensor, layer: Pair, factor: int, needs: Needs, ends: Ends = None
+    grad: Tensor,
+    x: Tensor,
+    layer: Pair,
+    factor: int,
+    slope: float,
+    needs: Needs,
+    ends: Ends = None,
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of weight and bias."""
-    active = F.leaky_relu(x, LEAKY_SLOPE)
+    active = F.leaky_relu(x, slope)
     grad_active, *found = _conv_grad(grad, active, layer[0], (True, *needs), 1, factor, True)
-    return leaky_relu_backward(grad_active, x, LEAKY_SLOPE, False), found
+    return leaky_relu_backward(grad_active, x, slope, False), found
 
 
 def mrf(
@@ -105,10 +111,10 @@ def mrf(
             if p > 0 and keep:
                 kept.append(y)
             weight, bias = group[first : first + 2]
-            active = F.leaky_relu(y, LEAKY_SLOPE)
+            active = F.leaky_relu(y, blocks.slope)
             step = F.conv1d(active, weight, bias, padding=padding * dilation, dilation=dilation)
             if blocks.paired:
-                inner = F.leaky_relu_(step, LEAKY_SLOPE)
+                inner = F.leaky_relu_(step, blocks.slope)
                 if keep:
                     kept.append(inner)
                 weight, bias = group[first + 2 : first + 4]
@@ -142,9 +148,9 @@ def mrf_grad(
             if blocks.paired:
                 inner, wanted = kept.pop(), need[first + 2 : first + 4]
                 step, *pair = _conv_grad(running, inner, group[first + 2], (True, *wanted))
-                step = leaky_relu_backward(step, inner, LEAKY_SLOPE, True)
+                step = leaky_relu_backward(step, inner, blocks.slope, True)
             y = kept.pop() if p > 0 else x
-            active = F.leaky_relu(y, LEAKY_SLOPE)
+            active = F.leaky_relu(y, blocks.slope)
             step, *own = _conv_grad(
                 step,
                 active,
@@ -153,7 +159,7 @@ def mrf_grad(
                 blocks.dilations[branch][p],
             )
             found = [*own, *pair, *found]
-            running = leaky_relu_backward(step, y, LEAKY_SLOPE, False).add_(running)
+            running = leaky_relu_backward(step, y, blocks.slope, False).add_(running)
         grad_x = running if grad_x is None else grad_x.add_(running)
     assert grad_x is not None
     return grad_x, found

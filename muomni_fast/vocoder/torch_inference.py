@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..reference.vocoder.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
+from ..reference.vocoder.hifigan import LAST_LEAKY_SLOPE
 from .backends import Ends, Pair
 from .shapes import Blocks, Layers, Network
 
@@ -100,10 +100,10 @@ def pre(mel: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
     return _conv(mel[:, :, None].contiguous(memory_format=CHANNELS_LAST), layer[0], layer[1])
 
 
-def up(x: Tensor, layer: Pair, factor: int, kernel: int, ends: Ends = None) -> Tensor:
+def up(x: Tensor, layer: Pair, factor: int, kernel: int, slope: float, ends: Ends = None) -> Tensor:
     """(B, C, 1, T) -> (B, C / 2, 1, T * factor); uses up its input."""
     weight, bias = layer
-    active = F.leaky_relu_(x, LEAKY_SLOPE)
+    active = F.leaky_relu_(x, slope)
     batch, rows, width = x.shape[0], x.shape[3], weight.shape[0] // factor
     columns = _conv(active, weight, bias, padding=weight.shape[3] - 1)
     all_rows = columns.shape[3] * factor
@@ -137,17 +137,17 @@ def mrf(
 
 
 def _mean(x: Tensor, groups: Sequence[Sequence[Tensor]], blocks: Blocks) -> Tensor:
-    opened = F.leaky_relu(x, LEAKY_SLOPE)  # what every block begins with
+    opened = F.leaky_relu(x, blocks.slope)  # what every block begins with
     total = None
     for group, dilations in zip(groups, blocks.dilations, strict=True):
         convolutions = iter(zip(group[::2], group[1::2], strict=True))
         y, active = x, opened
         for p, dilation in enumerate(dilations):
             if p > 0:
-                active = F.leaky_relu(y, LEAKY_SLOPE)
+                active = F.leaky_relu(y, blocks.slope)
             step = _conv(active, *next(convolutions), dilation)
             if blocks.paired:
-                step = _conv(F.leaky_relu_(step, LEAKY_SLOPE), *next(convolutions))
+                step = _conv(F.leaky_relu_(step, blocks.slope), *next(convolutions))
             y = step.add_(y)
         total = y if total is None else total.add_(y)
     assert total is not None

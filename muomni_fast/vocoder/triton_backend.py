@@ -12,7 +12,7 @@ from torch import Tensor
 from ..kernels.vocoder.conv import conv
 from ..kernels.vocoder.conv_post import conv_post, conv_post_grad
 from ..kernels.vocoder.weight_grad import conv_weight_grad
-from ..reference.vocoder.hifigan import LAST_LEAKY_SLOPE, LEAKY_SLOPE
+from ..reference.vocoder.hifigan import LAST_LEAKY_SLOPE
 from .backends import WHOLE, Ends, Grads, Needs, Pair
 from .shapes import Blocks
 from .triton_layouts import for_input, phase_taps, taps_inside
@@ -87,6 +87,7 @@ def up(
     layer: Pair,
     factor: int,
     kernel: int,
+    slope: float,
     ends: Ends = None,
 ) -> Tensor:
     """(B, T, C) -> (B, T * factor, C / 2)."""
@@ -102,7 +103,7 @@ def up(
         padding=least,
         dilation=-1,
         phases=(factor, kernel, padding),
-        slope=LEAKY_SLOPE,
+        slope=slope,
     )
     return columns.view(x.shape[0], x.shape[1] * factor, columns.shape[2] // factor)
 
@@ -112,6 +113,7 @@ def up_grad(
     x: Tensor,
     layer: Pair,
     factor: int,
+    slope: float,
     needs: Needs,
     ends: Ends = None,
 ) -> tuple[Tensor, Grads]:
@@ -130,7 +132,7 @@ def up_grad(
         rows_per_frame,
         padding=padding,
         stride=factor,
-        slope=LEAKY_SLOPE,
+        slope=slope,
         sign=x,
     )
     if needs[0]:
@@ -143,7 +145,7 @@ def up_grad(
             lengths,
             rows_per_frame,
             stride=factor,
-            slopes=(LEAKY_SLOPE, 1.0),
+            slopes=(slope, 1.0),
             with_bias=False,
         )
         found[0] = grad_weight.view(channels, kernel, width).permute(0, 2, 1)

@@ -14,7 +14,6 @@ from ..kernels.vocoder.configs import strip_config
 from ..kernels.vocoder.mrf_step import mrf_step
 from ..kernels.vocoder.mrf_strip import mrf_strip
 from ..kernels.vocoder.weight_grad import conv_weight_grad
-from ..reference.vocoder.hifigan import LEAKY_SLOPE
 from .backends import WHOLE, Ends, Grads, Needs
 from .shapes import Blocks
 from .triton_layouts import grad_weights, separated, step_weights
@@ -52,7 +51,7 @@ def _mean(
             lengths,
             rows_per_frame,
             paired=blocks.paired,
-            slope=LEAKY_SLOPE,
+            slope=blocks.slope,
             config=config,
         )
         return whole, []
@@ -71,7 +70,7 @@ def _mean(
             residual=None if opens else y,
             total=last,
             scale=1 / len(blocks.taps) if last else 1.0,
-            slope=LEAKY_SLOPE,
+            slope=blocks.slope,
             activate_in=opens or not blocks.paired,
             activate_out=opens,
         )
@@ -123,7 +122,7 @@ def _mean_grad(
         paddings = tuple((k - 1) // 2 * d for k, d in zip(blocks.taps, dilations, strict=True))
         source = inputs[step]
         if any(any(need[2 * step : 2 * step + 2]) for need in needed):
-            slopes = 1.0, 1.0 if closes else LEAKY_SLOPE
+            slopes = 1.0, 1.0 if closes else blocks.slope
             grad_weight, grad_bias = conv_weight_grad(
                 grad,
                 source,
@@ -148,7 +147,7 @@ def _mean_grad(
             residual=None if closes else running,
             sign=source,
             total=step == 0,
-            slope=LEAKY_SLOPE,
+            slope=blocks.slope,
         )
         if not closes:
             running = grad

@@ -28,7 +28,7 @@ from ..checks import (
 from .streaming import Context, Latency, one_clip, stream
 from .weight_norm import CONVOLUTIONS, accept_weights, fold, normed
 
-LEAKY_SLOPE = 0.1
+LEAKY_SLOPE = 0.1  # as published
 LAST_LEAKY_SLOPE = 0.01  # before conv_post, as published
 
 # Constructor arguments of the published models (appendix A.1).
@@ -55,12 +55,28 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+class _Sloped:
+    """What has one slope for its leaky_relus."""
+
+    _slope: str  # as text: `torch.compile` would make a number an input of its graph
+
+    @property
+    def leaky_slope(self) -> float:
+        """Of every leaky_relu."""
+        return float(self._slope)
+
+    def _set_slope(self, leaky_slope: float) -> None:
+        if not 0 <= leaky_slope < 1:
+            raise ValueError(f"leaky_slope: expected 0 <= leaky_slope < 1, got {leaky_slope}")
+        self._slope = str(float(leaky_slope))
+
+
 def _conv(channels: int, kernel_size: int, dilation: int) -> nn.Conv1d:
     padding = (kernel_size - 1) // 2 * dilation
     return nn.Conv1d(channels, channels, kernel_size, padding=padding, dilation=dilation)
 
 
-class ResBlock(nn.Module):
+class ResBlock(_Sloped, nn.Module):
     """Residual block of one kernel size (HiFi-GAN section 2.2).
 
     Type "1": for each dilation d, x += conv_1(lrelu(conv_d(lrelu(x)))). Type "2": x +=
@@ -71,13 +87,19 @@ class ResBlock(nn.Module):
         kernel_size: odd.
         dilations: one per convolution (pair).
         resblock: "1" or "2".
+        leaky_slope: of every leaky_relu, 0 <= leaky_slope < 1.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
     def __init__(
-        self, channels: int, kernel_size: int, dilations: Sequence[int], resblock: str = "1"
+        self,
+        channels: int,
+        kernel_size: int,
+        dilations: Sequence[int],
+        resblock: str = "1",
+        leaky_slope: float = LEAKY_SLOPE,
     ) -> None:
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -90,6 +112,7 @@ class ResBlock(nn.Module):
         self.kernel_size = kernel_size
         self.dilations = tuple(dilations)
         self.resblock = resblock
+        self._set_slope(leaky_slope)
         dilated = nn.ModuleList(_conv(channels, kernel_size, d) for d in dilations)
         if resblock == "1":
             self.convs1 = dilated
@@ -114,11 +137,11 @@ class ResBlock(nn.Module):
         require_channels("x", x, self.channels)
         if self.resblock == "2":
             for conv in self.convs:
-                x = x + conv(F.leaky_relu(x, LEAKY_SLOPE))
+                x = x + conv(F.leaky_relu(x, self.leaky_slope))
             return x
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            inner = dilated(F.leaky_relu(x, LEAKY_SLOPE))
-            x = x + plain(F.leaky_relu(inner, LEAKY_SLOPE))
+            inner = dilated(F.leaky_relu(x, self.leaky_slope))
+            x = x + plain(F.leaky_relu(inner, self.leaky_slope))
         return x
 
 
@@ -135,6 +158,10 @@ class MRF(nn.Module):
         kernel_sizes: one residual block each, odd.
         dilation_sizes: the dilations of each block.
         resblock: "1" or "2".
+        leaky_slope: of every leaky_relu, 0 <= leaky_slope < 1.
+
+    Raises:
+        ValueError: an argument is out of range or lengths do not match.
     """
 
     resblock_class: ClassVar[type[ResBlock]] = ResBlock
@@ -145,11 +172,12 @@ class MRF(nn.Module):
         kernel_sizes: Sequence[int],
         dilation_sizes: Sequence[Sequence[int]],
         resblock: str = "1",
+        leaky_slope: float = LEAKY_SLOPE,
     ) -> None:
         super().__init__()
         require_equal_lengths(kernel_sizes=kernel_sizes, dilation_sizes=dilation_sizes)
         self.resblocks = nn.ModuleList(
-            self.resblock_class(channels, kernel_size, dilations, resblock)
+            self.resblock_class(channels, kernel_size, dilations, resblock, leaky_slope)
             for kernel_size, dilations in zip(kernel_sizes, dilation_sizes, strict=True)
         )
 
@@ -158,7 +186,7 @@ class MRF(nn.Module):
         return mrf(x, list(self.resblocks))
 
 
-class HiFiGANVocoder(nn.Module):
+class HiFiGANVocoder(_Sloped, nn.Module):
     """HiFi-GAN generator.
 
     Args:
@@ -171,6 +199,7 @@ class HiFiGANVocoder(nn.Module):
         resblock_dilation_sizes: the dilations of each kernel size.
         weight_norm: keep weights normed for training; the state dict then has HiFi-GAN's `weight_g`
             and `weight_v`. Either kind of state dict loads into either kind of model.
+        leaky_slope: of every leaky_relu, 0 <= leaky_slope < 1; the one before `conv_post` has 0.01.
 
     Raises:
         ValueError: an argument is out of range or lengths do not match.
@@ -188,6 +217,7 @@ class HiFiGANVocoder(nn.Module):
         resblock_kernel_sizes: Sequence[int] = (3, 5, 7),
         resblock_dilation_sizes: Sequence[Sequence[int]] = ((1, 2), (1, 2), (1, 2)),
         weight_norm: bool = False,
+        leaky_slope: float = LEAKY_SLOPE,
     ) -> None:
         super().__init__()
         require_equal_lengths(
@@ -217,7 +247,9 @@ class HiFiGANVocoder(nn.Module):
             "resblock_kernel_sizes": tuple(resblock_kernel_sizes),
             "resblock_dilation_sizes": tuple(tuple(d) for d in resblock_dilation_sizes),
             "weight_norm": weight_norm,
+            "leaky_slope": leaky_slope,
         }
+        self._set_slope(leaky_slope)
         self.n_mels = n_mels
         self.hop_length = math.prod(upsample_rates)
         self.n_kernels = len(resblock_kernel_sizes)
@@ -230,7 +262,9 @@ class HiFiGANVocoder(nn.Module):
             self.ups.append(nn.ConvTranspose1d(channels, channels // 2, kernel_size, rate, padding))
             channels //= 2
             for size, dilations in zip(resblock_kernel_sizes, resblock_dilation_sizes, strict=True):
-                self.resblocks.append(self.resblock_class(channels, size, dilations, resblock))
+                self.resblocks.append(
+                    self.resblock_class(channels, size, dilations, resblock, leaky_slope)
+                )
         self.conv_post = nn.Conv1d(channels, 1, 7, padding=3)
         if weight_norm:
             for module in list(self.modules()):
@@ -261,7 +295,7 @@ class HiFiGANVocoder(nn.Module):
     def _generate(self, mel: Tensor) -> Tensor:
         x = self.conv_pre(mel)
         for level, up in enumerate(self.ups):
-            x = self._mean(level, up(F.leaky_relu(x, LEAKY_SLOPE)))
+            x = self._mean(level, up(F.leaky_relu(x, self.leaky_slope)))
         return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_LEAKY_SLOPE)))[:, 0]
 
     def _resblocks(self, level: int) -> list[nn.Module]:

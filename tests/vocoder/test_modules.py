@@ -1,9 +1,12 @@
 """The vocoder's modules: inputs of every kind, replaced and hooked parts."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.oracle import snr_db
 from support.small_vocoders import (
     EXACT,
     TINY,
@@ -15,10 +18,12 @@ from support.small_vocoders import (
     gradients,
     pair,
 )
+from support.vocoder_problems import keep_variance
 from torch import Tensor, nn
 
 import muomni_fast
 from muomni_fast import functional, reference
+from muomni_fast.reference.audio.mel import MelConfig
 from muomni_fast.vocoder import torch_inference
 
 
@@ -309,3 +314,45 @@ def test_compiled_lengths_out_of_range_are_like_the_nearest_that_fit():
     with torch.no_grad():
         audio = compiled(mel, torch.tensor([-1, 6, 9]))
         assert torch.equal(audio, model(mel, [0, 6, 6]))
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.3])
+@pytest.mark.parametrize("resblock", ["1", "2"])
+def test_any_leaky_slope(tmp_path, slope, resblock):
+    """On every path without a GPU, with gradients, and through a checkpoint."""
+    config = TINY | {"n_mels": 8, "upsample_initial_channel": 16, "resblock": resblock}
+    pytest.importorskip("safetensors")
+    from muomni_fast.reference.checkpoint import load_model, restore, save_model
+
+    plain = keep_variance(reference.HiFiGANVocoder(**config, leaky_slope=slope))
+    model = muomni_fast.HiFiGANVocoder(**plain.config)
+    model.load_state_dict(plain.state_dict())
+    mel = torch.randn(2, 8, 20)
+    (plain(mel).square().sum()).backward()
+    (model(mel).square().sum()).backward()
+    for found, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-4)
+    save_model(tmp_path / "vocoder.json", "vocoder", plain, MelConfig(n_mels=8, hop_length=8))
+    restored = restore(muomni_fast.HiFiGANVocoder, load_model(tmp_path / "vocoder.json"), "it")
+    with torch.no_grad():
+        exact = plain.double()(mel.double())
+        for found in (model.eval(), copy.deepcopy(model).prepare(), restored):
+            assert found.leaky_slope == slope
+            assert snr_db(found(mel), exact) > 100
+            assert snr_db(torch.cat([*found.stream(mel.split(7, dim=2))], 1), exact) > 100
+        block, x = reference.ResBlock(8, 3, (1, 2), resblock, slope), torch.randn(1, 8, 700)
+        fast = muomni_fast.ResBlock(8, 3, (1, 2), resblock, slope).eval()
+        fast.load_state_dict(block.state_dict())
+        torch.testing.assert_close(fast.prepare()(x), block(x))
+
+
+@pytest.mark.parametrize("lib", [reference, muomni_fast])
+@pytest.mark.parametrize("slope", [-0.1, 1, float("nan")])
+def test_slopes_out_of_range_are_refused(lib, slope):
+    for make in (
+        lambda: lib.HiFiGANVocoder(leaky_slope=slope),
+        lambda: lib.ResBlock(8, 3, (1,), leaky_slope=slope),
+        lambda: lib.MRF(8, (3,), ((1,),), leaky_slope=slope),
+    ):
+        with pytest.raises(ValueError, match="leaky_slope: expected 0 <= leaky_slope < 1, got"):
+            make()

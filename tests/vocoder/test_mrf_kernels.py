@@ -3,6 +3,7 @@ with products rounded as tensor cores round them."""
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,6 @@ from muomni_fast.kernels.vocoder.configs import ConvConfig
 from muomni_fast.reference.vocoder import hifigan
 from muomni_fast.vocoder import generator as generators
 from muomni_fast.vocoder import triton_backend as backend
-from muomni_fast.vocoder import triton_mrf
 from muomni_fast.vocoder.plan import plan_of_blocks, plan_of_generator
 from muomni_fast.vocoder.shapes import Blocks, Network
 
@@ -39,8 +39,10 @@ MRFS = {
 RAGGED = {
     "1-ragged": ("1", (3, 5), ((1, 2), (1,))),
     "2-ragged": ("2", (3, 1, 5), ((1,), (2,), (1, 2, 3))),
+    "1-slope-0": ("1", (3, 5), ((1, 2),) * 2, 0.0),
+    "2-slope-0.3": ("2", (3, 5), ((1, 2),) * 2, 0.3),
 }
-Blocky = tuple[str, tuple[int, ...], tuple[tuple[int, ...], ...]]
+Blocky = tuple[Any, ...]  # the arguments of `Blocks`
 
 
 @pytest.fixture(autouse=True)
@@ -54,8 +56,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def mrf(case: Blocky, channels: int) -> tuple[reference.MRF, list[Tensor], Blocks]:
     """The module in float64, its weights and biases in float32, and its shape."""
-    kind, taps, dilations = case
-    module = reference.MRF(channels, taps, dilations, kind)
+    kind, taps, dilations, *slope = case
+    module = reference.MRF(channels, taps, dilations, kind, *slope)
     tensors = [t.detach() for t in weights_of(module)]
     return module.double(), tensors, Blocks(*case)
 
@@ -137,8 +139,10 @@ def test_strips_equal_steps_to_the_bit(monkeypatch, case, channels, rows, length
 def generator(
     case: Blocky, dtype: torch.dtype = torch.float32
 ) -> tuple[reference.HiFiGANVocoder, list[Tensor], Network]:
-    kind, taps, dilations = case
-    model = reference.HiFiGANVocoder(6, (3, 2), (7, 4), 16, kind, taps, dilations).to(dtype)
+    kind, taps, dilations, *slope = case
+    slopes = {"leaky_slope": slope[0]} if slope else {}
+    model = reference.HiFiGANVocoder(6, (3, 2), (7, 4), 16, kind, taps, dilations, **slopes)
+    model = model.to(dtype)
     tensors = [t.detach() for t in plan_of_generator(model).tensors()]
     return model, tensors, plan_of_generator(model).shape
 
@@ -270,8 +274,9 @@ def test_half_precision(path, dtype):
 def test_half_precision_gradients(monkeypatch, case, dtype):
     """Without activations: a sum near zero may round to either sign, for the reference as well, and
     its gradient then changes tenfold."""
-    slopes(monkeypatch, 1.0)
-    model, tensors, shape = generator(MRFS[case], dtype)
+    model, tensors, _ = generator(MRFS[case], dtype)
+    without_activations(monkeypatch, model)
+    shape = plan_of_generator(model).shape
     mel, grad = torch.randn(2, 6, 9).to(dtype), torch.randn(2, 54).to(dtype)
     (m,) = doubles(mel)
     exact = with_gradients(model.double()(m), grad, m, *plan_of_generator(model).tensors())
@@ -280,11 +285,11 @@ def test_half_precision_gradients(monkeypatch, case, dtype):
     all_close([audio, *(g.to(dtype) for g in grads)], exact)
 
 
-def slopes(monkeypatch: pytest.MonkeyPatch, slope: float) -> None:
-    for module in (backend, triton_mrf, hifigan):
-        monkeypatch.setattr(module, "LEAKY_SLOPE", slope)
+def without_activations(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> None:
     for module in (backend, hifigan):
-        monkeypatch.setattr(module, "LAST_LEAKY_SLOPE", slope)
+        monkeypatch.setattr(module, "LAST_LEAKY_SLOPE", 1.0)
+    for inner in (model, *model.resblocks):
+        inner._slope = "1.0"
 
 
 def integers(*tensors: Tensor, most: int) -> None:
@@ -295,8 +300,7 @@ def integers(*tensors: Tensor, most: int) -> None:
 @pytest.mark.parametrize("case", ["1", "2-depth-3"])
 def test_small_integers_are_exact(monkeypatch, case):
     """Whatever the order of sums: every partial sum has a float32, and every operand two tf32."""
-    slopes(monkeypatch, 0.5)
-    module, tensors, blocks = mrf(MRFS[case], 6)
+    module, tensors, blocks = mrf((*MRFS[case], 0.5), 6)
     x, grad = torch.empty(2, 2, 6, 40)
     integers(x, grad, most=2)
     integers(*tensors, most=1)
