@@ -130,7 +130,7 @@ def _accept_all_kinds(
             if plain is not None and name + "weight_orig" not in state:
                 _norm_spectrally(conv, state, name, errors)
         elif plain is not None and g is None and v is None:
-            if isinstance(conv, _Normed):
+            if isinstance(conv, _Normed) and plain.is_floating_point():
                 norms = _norms(plain)
                 state[name + "weight_g"] = norms
                 # A filter of zeros has no direction.
