@@ -26,22 +26,29 @@ def refuse_in_capture(device: torch.device, what: str) -> None:
 
 
 def require_tensor(name: str, value: Any) -> None:
-    """Raise TypeError unless `value` is a tensor."""
+    """Raise TypeError unless `value` is a dense tensor."""
     if not isinstance(value, Tensor):
         kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
         raise TypeError(f"{name}: expected a torch.Tensor, got {kind}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
 
 
-def require_float(name: str, value: Tensor) -> None:
-    """Raise TypeError unless `value` has a float dtype of at least 16 bits."""
-    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
-        raise float_error(name, value)
+def require_float(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a dense tensor of a float dtype of at least 16 bits."""
+    dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
+    if not dense or value.dtype not in FLOATS:
+        require_tensor(name, value)
+        expected = "float16, bfloat16, float32 or float64"
+        raise TypeError(f"{name}: expected {expected}, got {value.dtype}")
 
 
-def float_error(name: str, value: Any) -> TypeError:
-    """What is raised for an argument that is no tensor, or of no dtype in FLOATS."""
+def require_integers(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a dense tensor of integers."""
     require_tensor(name, value)
-    return TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {value.dtype}")
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name}: expected an integer tensor, got {value.dtype}")
 
 
 def require_mel(mel: Tensor, n_mels: int) -> None:
@@ -76,6 +83,7 @@ def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
     if not isinstance(found, Tensor):
         dtype = None if len(lengths) else torch.int64
         found = torch.tensor(lengths, dtype=dtype, device="cpu")  # not the default device
+    require_tensor("lengths", found)
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {found.dtype}")
     if found.shape != mel.shape[:1]:

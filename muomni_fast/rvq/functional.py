@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..operators import learning, refuse_transforms
-from ..reference.checks import require_same_device
+from ..reference.checks import require_float, require_integers, require_same_device
 from ..reference.rvq.checks import (
     require_decodable,
     require_encodable,
@@ -63,6 +63,7 @@ def rvq_encode(
     require_precision(precision)
     require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
     if half_norms is not None:
+        require_float("half_norms", half_norms)
         if half_norms.shape != codebooks.shape[:2] or half_norms.dtype != torch.float32:
             expected = tuple(codebooks.shape[:2])
             got = tuple(half_norms.shape), half_norms.dtype
@@ -179,9 +180,12 @@ def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
         (K, D) float64.
 
     Raises:
+        TypeError: `codes` are not integers, or `rows` no floating point numbers.
         ValueError: the shapes or devices do not fit.
         BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
     """
+    require_integers("codes", codes)
+    require_float("rows", rows)
     if codes.ndim != 1 or rows.ndim != 2 or len(codes) != len(rows):
         got = f"{tuple(codes.shape)} and {tuple(rows.shape)}"
         raise ValueError(f"codes, rows: expected (N,) and (N, D), got {got}")

@@ -1,9 +1,21 @@
 """What the quantizer's functions refuse: shapes, dtypes, devices and values that do not fit."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..checks import FLOATS, float_error, refuse_in_capture, require_same_device, require_tensor
+from ..checks import (
+    FLOATS,
+    refuse_in_capture,
+    require_float,
+    require_integers,
+    require_same_device,
+)
+
+ENCODING = "mel", "codebooks", "proj_in_weight", "proj_in_bias"
+DECODING = "codebooks", "proj_out_weight", "proj_out_bias"
 
 
 def work_dtype(*tensors: Tensor) -> torch.dtype:
@@ -35,9 +47,8 @@ def require_encodable(
     proj_in_bias: Tensor | None,
 ) -> None:
     """Raise unless these fit `rvq_encode`."""
-    if not isinstance(mel, Tensor) or mel.dtype not in FLOATS:
-        raise float_error("mel", mel)
-    require_codebooks(codebooks)
+    _require_floats(ENCODING, (mel, codebooks, proj_in_weight, proj_in_bias))
+    _require_books(codebooks)
     dim = codebooks.shape[-1]
     if proj_in_weight is not None and (proj_in_weight.ndim != 2 or proj_in_weight.shape[0] != dim):
         raise ValueError(
@@ -65,10 +76,8 @@ def require_decodable(
 ) -> None:
     """Raise unless these fit `rvq_decode`; values are not looked at."""
     require_projection_back(codebooks, proj_out_weight, proj_out_bias)
-    require_tensor("codes", codes)
+    require_integers("codes", codes)
     require_same_device(codes=codes, codebooks=codebooks)
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise TypeError(f"codes: expected an integer tensor, got {codes.dtype}")
     n_codebooks = codebooks.shape[0]
     if codes.ndim < 1 or not 1 <= codes.shape[-1] <= n_codebooks:
         raise ValueError(f"codes: expected (..., 1 to {n_codebooks}), got {tuple(codes.shape)}")
@@ -78,7 +87,8 @@ def require_projection_back(
     codebooks: Tensor, proj_out_weight: Tensor | None, proj_out_bias: Tensor | None
 ) -> None:
     """Raise unless the output projection fits the codebooks."""
-    require_codebooks(codebooks)
+    _require_floats(DECODING, (codebooks, proj_out_weight, proj_out_bias))
+    _require_books(codebooks)
     dim = codebooks.shape[-1]
     if proj_out_weight is not None and (
         proj_out_weight.ndim != 2 or proj_out_weight.shape[1] != dim
@@ -102,9 +112,15 @@ def _require_bias(name: str, weight: Tensor | None, bias: Tensor | None, size: i
         raise ValueError(f"{name}_bias: expected ({size},), got {tuple(bias.shape)}")
 
 
-def require_codebooks(codebooks: Tensor) -> None:
-    if not isinstance(codebooks, Tensor):
-        require_tensor("codebooks", codebooks)
+def _require_floats(names: Iterable[str], values: Iterable[Any]) -> None:
+    """`require_float` of several, which may be None, without a call for each that fits."""
+    for name, value in zip(names, values, strict=True):
+        fits = getattr(value, "dtype", None) in FLOATS and value.layout is torch.strided
+        if value is not None and (not fits or value.is_nested):
+            require_float(name, value)
+
+
+def _require_books(codebooks: Tensor) -> None:
     if codebooks.ndim != 3 or codebooks.shape[0] < 1 or codebooks.shape[1] < 2:
         raise ValueError(f"codebooks: expected (Q, K >= 2, D), got {tuple(codebooks.shape)}")
 
