@@ -16,7 +16,7 @@ from torch import nn
 import muomni_fast.reference as reference_backend
 
 from ..audio.mel import require_same_mel
-from ..checkpoint import load_model, restore
+from ..checkpoint import restore
 from ..errors import CheckpointError, DataError, TrainingError
 from . import distributed
 from .clips import Clip, find_clips, fingerprint, split_clips
@@ -255,9 +255,9 @@ def load_product(
     folder: RunFolder, stage: str, config: TrainConfig, backend: ModuleType
 ) -> nn.Module:
     """A stage's model, from its checkpoint, on the CPU, in eval mode."""
-    checkpoint = load_model(folder.model(stage), stage)
-    require_same_mel(config.mel, checkpoint.mel, f"run != {folder.model(stage)}")
-    return restore(STAGES[stage].model_class(backend), checkpoint, folder.model(stage))
+    product, saved = restore(STAGES[stage].model_class(backend), folder.model(stage), stage)
+    require_same_mel(config.mel, saved.mel, f"run != {folder.model(stage)}")
+    return product
 
 
 def load_required(

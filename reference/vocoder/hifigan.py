@@ -20,12 +20,20 @@ from ..checkpoint import load_foreign_checkpoint, load_state
 from ..checks import (
     refuse_in_capture,
     require_channels,
-    require_equal_lengths,
     require_finite,
     require_hop,
     require_lengths,
     require_mel,
 )
+from ..reading import blaming
+from ..values import (
+    MOST_CHANNELS,
+    require_choice,
+    require_int,
+    require_ints,
+    require_parameters,
+)
+from .checks import block_weights, checked_dilations, checked_generator
 from .streaming import Context, Latency, one_clip, stream
 from .weight_norm import CONVOLUTIONS, accept_both_kinds, fold, normed
 
@@ -74,6 +82,7 @@ class ResBlock(nn.Module):
         resblock: "1" or "2".
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: an argument is out of range.
     """
 
@@ -81,16 +90,19 @@ class ResBlock(nn.Module):
         self, channels: int, kernel_size: int, dilations: Sequence[int], resblock: str = "1"
     ) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
+        channels = require_int("channels", channels, 1, MOST_CHANNELS)
+        kernel_size = require_int("kernel_size", kernel_size, 1, MOST_CHANNELS)
+        if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
-        if not dilations or min(dilations) < 1:
-            raise ValueError(f"dilations: expected positive integers, got {tuple(dilations)}")
-        if resblock not in ("1", "2"):
-            raise ValueError(f'resblock: expected "1" or "2", got {resblock!r}')
+        dilations = require_ints("dilations", dilations, 1, MOST_CHANNELS)
         self.channels = channels
         self.kernel_size = kernel_size
-        self.dilations = tuple(dilations)
-        self.resblock = resblock
+        self.dilations = dilations
+        self.resblock = require_choice("resblock", resblock, "1", "2")
+        require_parameters(
+            f"channels = {channels}, kernel_size = {kernel_size}, {len(dilations)} dilations",
+            block_weights(channels, kernel_size, dilations, resblock),
+        )
         dilated = nn.ModuleList(_conv(channels, kernel_size, d) for d in dilations)
         if resblock == "1":
             self.convs1 = dilated
@@ -135,6 +147,9 @@ class MRF(nn.Module):
         kernel_sizes: one residual block each, odd.
         dilation_sizes: the dilations of each block.
         resblock: "1" or "2".
+
+    Raises:
+        TypeError, ValueError: as `ResBlock`; or lengths do not match.
     """
 
     resblock_class: ClassVar[type[ResBlock]] = ResBlock
@@ -147,10 +162,9 @@ class MRF(nn.Module):
         resblock: str = "1",
     ) -> None:
         super().__init__()
-        require_equal_lengths(kernel_sizes=kernel_sizes, dilation_sizes=dilation_sizes)
         self.resblocks = nn.ModuleList(
             self.resblock_class(channels, kernel_size, dilations, resblock)
-            for kernel_size, dilations in zip(kernel_sizes, dilation_sizes, strict=True)
+            for kernel_size, dilations in checked_dilations(kernel_sizes, dilation_sizes)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,7 +187,9 @@ class HiFiGANVocoder(nn.Module):
             and `weight_v`. Either kind of state dict loads into either kind of model.
 
     Raises:
-        ValueError: an argument is out of range or lengths do not match.
+        TypeError: an argument is of another type.
+        ValueError: an argument is out of range, lengths do not match, or there would be more than
+            2^30 weights or 1024 dilated convolutions.
     """
 
     resblock_class: ClassVar[type[ResBlock]] = ResBlock
@@ -190,46 +206,31 @@ class HiFiGANVocoder(nn.Module):
         weight_norm: bool = False,
     ) -> None:
         super().__init__()
-        require_equal_lengths(
-            upsample_rates=upsample_rates, upsample_kernel_sizes=upsample_kernel_sizes
+        config = checked_generator(
+            n_mels,
+            upsample_rates,
+            upsample_kernel_sizes,
+            upsample_initial_channel,
+            resblock,
+            resblock_kernel_sizes,
+            resblock_dilation_sizes,
+            weight_norm,
         )
-        require_equal_lengths(
-            resblock_kernel_sizes=resblock_kernel_sizes,
-            resblock_dilation_sizes=resblock_dilation_sizes,
-        )
-        if upsample_initial_channel % 2 ** len(upsample_rates):
-            raise ValueError(
-                f"upsample_initial_channel: expected a multiple of {2 ** len(upsample_rates)}, "
-                f"got {upsample_initial_channel}"
-            )
-        for rate, size in zip(upsample_rates, upsample_kernel_sizes, strict=True):
-            if size < rate or (size - rate) % 2:
-                raise ValueError(
-                    f"upsample_kernel_sizes: expected kernel - rate even and not negative, "
-                    f"got kernel {size} for rate {rate}"
-                )
-        self.config: dict[str, Any] = {
-            "n_mels": n_mels,
-            "upsample_rates": tuple(upsample_rates),
-            "upsample_kernel_sizes": tuple(upsample_kernel_sizes),
-            "upsample_initial_channel": upsample_initial_channel,
-            "resblock": resblock,
-            "resblock_kernel_sizes": tuple(resblock_kernel_sizes),
-            "resblock_dilation_sizes": tuple(tuple(d) for d in resblock_dilation_sizes),
-            "weight_norm": weight_norm,
-        }
-        self.n_mels = n_mels
-        self.hop_length = math.prod(upsample_rates)
-        self.n_kernels = len(resblock_kernel_sizes)
-        channels = upsample_initial_channel
-        self.conv_pre = nn.Conv1d(n_mels, channels, 7, padding=3)
+        rates, kernel_sizes = config["upsample_rates"], config["upsample_kernel_sizes"]
+        block_sizes = config["resblock_kernel_sizes"], config["resblock_dilation_sizes"]
+        channels = config["upsample_initial_channel"]
+        self.config = config
+        self.n_mels = config["n_mels"]
+        self.hop_length = math.prod(rates)
+        self.n_kernels = len(block_sizes[0])
+        self.conv_pre = nn.Conv1d(self.n_mels, channels, 7, padding=3)
         self.ups = nn.ModuleList()
         self.resblocks = nn.ModuleList()
-        for rate, kernel_size in zip(upsample_rates, upsample_kernel_sizes, strict=True):
+        for rate, kernel_size in zip(rates, kernel_sizes, strict=True):
             padding = (kernel_size - rate) // 2
             self.ups.append(nn.ConvTranspose1d(channels, channels // 2, kernel_size, rate, padding))
             channels //= 2
-            for size, dilations in zip(resblock_kernel_sizes, resblock_dilation_sizes, strict=True):
+            for size, dilations in zip(*block_sizes, strict=True):
                 self.resblocks.append(self.resblock_class(channels, size, dilations, resblock))
         self.conv_post = nn.Conv1d(channels, 1, 7, padding=3)
         if weight_norm:
@@ -350,9 +351,9 @@ class HiFiGANVocoder(nn.Module):
         `MelConfig.from_hifigan(config_json)` gives its mel settings.
 
         Raises:
-            CheckpointError: the checkpoint cannot be read safely or does not fit the config.
-            ValueError: the config lacks a key, or its hop is not the product of the upsample rates.
-            OSError: the config cannot be read.
+            CheckpointError: a file cannot be read safely; the config lacks a key, has a value of
+                another type or out of range, or a hop that is not the product of the upsample
+                rates; or the checkpoint does not fit it.
         """
         same = [
             "upsample_rates",
@@ -363,7 +364,8 @@ class HiFiGANVocoder(nn.Module):
             "resblock_dilation_sizes",
         ]
         h = read_hifigan_config(config_json, [*same, "num_mels", "hop_size"])
-        model = cls(n_mels=h["num_mels"], **{name: h[name] for name in same})
-        require_hop(model.hop_length, h["hop_size"])
+        with blaming(config_json):
+            model = cls(n_mels=h["num_mels"], **{name: h[name] for name in same})
+            require_hop(model.hop_length, h["hop_size"])
         load_state(model, load_foreign_checkpoint(checkpoint, "generator"), checkpoint)
         return model.eval()
