@@ -252,7 +252,8 @@ def require_fit(model: nn.Module, state: Mapping[str, Tensor], source: str | Pat
     """
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{source}: expected tensors by name, got {shown(value)}")
+            got = f"a {type(value).__name__} by {shown(name)}"
+            raise CheckpointError(f"{source}: expected tensors by name, got {got}")
     load_state(model, {name: value.to("meta") for name, value in state.items()}, source)
 
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 # Beyond what any model here is, and small enough to build and to refuse quickly.
-MOST_CODEBOOKS = 1024
+MOST_CODEBOOKS = 256
 MOST_CHANNELS = 1 << 16  # also of mel bands, kernel sizes and dilations
 MOST_HOP = 1 << 16  # samples per frame, and frames per code
-MOST_LAYERS = 1024  # dilated convolutions of a generator, and entries of every list
+MOST_LAYERS = 256  # dilated convolutions of a generator, and entries of every list
 MOST_PARAMETERS = 1 << 30  # 4 GiB in float32
 
 

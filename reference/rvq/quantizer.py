@@ -211,7 +211,7 @@ class RVQ(nn.Module):
     """Residual vector quantizer of mel frames (SoundStream, algorithm 1).
 
     Args:
-        n_codebooks: 1 to 1024, each for what the one before leaves.
+        n_codebooks: 1 to 256, each for what the one before leaves.
         codebook_size: codewords of each, at least 2.
         codebook_dim: their dimension.
         n_mels: dimension of a frame.

@@ -189,7 +189,7 @@ class HiFiGANVocoder(nn.Module):
     Raises:
         TypeError: an argument is of another type.
         ValueError: an argument is out of range, lengths do not match, or there would be more than
-            2^30 weights or 1024 dilated convolutions.
+            2^30 weights or 256 dilated convolutions.
     """
 
     resblock_class: ClassVar[type[ResBlock]] = ResBlock
