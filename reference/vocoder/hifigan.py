@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..audio.mel import read_hifigan_config
-from ..checkpoint import load_foreign_checkpoint, load_state
+from ..checkpoint import load_foreign_checkpoint, load_state, require_fit
 from ..checks import (
     refuse_in_capture,
     require_channels,
@@ -364,8 +364,11 @@ class HiFiGANVocoder(nn.Module):
             "resblock_dilation_sizes",
         ]
         h = read_hifigan_config(config_json, [*same, "num_mels", "hop_size"])
-        with blaming(config_json):
+        with blaming(config_json), torch.device("meta"):  # no memory before the weights fit
             model = cls(n_mels=h["num_mels"], **{name: h[name] for name in same})
             require_hop(model.hop_length, h["hop_size"])
-        load_state(model, load_foreign_checkpoint(checkpoint, "generator"), checkpoint)
+        state = load_foreign_checkpoint(checkpoint, "generator")
+        require_fit(model, state, checkpoint)
+        model = cls(**model.config)
+        load_state(model, state, checkpoint)
         return model.eval()
