@@ -16,12 +16,13 @@ from .clips import Clip
 
 
 class Row(NamedTuple):
-    """A clip as training sees it; `size` and `frames` are "" where it has none to read."""
+    """A clip as training sees it; the last three are "" where there is none to read."""
 
     file: str  # relative to the data's folder
     speaker: str
     size: str  # bytes
     frames: str  # samples of each channel, as the header declares
+    rate: str  # Hz, as well
 
 
 def describe_clips(clips: Sequence[Clip], source: Path) -> list[Row]:
@@ -32,15 +33,16 @@ def describe_clips(clips: Sequence[Clip], source: Path) -> list[Row]:
     ]
 
 
-def _extent(path: Path) -> tuple[str, str]:
+def _extent(path: Path) -> tuple[str, str, str]:
     try:
         size = str(path.stat().st_size)
     except OSError:
-        return "", ""
+        return "", "", ""
     try:
-        return size, str(audio_info(path).frames)
+        info = audio_info(path)
     except AudioFormatError:  # reported when the clip's turn comes
-        return size, ""
+        return size, "", ""
+    return size, str(info.frames), str(info.sample_rate)
 
 
 def write_clips(path: Path, rows: Sequence[Row]) -> None:

@@ -64,7 +64,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_in_range(vars(self))
         for name, recipe in self.recipes.items():
-            require_in_range(vars(recipe), lambda field, stage=name: f"{stage}: {field}")
+            require_in_range(vars(recipe), f"{name}: ".__add__)
             recipe.check(self)
         unit = self.mel.hop_length * self.frames_per_code
         if self.segment_samples % unit:

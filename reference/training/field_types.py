@@ -5,14 +5,14 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-LARGEST = 1e300  # of a float; json reads Infinity, NaN and any number of digits
+LARGEST = 1e300  # of a float, and 63 bits of an int: json reads NaN, and any number of digits
 
 
 def require_field_types(cls: type, saved: Mapping[str, Any], prefix: str = "") -> None:
     """Check the fields of a dataclass that `saved` has, by their annotations.
 
     Raises:
-        TypeError: a value has another type, or is no number that a float can hold; names it.
+        TypeError: a value has another type, or is beyond what numbers can be; names it.
     """
     for name, hint in typing.get_type_hints(cls).items():
         if name in saved:
@@ -38,7 +38,7 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return _is_number(value) and abs(value) <= LARGEST
     if hint is int:
-        return _is_number(value) and isinstance(value, int)
+        return _is_number(value) and isinstance(value, int) and abs(value) < 1 << 63
     if hint in (bool, str, dict, types.NoneType):
         return isinstance(value, hint)
     return True

@@ -80,8 +80,8 @@ class RunFolder:
     def _claim(self, held: contextlib.ExitStack) -> None:
         """Make and lock the folder, unless there is more in it than a killed beginning leaves."""
         make_folder(self.path)
-        # No lock file is put beside somebody's files.
-        if not (self.path / LOCK).exists() and any(self.path.iterdir()):
+        # No lock file is put beside somebody's files. Ours come after a lock file: in this order.
+        if any(self.path.iterdir()) and not (self.path / LOCK).exists():
             raise CheckpointError(f"{self.path}: not empty; choose another --out")
         self.lock(held)
         if self.config.exists():
@@ -192,7 +192,7 @@ class RunFolder:
             config = TrainConfig.from_dict(saved)
             if run["stage"] not in ("all", *config.recipes):
                 raise ValueError(f"run: stage: {run['stage']!r} has no recipe")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:  # torch's too
             raise self._damaged(error) from error
         return config, run
 
