@@ -148,10 +148,3 @@ def _first_by_hash(names: list[str]) -> list[str]:
         return hashlib.sha256(os.fsencode(last_two)).hexdigest()
 
     return sorted(names, key=digest)[: max(1, round(HELD_OUT * len(names)))]
-
-
-def fingerprint(clips: Sequence[Clip], source: Path) -> str:
-    """A digest of which clips a source holds, for a resumed run to recognise."""
-    folder = source if source.is_dir() else source.parent
-    names = [f"{os.path.relpath(clip.path, folder)}|{clip.speaker}" for clip in clips]
-    return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()
