@@ -16,11 +16,13 @@ from filelock import FileLock, Timeout
 
 from ..atomic import is_leftover, make_folder, remove_leftovers, write_atomically
 from ..errors import CheckpointError
+from ..reading import read_json
 from .config import TrainConfig
 from .field_types import require_field_types, require_type
 
 RUNS = Path("runs")
 LOCK = ".lock"
+NO_OBJECT = "damaged: expected a JSON object"
 
 
 class Description(TypedDict):
@@ -198,7 +200,7 @@ class RunFolder:
 
     def _description(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The two parts of `config.json`, of which the second is checked."""
-        document = read_object(self.config)
+        document = read_json(self.config, NO_OBJECT)
         try:
             saved, run = document["train"], document["run"]
             require_type("train", saved, dict)
@@ -221,7 +223,7 @@ class RunFolder:
             CheckpointError: the file is damaged.
         """
         path = self.path / "results.json"
-        results = read_object(path) if path.exists() else {}
+        results = read_json(path, NO_OBJECT) if path.exists() else {}
         for stage, figures in results.items():
             if not isinstance(figures, dict):
                 raise CheckpointError(f"{path}: damaged: {stage}: no figures, but {figures!r:.40}")
@@ -232,20 +234,3 @@ class RunFolder:
         results = self.results() | {stage: figures}
         content = json.dumps(results, indent=2).encode()
         write_atomically(self.path / "results.json", content)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
-
-    Raises:
-        CheckpointError: it cannot be read, or holds none; names it.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    except (RecursionError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path}: damaged: expected an object, got {document!r:.40}")
-    return document
