@@ -20,11 +20,16 @@ MOST_LAYERS = 256  # dilated convolutions of a generator, and entries of every l
 MOST_PARAMETERS = 1 << 30  # 4 GiB in float32
 
 
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 256:  # Python refuses to print the longest
+            return f"<an integer of {x.bit_length():,} bits>"
+        return repr(x)
+
+
 def shown(value: Any) -> str:
     """`value` for an error message: never long, whatever it is, and printable."""
-    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the longest
-        return f"an integer of {value.bit_length():,} bits"
-    return reprlib.repr(value)
+    return _Short().repr(value)
 
 
 def require_int(name: str, value: Any, least: int, most: int | None = None) -> int:
