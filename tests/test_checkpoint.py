@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.checkpoints import weights_of
 
 import muomni_fast
 from muomni_fast import HiFiGANVocoder, MelConfig, NeuralVocoder, reference
@@ -24,10 +25,6 @@ def saved(tmp_path: Path) -> Path:
     path = tmp_path / "rvq.json"
     checkpoint.save_model(path, "rvq", reference.RVQ(), MelConfig(), step=7)
     return path
-
-
-def weights_of(path: Path) -> Path:
-    return path.with_name(json.loads(path.read_text())["weights"])
 
 
 def test_round_trip(tmp_path):
