@@ -2,11 +2,12 @@
 # make quick: lint, types, documentation, and the tests that take no long
 # make test: all tests, with what `make quick` checks and `make narrow`
 # make narrow: tests of what a CPU's convolutions round, as if the CPU had fewer instructions
+# make fuzz: thousands of broken files, each read right or refused by name
 # make tritons: the kernels under the oldest and the newest Triton that are supported
 # make bench: benchmarks, reference against fast                 make format, make clean
 # make docs: the documentation as a site, in build/site
 # make first-contact: rehearse bench/gpu.py with a GPU machine's versions (see bench/RESULTS.md)
-.PHONY: train quick test lint types tests narrow tritons bench docs format clean first-contact
+.PHONY: train quick test lint types tests narrow fuzz tritons bench docs format clean first-contact
 
 PYTHON ?= python3
 VENV := .venv
@@ -48,6 +49,11 @@ endif
 
 narrow: $(VENV)/dev
 	$(NARROW) $(PYTEST) -q -m "cpu_rounding and not slow" -k "not triton and not kernels and not torch-v1 and not streams"
+
+# Without what libmpg123 says of broken MP3 files, unless something fails.
+fuzz: $(VENV)/dev
+	mkdir -p build
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py 2> build/fuzz.log || { cat build/fuzz.log; exit 1; }
 
 # Compiled and interpreted; the numpy of this environment is too new for 3.6's interpreter, which the
 # tests then say.

@@ -1,6 +1,7 @@
 """Files that are either written whole or not at all."""
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
 
@@ -10,11 +11,15 @@ from .errors import CheckpointError
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Write a file so that a crash or a full disk leaves the old one or the new one, never a part.
 
+    A process that is killed meanwhile leaves a file `.<name>.tmp`: the next write of the same name
+    replaces it, and `remove_leftovers` removes it.
+
     Raises:
         CheckpointError: the file cannot be written; names the path and its size.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")  # one writer; a killed one's is written over
+    # One writer at a time. The name is shortened because a file may have the longest name there is.
+    temporary = path.with_name(f".{shortened(path.name, 200)}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -22,12 +27,13 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise CheckpointError(
-            f"{path}: cannot write {len(content):,} bytes: {error.strerror}; "
+            f"{path}: cannot write {len(content):,} bytes: {error.strerror or error}; "
             "the previous file, if any, is intact"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):  # after a rename it is gone
+            temporary.unlink()
     # The rename itself reaches the disk with its folder, where the system can be told so.
     with contextlib.suppress(OSError):
         directory = os.open(path.parent, os.O_RDONLY)
@@ -35,3 +41,42 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those it is in, where they are not there.
+
+    Raises:
+        CheckpointError: it cannot be made; names the path.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot make this folder: {error.strerror}") from error
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file is what a killed `write_atomically` leaves."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writes left in a folder of ours and in those inside it.
+
+    Raises:
+        CheckpointError: a file cannot be removed; names it.
+    """
+    for path in filter(is_leftover, folder.rglob("*")):
+        try:
+            path.unlink()
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot remove it: {error.strerror}") from error
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most `most` bytes: of a longer one its beginning, and a digest of the whole."""
+    content = os.fsencode(name)
+    if len(content) <= most:
+        return name
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    return f"{content[: most - 13].decode(errors='ignore')}-{digest}"

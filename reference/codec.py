@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from .audio.mel import MelConfig, log_mel, pool_frames, require_same_mel, unpool_frames
-from .checkpoint import load_model, restore
+from .checkpoint import restore
 from .checks import require_hop, require_n_mels, require_tensor
+from .reading import blaming
 from .rvq.quantizer import RVQ
+from .values import MOST_HOP, require_int
 from .vocoder.griffin_lim import GriffinLimVocoder
 from .vocoder.hifigan import HiFiGANVocoder
 from .vocoder.neural import NeuralVocoder
@@ -48,8 +50,9 @@ class SpeechCodec(nn.Module):
         frames_per_code: mel frames averaged into one code: 5 turns 62.5 frames/s into 12.5 codes/s.
 
     Raises:
-        ValueError: the parts disagree on a mel setting, the number of bands or the hop; names both
-            values.
+        TypeError: `frames_per_code` is not an integer.
+        ValueError: it is out of range; the parts disagree on a mel setting, the number of bands or
+            the hop; names both values.
     """
 
     # What a subclass with faster kernels replaces.
@@ -66,12 +69,10 @@ class SpeechCodec(nn.Module):
             require_n_mels(vocoder.n_mels, config.n_mels, "the vocoder")
         elif isinstance(vocoder, (GriffinLimVocoder, NeuralVocoder)):
             require_same_mel(vocoder.config, config, "vocoder != codec")
-        if frames_per_code < 1:
-            raise ValueError(f"frames_per_code: expected at least 1, got {frames_per_code}")
         self.rvq = rvq
         self.vocoder = vocoder
         self.config = config
-        self.frames_per_code = frames_per_code
+        self.frames_per_code = require_int("frames_per_code", frames_per_code, 1, MOST_HOP)
 
     @classmethod
     def from_checkpoints(cls, rvq: str | Path, vocoder: str | Path | None = None) -> Self:
@@ -82,13 +83,13 @@ class SpeechCodec(nn.Module):
             vocoder: the vocoder's; None chooses Griffin-Lim and logs it.
 
         Raises:
-            CheckpointError: a checkpoint is missing, damaged or of another kind.
-            ValueError: they were trained with different mel settings; names each.
+            CheckpointError: a checkpoint is missing, damaged or of another kind, or they were
+                trained with different mel settings; names each.
         """
-        saved = load_model(rvq, "rvq")
-        quantizer = restore(cls.quantizer_class, saved, rvq)
-        neural = cls.vocoder_class(vocoder, saved.mel)
-        return cls(quantizer, neural, saved.mel, saved.extra.get("frames_per_code", 1)).eval()
+        quantizer, saved = restore(cls.quantizer_class, rvq, "rvq")
+        with blaming(rvq):
+            neural = cls.vocoder_class(vocoder, saved.mel)
+            return cls(quantizer, neural, saved.mel, saved.extra.get("frames_per_code", 1)).eval()
 
     @torch.no_grad()
     def encode(self, audio: Tensor) -> Tensor:

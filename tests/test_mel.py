@@ -156,13 +156,43 @@ def test_log_mel_refuses():
         (dict(fmax=9000.0), "fmax.*9000"),
         (dict(fmin=8000.0), "fmin"),
         (dict(n_mels=-1), "n_mels.*-1"),
-        (dict(sample_rate=16000.5), "sample_rate"),
+        (dict(n_mels=10**9), "n_mels: expected an integer from 1 to 4,096, got 1000000000"),
+        (dict(n_fft=1 << 40, win_length=1 << 40), "n_fft"),
         (dict(log_floor=0.0), "log_floor"),
+        (dict(log_floor=float("nan")), "log_floor: expected a finite number, got nan"),
+        (dict(fmax=float("inf"), sample_rate=10**6), "fmax: expected a finite number, got inf"),
+        (dict(fmin=float("nan")), "fmin"),
     ],
 )
 def test_settings_out_of_range_are_named(change, named):
     with pytest.raises(ValueError, match=named):
         MelConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (dict(sample_rate=16000.5), "sample_rate: expected an integer.*16000.5"),
+        (dict(n_mels=True), "n_mels: expected an integer.*True"),
+        (dict(hop_length="256"), "hop_length.*'256'"),
+        (dict(fmax="8000"), "fmax: expected a number, got '8000'"),
+        (dict(fmin=None), "fmin"),
+    ],
+)
+def test_settings_of_another_type_are_named(change, named):
+    with pytest.raises(TypeError, match=named):
+        MelConfig(**change)
+
+
+def test_settings_are_kept_as_plain_numbers():
+    """Which JSON can hold, whatever they came as."""
+    config = MelConfig(n_mels=np.int64(80), fmax=np.float32(7600), fmin=0)
+    assert config == MelConfig(n_mels=80, fmax=7600.0)
+    assert [type(value) for value in (config.n_mels, config.fmin, config.fmax)] == [
+        int,
+        float,
+        float,
+    ]
 
 
 def test_settings_that_differ_are_named():

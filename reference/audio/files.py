@@ -3,27 +3,35 @@
 Needs soundfile, and soxr where rates differ (`pip install "muomni-fast[train]"`).
 """
 
+import contextlib
 import dataclasses
 import io
+import os
+import stat
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..atomic import write_atomically
 from ..errors import AudioFormatError
+from .containers import SAMPLE_BYTES, check_declared
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus")
-SUBTYPES = {
-    *("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"),
-    *("VORBIS", "OPUS", "MPEG_LAYER_III"),
-}
-WAV_BITS = {8, 16, 24, 32, 64}
+# By libsndfile's names. The first declare their length in bytes.
+DECLARING = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF"}
+CONTAINERS = DECLARING | {"FLAC", "OGG", "MP3"}
+SUBTYPES = {*SAMPLE_BYTES, "VORBIS", "OPUS", "MPEG_LAYER_III"}
 SAMPLE_RATES = (1000, 384000)  # Hz, least and most
 MAX_SECONDS = 3600.0
 MAX_SAMPLES = 1 << 28  # over all channels, 1 GiB once decoded
 MAX_CHANNELS = 64
+MAX_PEAK = 1e6  # full scale is 1; nothing that is computed of this overflows
+BLOCK_SAMPLES = 1 << 18  # decoded at once, over all channels
+UNKNOWN_FRAMES = (1 << 63) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,36 +46,18 @@ class AudioInfo:
 def audio_info(path: str | Path) -> AudioInfo:
     """Read and check a header without decoding.
 
-    Raises:
-        AudioFormatError: missing, unreadable or empty, more than MAX_SECONDS long, an unusual
-            sample format, or a WAV file shorter than it declares; names the file and the value.
-    """
-    import soundfile
+    WAV (also RIFX, RF64 and W64), AIFF, AU, CAF and FLAC declare their length, and are refused
+    where they hold less. Ogg does not: a file that ends early is as long as what is left, which
+    nothing tells from a short one. MP3 does in a Xing or Info header; without one, its length is
+    worked out from its first bit rate, and wrong where that changes.
 
-    path = Path(path)
-    if not path.is_file():
-        raise AudioFormatError(f"{path}: no such file")
-    try:
-        _check_wav_header(path)
-        info = soundfile.info(str(path))
-    except (soundfile.SoundFileError, OSError, UnicodeError, struct.error) as error:
-        raise AudioFormatError(f"{path}: not readable as audio: {error}") from error
-    if info.subtype not in SUBTYPES:
-        raise AudioFormatError(f"{path}: sample format {info.subtype} is not supported")
-    if not SAMPLE_RATES[0] <= info.samplerate <= SAMPLE_RATES[1]:
-        raise AudioFormatError(f"{path}: sample rate {info.samplerate} Hz is not plausible")
-    if not 1 <= info.channels <= MAX_CHANNELS:
-        raise AudioFormatError(f"{path}: {info.channels} channels are not plausible")
-    if info.frames < 1:
-        raise AudioFormatError(f"{path}: holds no samples")
-    if info.frames > MAX_SECONDS * info.samplerate:
-        seconds = info.frames / info.samplerate
-        raise AudioFormatError(f"{path}: declares {seconds:.0f} s, more than {MAX_SECONDS:.0f} s")
-    if info.frames * info.channels > MAX_SAMPLES:
-        raise AudioFormatError(
-            f"{path}: declares {info.frames * info.channels:,} samples, more than {MAX_SAMPLES:,}"
-        )
-    return AudioInfo(info.samplerate, info.frames, info.channels)
+    Raises:
+        AudioFormatError: missing, not a regular file, unreadable or empty, more than MAX_SECONDS
+            long, an unusual container or sample format, or shorter than it declares; names the file
+            and the value.
+    """
+    with _opened(path) as (_, info):
+        return info
 
 
 def read_audio(path: str | Path, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
@@ -81,31 +71,112 @@ def read_audio(path: str | Path, sample_rate: int | None = None) -> tuple[np.nda
         sample_rate: Hz wanted; None keeps the file's.
 
     Returns:
-        audio (samples,) float32, and its sample rate in Hz.
+        audio (samples,) float32, finite and at most MAX_PEAK, and its sample rate in Hz.
 
     Raises:
-        AudioFormatError: as `audio_info`; or fewer frames than declared, or NaN or infinite
-            samples.
+        AudioFormatError: as `audio_info`; or fewer frames than declared, NaN or infinite samples,
+            or a peak above MAX_PEAK.
+    """
+    blocks = []
+    with _opened(path) as (file, info):
+        # Block by block, so that memory grows with what the file holds, not with what it declares.
+        frames = BLOCK_SAMPLES // info.channels
+        while True:
+            block = file.read(frames, dtype="float32", always_2d=True)  # (frames, channels)
+            if len(block) == 0:
+                break
+            if info.channels > 1:
+                with np.errstate(invalid="ignore"):  # infinite channels are refused below
+                    block = block.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+            blocks.append(block[:, 0])
+    mono = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+    if len(mono) != info.frames:
+        raise AudioFormatError(f"{path}: declares {info.frames:,} frames, holds {len(mono):,}")
+    _require_plausible(path, mono)
+    if sample_rate is None or sample_rate == info.sample_rate:
+        return mono, info.sample_rate
+    import soxr
+
+    audio = soxr.resample(mono, info.sample_rate, sample_rate, quality="HQ")
+    _require_plausible(path, audio)  # it overshoots
+    return audio, sample_rate
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[Any, AudioInfo]]:
+    """A `soundfile.SoundFile` of which the header has been checked.
+
+    Raises:
+        AudioFormatError: as `audio_info`, or it cannot be decoded in the block.
     """
     import soundfile
 
-    info = audio_info(path)
+    _require_regular(path)
     try:
-        audio, rate = soundfile.read(
-            str(path), dtype="float32", always_2d=True
-        )  # (frames, channels)
+        # By its descriptor: given a name, libsndfile would guess by the extension what to read
+        # where it finds no header.
+        with (
+            open(path, "rb", buffering=0) as raw,
+            soundfile.SoundFile(raw.fileno(), closefd=False) as file,
+        ):
+            info = AudioInfo(file.samplerate, file.frames, file.channels)
+            _require_supported(path, file.format, file.subtype, info)
+            if file.format in DECLARING:
+                at = raw.tell()
+                check_declared(raw, file.subtype, info.channels, info.frames)
+                raw.seek(at)
+            yield file, info
+    except struct.error as error:
+        raise AudioFormatError(f"{path}: not readable as audio: its header ends early") from error
     except (soundfile.SoundFileError, OSError) as error:
-        raise AudioFormatError(f"{path}: not readable as audio: {error}") from error
-    if len(audio) != info.frames:
-        raise AudioFormatError(f"{path}: declares {info.frames} frames, holds {len(audio)}")
-    if not np.isfinite(audio).all():
-        raise AudioFormatError(f"{path}: holds NaN or infinite samples")
-    mono = audio[:, 0] if info.channels == 1 else audio.mean(axis=1, dtype=np.float32)
-    if sample_rate is not None and sample_rate != rate:
-        import soxr
+        # Without the descriptor, which libsndfile's own message names.
+        why = getattr(error, "error_string", error)
+        raise AudioFormatError(f"{path}: not readable as audio: {why}") from error
 
-        mono, rate = soxr.resample(mono, rate, sample_rate, quality="HQ"), sample_rate
-    return np.ascontiguousarray(mono, dtype=np.float32), rate
+
+def _require_regular(path: str | Path) -> None:
+    """Raise unless it is a file with something in it: reading a pipe or a device may never end."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise AudioFormatError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # a name too long, or with a zero byte in it
+        raise AudioFormatError(f"{path}: not readable: {error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioFormatError(f"{path}: not a regular file")
+    if status.st_size == 0:
+        raise AudioFormatError(f"{path}: not readable as audio: empty")
+
+
+def _require_supported(path: str | Path, container: str, subtype: str, info: AudioInfo) -> None:
+    if container not in CONTAINERS:
+        raise AudioFormatError(f"{path}: container {container} is not supported")
+    if subtype not in SUBTYPES:
+        raise AudioFormatError(f"{path}: sample format {subtype} is not supported")
+    if not SAMPLE_RATES[0] <= info.sample_rate <= SAMPLE_RATES[1]:
+        raise AudioFormatError(f"{path}: sample rate {info.sample_rate} Hz is not plausible")
+    if not 1 <= info.channels <= MAX_CHANNELS:
+        raise AudioFormatError(f"{path}: {info.channels} channels are not plausible")
+    if info.frames < 1:
+        raise AudioFormatError(f"{path}: holds no samples")
+    if info.frames == UNKNOWN_FRAMES:
+        raise AudioFormatError(f"{path}: declares no length")
+    if info.frames > MAX_SECONDS * info.sample_rate:
+        seconds = info.frames / info.sample_rate
+        raise AudioFormatError(f"{path}: declares {seconds:.0f} s, more than {MAX_SECONDS:.0f} s")
+    if info.frames * info.channels > MAX_SAMPLES:
+        raise AudioFormatError(
+            f"{path}: declares {info.frames * info.channels:,} samples, more than {MAX_SAMPLES:,}"
+        )
+
+
+def _require_plausible(path: str | Path, audio: np.ndarray) -> None:
+    """Raise unless all samples are finite and within MAX_PEAK."""
+    peak = max(audio.max(initial=0.0), -audio.min(initial=0.0))  # NaN where a sample is
+    if not np.isfinite(peak):
+        raise AudioFormatError(f"{path}: holds NaN or infinite samples")
+    if peak > MAX_PEAK:
+        raise AudioFormatError(f"{path}: peak {peak:.1e} is above {MAX_PEAK:.0e} x full scale")
 
 
 def write_audio(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
@@ -129,28 +200,3 @@ def write_audio(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(audio, -1, 1), sample_rate, subtype="PCM_16", format="WAV")
     write_atomically(path, buffer.getvalue())
-
-
-def _check_wav_header(path: Path) -> None:
-    """Check what libsndfile forgives: odd bit depths, and a data chunk longer than the file."""
-    with open(path, "rb") as file:
-        if file.read(4) != b"RIFF":
-            return
-        file.seek(12)
-        size = path.stat().st_size
-        while len(header := file.read(8)) == 8:
-            name, declared = struct.unpack("<4sI", header)
-            if name == b"fmt ":
-                bits = struct.unpack_from("<14xH", file.read(16))[0]
-                if bits not in WAV_BITS:
-                    raise AudioFormatError(f"{path}: {bits} bits per sample are not supported")
-                file.seek(declared - 16 + declared % 2, io.SEEK_CUR)
-            elif name == b"data":
-                held = size - file.tell()
-                if declared > held:
-                    raise AudioFormatError(
-                        f"{path}: truncated: declares {declared:,} bytes of samples, holds {held:,}"
-                    )
-                return
-            else:
-                file.seek(declared + declared % 2, io.SEEK_CUR)

@@ -7,7 +7,6 @@ hop_length) frames and a vocoder that makes `hop_length` samples per frame gives
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..checks import full_precision, refuse_in_capture, require_tensor
+from ..errors import CheckpointError
+from ..reading import blaming, read_json
+from ..values import MOST_HOP, require_int, require_number
+
+LARGEST = {
+    "sample_rate": 1 << 20,  # Hz
+    "n_fft": MOST_HOP,
+    "win_length": MOST_HOP,
+    "hop_length": MOST_HOP,
+    "n_mels": 1 << 12,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +44,7 @@ class MelConfig:
         log_floor: mel magnitudes are clamped to at least this before the natural logarithm.
 
     Raises:
+        TypeError: a setting is not a number, or not an integer where it must be.
         ValueError: a setting is out of range; the message names it.
     """
 
@@ -47,10 +58,10 @@ class MelConfig:
     log_floor: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("sample_rate", "n_fft", "win_length", "hop_length", "n_mels"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        for name, most in LARGEST.items():
+            object.__setattr__(self, name, require_int(name, getattr(self, name), 1, most))
+        for name in ("fmin", "fmax", "log_floor"):
+            object.__setattr__(self, name, require_number(name, getattr(self, name)))
         if self.win_length > self.n_fft:
             raise ValueError(
                 f"win_length: expected at most n_fft = {self.n_fft}, got {self.win_length}"
@@ -83,8 +94,7 @@ class MelConfig:
         """Read the mel settings of a HiFi-GAN `config.json`.
 
         Raises:
-            ValueError: it is not such a file, or a setting is missing or out of range.
-            OSError: it cannot be read.
+            CheckpointError: it is not such a file, or a setting is missing or out of range.
         """
         names = {
             "sample_rate": "sampling_rate",
@@ -96,24 +106,20 @@ class MelConfig:
             "fmax": "fmax",
         }
         h = read_hifigan_config(config_json, names.values())
-        return cls(**{ours: h[theirs] for ours, theirs in names.items()})
+        with blaming(config_json):
+            return cls(**{ours: h[theirs] for ours, theirs in names.items()})
 
 
 def read_hifigan_config(config_json: str | Path, names: Iterable[str]) -> dict[str, Any]:
     """Read a HiFi-GAN `config.json`.
 
     Raises:
-        ValueError: it is not a JSON object, or lacks one of `names`; names file and key.
+        CheckpointError: it is not a JSON object, or lacks one of `names`; names file and key.
     """
-    try:
-        config = dict(json.loads(Path(config_json).read_text(encoding="utf-8")))
-    except UnicodeDecodeError as error:  # which holds the whole file
-        raise ValueError(f"{config_json}: not a HiFi-GAN config, it is not text") from error
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{config_json}: not a HiFi-GAN config: {error}") from error
+    config = read_json(config_json, "not a HiFi-GAN config")
     missing = [name for name in names if name not in config]
     if missing:
-        raise ValueError(f"{config_json}: lacks {', '.join(missing)}")
+        raise CheckpointError(f"{config_json}: lacks {', '.join(missing)}")
     return config
 
 
@@ -286,5 +292,4 @@ def unpool_frames(mel: Tensor, frames_per_code: int) -> Tensor:
 def _require_frames(mel: Tensor, frames_per_code: int) -> None:
     if mel.ndim < 2 or mel.shape[-2] == 0:
         raise ValueError(f"mel: expected (..., T >= 1, n_mels), got {tuple(mel.shape)}")
-    if frames_per_code < 1:
-        raise ValueError(f"frames_per_code: expected at least 1, got {frames_per_code}")
+    require_int("frames_per_code", frames_per_code, 1, MOST_HOP)

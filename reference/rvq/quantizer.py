@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import accept_wrapped_names, full_precision, refuse_in_capture, require_finite
+from ..values import (
+    MOST_CODEBOOKS,
+    MOST_PARAMETERS,
+    require_bool,
+    require_int,
+    require_parameters,
+)
 from .checks import (
     code_range_error,
     require_decodable,
@@ -205,7 +212,7 @@ class RVQ(nn.Module):
     """Residual vector quantizer of mel frames (SoundStream, algorithm 1).
 
     Args:
-        n_codebooks: at least 1, each for what the one before leaves.
+        n_codebooks: 1 to 256, each for what the one before leaves.
         codebook_size: codewords of each, at least 2.
         codebook_dim: their dimension.
         n_mels: dimension of a frame.
@@ -213,7 +220,9 @@ class RVQ(nn.Module):
         projections: False leaves them out, for which `n_mels` must equal `codebook_dim`.
 
     Raises:
-        ValueError: a size is out of range, or projections are needed but off.
+        TypeError: a size is not an integer, or a switch not True or False.
+        ValueError: a size is out of range, all weights together would be more than 2^30, or
+            projections are needed but off.
     """
 
     code_sums = staticmethod(code_sums)
@@ -228,15 +237,17 @@ class RVQ(nn.Module):
         projections: bool = True,
     ) -> None:
         super().__init__()
-        sizes = {
-            "n_codebooks": (n_codebooks, 1),
-            "codebook_size": (codebook_size, 2),
-            "codebook_dim": (codebook_dim, 1),
-            "n_mels": (n_mels, 1),
-        }
-        for name, (value, least) in sizes.items():
-            if value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        n_codebooks = require_int("n_codebooks", n_codebooks, 1, MOST_CODEBOOKS)
+        codebook_size = require_int("codebook_size", codebook_size, 2, MOST_PARAMETERS)
+        codebook_dim = require_int("codebook_dim", codebook_dim, 1, MOST_PARAMETERS)
+        n_mels = require_int("n_mels", n_mels, 1, MOST_PARAMETERS)
+        require_bool("bias", bias)
+        require_bool("projections", projections)
+        require_parameters(
+            f"n_codebooks = {n_codebooks}, codebook_size = {codebook_size}, "
+            f"codebook_dim = {codebook_dim}, n_mels = {n_mels}",
+            n_codebooks * codebook_size * codebook_dim + 2 * projections * codebook_dim * n_mels,
+        )
         if not projections and n_mels != codebook_dim:
             raise ValueError(
                 f"projections=False: expected n_mels == codebook_dim, got {n_mels}, {codebook_dim}"

@@ -39,14 +39,16 @@ def find_clips(source: str | Path) -> list[Clip]:
         DataError: the source is missing, empty or malformed; names it and what is wrong.
     """
     source = Path(source)
-    if not source.exists():
+    if not os.path.exists(source):  # where a name is too long, pathlib's raises
         raise DataError(f"{source}: no such file or folder")
     if source.is_file():
         clips = list(_manifest_clips(source))
     elif (source / "metadata.csv").is_file():
         clips = list(_ljspeech_clips(source))
     else:
-        files = (p for p in source.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        files = (
+            p for p in source.rglob("*") if p.suffix.lower() in EXTENSIONS and os.path.isfile(p)
+        )
         clips = [Clip(path, _speaker_of(path)) for path in files]
     if not clips:
         raise DataError(f"{source}: no audio found (looked for {', '.join(EXTENSIONS)})")
@@ -85,7 +87,7 @@ def _ljspeech_clips(folder: Path) -> Iterator[Clip]:
         if len(row) < 2 or not row[0]:
             raise DataError(f"{table}: line {number}: expected id|text..., got {row}")
         candidates = [folder / "wavs" / (row[0] + extension) for extension in EXTENSIONS]
-        path = next((p for p in candidates if p.is_file()), candidates[0])
+        path = next((p for p in candidates if os.path.isfile(p)), candidates[0])
         yield Clip(path, row[3] if len(row) > 3 else folder.name)
 
 
@@ -146,10 +148,3 @@ def _first_by_hash(names: list[str]) -> list[str]:
         return hashlib.sha256(os.fsencode(last_two)).hexdigest()
 
     return sorted(names, key=digest)[: max(1, round(HELD_OUT * len(names)))]
-
-
-def fingerprint(clips: Sequence[Clip], source: Path) -> str:
-    """A digest of which clips a source holds, for a resumed run to recognise."""
-    folder = source if source.is_dir() else source.parent
-    names = [f"{os.path.relpath(clip.path, folder)}|{clip.speaker}" for clip in clips]
-    return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()

@@ -183,8 +183,7 @@ class CodebookHealth:
                 weight[used] = mean.to(weight)
             dead = (self.counts[q] < self.least_count).nonzero()[:, 0]
             if len(dead):
-                self._revive(q, dead, residual)
-                revived += len(dead)
+                revived += self._revive(q, dead, residual)
             residual = residual - before
         return revived
 
@@ -201,12 +200,11 @@ class CodebookHealth:
         self.ema_sums[q, others] = weight[others].double()
         self.ema_counts[q, others] = 1.0
 
-    def _revive(self, q: int, dead: Tensor, residual: Tensor) -> None:
+    def _revive(self, q: int, dead: Tensor, residual: Tensor) -> int:
+        """Set dead codes to residuals (N, D) drawn at random; returns how many were."""
         weight = self.rvq.codebook_weights()[q]
         draws = _drawn(len(residual), len(dead), self.generator)
-        dead = dead[
-            : len(draws)
-        ]  # with fewer rows than dead codes, the rest wait for the next step
+        dead = dead[: len(draws)]  # with fewer rows than codes, the rest wait for the next step
         weight[dead] = residual[draws.to(residual.device)].to(weight)
         self.counts[q, dead] = 1.0
         self.ema_sums[q, dead] = weight[dead].double()
@@ -215,6 +213,7 @@ class CodebookHealth:
             for value in self.optimiser.state.get(weight, {}).values():
                 if torch.is_tensor(value) and value.shape == weight.shape:
                     value[dead] = 0
+        return len(dead)
 
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs."""

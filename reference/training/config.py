@@ -1,9 +1,25 @@
 """What a run depends on besides its data and machine; saved with every run."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..audio.mel import MelConfig
+from .field_types import require_field_types, require_type
+
+# The least value of what has one, wherever it is set.
+LEAST = {
+    "steps": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "frames_per_code": 1,
+    "segment_samples": 1,
+    "validate_every": 1,
+    "checkpoint_every": 1,
+    "log_every": 1,
+    "seed": 0,
+    "workers": 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +45,8 @@ class TrainConfig:
     """Everything a run depends on besides its data and machine.
 
     Raises:
-        ValueError: the parts disagree on mel bands, hop or segment length; names both values.
+        ValueError: a number is too small; or the parts disagree on mel bands, hop or segment
+            length. Names the values.
     """
 
     preset: str
@@ -45,7 +62,9 @@ class TrainConfig:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        for recipe in self.recipes.values():
+        require_in_range(vars(self))
+        for name, recipe in self.recipes.items():
+            require_in_range(vars(recipe), f"{name}: ".__add__)
             recipe.check(self)
         unit = self.mel.hop_length * self.frames_per_code
         if self.segment_samples % unit:
@@ -70,17 +89,42 @@ class TrainConfig:
         """Rebuild from what `dataclasses.asdict` and JSON made of a config.
 
         Raises:
-            ValueError: it has a recipe of a stage that is not registered.
+            KeyError: something is missing.
+            TypeError: a value has another type than it should; names it.
+            ValueError: a value does not fit, or a recipe is of a stage that is not registered.
         """
         from .registry import STAGES  # whose stages import this module
 
-        saved = dict(saved)
-        recipes = dict(saved.pop("recipes", {}))
+        saved = {"recipes": {}, **saved}
+        require_type("recipes", saved["recipes"], dict[str, dict])
+        recipes = dict(saved.pop("recipes"))
         for name in STAGES:  # until 0.1 each stage had two fields of its own
             if f"{name}_recipe" in saved:
-                recipes[name] = {**saved.pop(f"{name}_recipe"), "model": saved.pop(name)}
+                recipe, model = saved.pop(f"{name}_recipe"), saved.pop(name)
+                require_type(f"{name}_recipe", recipe, dict)
+                recipes[name] = {**recipe, "model": model}
         for name, recipe in recipes.items():
             if name not in STAGES:
                 raise ValueError(f"recipes: {name} is not a stage; there are {', '.join(STAGES)}")
+            require_field_types(STAGES[name].recipe_class, recipe, f"{name}: ")
             recipes[name] = STAGES[name].recipe_class(**recipe)
-        return cls(**{**saved, "mel": MelConfig(**saved["mel"]), "recipes": recipes})
+        mel = saved.pop("mel")
+        require_type("mel", mel, dict)
+        require_field_types(MelConfig, mel, "mel: ")
+        require_field_types(cls, saved)
+        return cls(**saved, mel=MelConfig(**mel), recipes=recipes)
+
+
+def require_in_range(values: Mapping[str, Any], spelt: Callable[[str], str] = str) -> None:
+    """Check the numbers that have a least value.
+
+    Args:
+        values: by name; others are left alone.
+        spelt: how a name is written in the message.
+
+    Raises:
+        ValueError: one is too small; names it.
+    """
+    for name, least in LEAST.items():
+        if values.get(name, least) < least:
+            raise ValueError(f"{spelt(name)}: expected at least {least}, got {values[name]}")

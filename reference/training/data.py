@@ -81,13 +81,15 @@ def read_clip(clip: Clip, sample_rate: int) -> Tensor:
 def read_held_out(clips: Sequence[Clip], mel: MelConfig) -> list[HeldOut]:
     """Clips with audio and log-mel, up to HELD_OUT_SECONDS of audio in all.
 
-    Unusable clips are logged and left out.
+    Unusable clips are logged, counted and left out.
 
     Raises:
-        DataError: none is usable.
+        DataError: no clips, or more than MAX_SKIPPED of them are unusable.
     """
+    if not clips:
+        raise DataError("no held-out clips")
     held: list[HeldOut] = []
-    seconds = 0.0
+    seconds, bad = 0.0, 0
     for clip in clips:
         if seconds > HELD_OUT_SECONDS:
             log.info("held-out figures use the first %d of %d clips", len(held), len(clips))
@@ -95,13 +97,21 @@ def read_held_out(clips: Sequence[Clip], mel: MelConfig) -> list[HeldOut]:
         try:
             audio = read_clip(clip, mel.sample_rate)
         except AudioFormatError as error:
-            log.warning("left out of the held-out clips: %s", error)
+            bad += 1
+            log.warning("left out of the held-out clips (%d so far): %s", bad, error)
+            _require_mostly_usable(bad, clips, "held-out clips", error)
             continue
         held.append(HeldOut(clip, audio, log_mel(audio, mel)))
         seconds += len(audio) / mel.sample_rate
-    if not held:
-        raise DataError(f"none of the {len(clips)} held-out clips is usable")
     return held
+
+
+def _require_mostly_usable(
+    bad: int, clips: Sequence[Clip], what: str, last: AudioFormatError
+) -> None:
+    """Raise DataError if more than MAX_SKIPPED of the clips are unusable."""
+    if bad > MAX_SKIPPED * len(clips):
+        raise DataError(f"{bad} of {len(clips)} {what} are unusable; last: {last}") from last
 
 
 class SpeechDataset(TrainingData):
@@ -213,11 +223,7 @@ class SpeechDataset(TrainingData):
                 except AudioFormatError as error:
                     self.bad.add(index)
                     log.warning("skipped (%d so far): %s", len(self.bad), error)
-                    if len(self.bad) > MAX_SKIPPED * len(self.clips):
-                        raise DataError(
-                            f"{len(self.bad)} of {len(self.clips)} clips are unusable; "
-                            f"last: {error}"
-                        ) from error
+                    _require_mostly_usable(len(self.bad), self.clips, "clips", error)
             position += 1
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:

@@ -3,24 +3,30 @@
 What is particular to a stage comes from the stage.
 """
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..atomic import write_atomically
+from ..atomic import make_folder, shortened, write_atomically
 from ..audio.files import write_audio
 from ..audio.mel import MelConfig, log_mel
 from ..vocoder.griffin_lim import GriffinLimVocoder
 from .config import TrainConfig
 from .data import HeldOut
+from .metrics import read_metrics
 from .registry import STAGES
-from .run_folder import RunFolder, read_metrics
+from .run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN_CLIPS = 3
+LONGEST_STEM = 100  # bytes of a clip's name in the names of files: those have at most 255
 LEVEL_LIMIT = 6.0  # dB between a reconstruction and its original
 
 
@@ -49,7 +55,7 @@ def write_report(
 ) -> str:
     """Write audio, pictures and `report.txt` into the run's folder; returns the report's text."""
     lines = [f"run folder: {folder.path}", ""]
-    (folder.path / "audio").mkdir(exist_ok=True)
+    make_folder(folder.path / "audio")
     lines += _clip_lines(folder, config, products, _spread(clips))
     plot_losses(folder.path / "losses.png", {s: read_metrics(folder.metrics(s)) for s in products})
     for name, results in folder.results().items():
@@ -80,7 +86,7 @@ def _clip_lines(
         f"  (!) over {LEVEL_LIMIT:g} dB"
     ]
     for number, clip in enumerate(clips, start=1):
-        stem = f"{number}-{clip.clip.path.stem}"
+        stem = f"{number}-{shortened(clip.clip.path.stem, LONGEST_STEM)}"
         heard = resynthesise(clip, config, products)
         original = level_db(clip.audio)
         for name, sound in heard.items():
@@ -137,7 +143,7 @@ def plot_losses(path: Path, metrics: dict[str, list[dict[str, str]]]) -> None:
             axis.grid(alpha=0.3)
             if len(axis.lines) > 1:
                 axis.legend(fontsize=7)
-    figure.savefig(path, dpi=120)
+    _save(figure, path, 120)
 
 
 def plot_mels(path: Path, mels: dict[str, Tensor], config: MelConfig) -> None:
@@ -158,4 +164,10 @@ def plot_mels(path: Path, mels: dict[str, Tensor], config: MelConfig) -> None:
         axis.tick_params(labelsize=7)
     axes[-1].set_xlabel("seconds", fontsize=8)
     figure.colorbar(image, ax=list(axes), label="log mel magnitude")
-    figure.savefig(path, dpi=110)
+    _save(figure, path, 110)
+
+
+def _save(figure: "Figure", path: Path, dpi: int) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=dpi, format="png")
+    write_atomically(path, picture.getvalue())

@@ -3,7 +3,9 @@
 The command line is `../train.py`, the loop of a stage `trainer.py`.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -15,14 +17,17 @@ from torch import nn
 
 import muomni_fast.reference as reference_backend
 
+from ..atomic import remove_leftovers
 from ..audio.mel import require_same_mel
-from ..checkpoint import load_model, restore
+from ..checkpoint import restore
 from ..errors import CheckpointError, DataError, TrainingError
 from . import distributed
-from .clips import Clip, find_clips, fingerprint, split_clips
+from .clip_table import describe_clips, differences, fingerprint, read_clips, write_clips
+from .clips import Clip, find_clips, split_clips
 from .config import TrainConfig
 from .data import Corpus, read_held_out
-from .presets import preset
+from .options import CHANGEABLE, RECIPE, Options, chosen, make_config
+from .random_state import seed_all
 from .registry import STAGES
 from .report import write_report
 from .run_folder import RunFolder
@@ -32,38 +37,7 @@ log = logging.getLogger("muomni_fast.train")
 
 SHIPPED_SPEECH = Path(__file__).resolve().parents[1] / "speech"
 CACHE_BYTES = 1 << 30  # of decoded clips, per process that trains
-# What a resumed run may change: these, and the recipe of a stage that has not begun.
-CHANGEABLE = {"resume", "device", "workers", "backend", "stage"}
-RECIPE = {"steps", "batch_size"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What to run, as `train.py --help` describes it; None is what nobody said."""
-
-    preset: str | None = None
-    data: str | None = None
-    split: str | None = None
-    stage: str | None = None
-    steps: int | None = None
-    batch_size: int | None = None
-    accumulate: int | None = None
-    frames_per_code: int | None = None
-    amp: str | None = None
-    seed: int | None = None
-    backend: str | None = None
-    device: str | None = None
-    workers: int | None = None
-    out: str | None = None
-    resume: str | None = None  # "" is the latest
-
-    def given(self) -> dict[str, Any]:
-        """What was said."""
-        return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
-
-    def recipe_changes(self) -> dict[str, int]:
-        """What was said of recipes."""
-        return {name: value for name, value in self.given().items() if name in RECIPE}
+SHOWN_CHANGES = 5  # of clips, in an error
 
 
 def run(options: Options) -> tuple[RunFolder, str]:
@@ -82,7 +56,19 @@ def run(options: Options) -> tuple[RunFolder, str]:
         backend = muomni_fast
     device = device_of(options.device)
     rank, world_size = distributed.join(device)
-    opened = open_run(options) if rank == 0 else None
+    with contextlib.ExitStack() as held:  # the lock of the run's folder
+        opened = open_run(options, held) if rank == 0 else None
+        return train(options, opened, backend, device)
+
+
+Opened = tuple[RunFolder, TrainConfig, dict[str, Any], list[Clip]]
+
+
+def train(
+    options: Options, opened: Opened | None, backend: ModuleType, device: torch.device
+) -> tuple[RunFolder, str]:
+    """Train and report on an opened run; other processes than the first have None of it."""
+    rank, world_size = distributed.join(device)
     folder, config, description, found = distributed.share(opened)
 
     training, held_out, by = split_clips(found, description["split"])
@@ -99,7 +85,7 @@ def run(options: Options) -> tuple[RunFolder, str]:
         if distributed.share(name in folder.results() if rank == 0 else None):
             continue
         required = load_required(folder, name, config, backend, device)
-        torch.manual_seed(config.seed + list(STAGES).index(name))
+        seed_all(config.seed + list(STAGES).index(name))
         stage = STAGES[name](config, backend, device, required)
         trainer = Trainer(config, stage, stage.dataset(corpus), clips, folder, device, workers)
         results = trainer.run()
@@ -117,47 +103,19 @@ def run(options: Options) -> tuple[RunFolder, str]:
     return folder, text
 
 
-def chosen(config: TrainConfig, stage: str) -> list[str]:
-    """The stages that a run trains, in order; "all" are those it has recipes for."""
-    return [name for name in STAGES if name in config.recipes and stage in (name, "all")]
+def open_run(options: Options, held: contextlib.ExitStack) -> Opened:
+    """Make a run folder, or open the one to resume; either way it is locked.
 
-
-def make_config(options: Options) -> TrainConfig:
-    """The preset with the command line's changes."""
-    config = preset(options.preset or "quick")
-    given = options.given()
-    plain = ["accumulate", "amp", "seed", "frames_per_code"]
-    changes = {name: given[name] for name in plain if name in given}
-    unit = config.mel.hop_length * changes.get("frames_per_code", config.frames_per_code)
-    changes["segment_samples"] = -(-config.segment_samples // unit) * unit
-    stages = chosen(config, options.stage or "all")
-    config = config.with_recipes(stages, **options.recipe_changes())
-    return dataclasses.replace(config, **changes)
-
-
-def require_in_range(options: Options) -> None:
-    """Check the numbers.
-
-    Raises:
-        ValueError: one is too small; names the option.
-    """
-    given = options.given()
-    for name in ("steps", "batch_size", "accumulate", "frames_per_code", "seed"):
-        least = 0 if name == "seed" else 1
-        if given.get(name, least) < least:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option}: expected at least {least}, got {given[name]}")
-
-
-def open_run(options: Options) -> tuple[RunFolder, TrainConfig, dict[str, Any], list[Clip]]:
-    """Make a run folder, or open the one to resume.
+    Args:
+        options: what to run.
+        held: keeps the lock until it is closed.
 
     Returns:
         the folder, its config, its description, and the clips of its data.
     """
-    require_in_range(options)
+    options.check()
     if options.resume is not None:
-        return resume_run(options)
+        return resume_run(options, held)
     config = make_config(options)
     description = {
         "data": "shipped speech" if options.data is None else str(Path(options.data).resolve()),
@@ -167,21 +125,23 @@ def open_run(options: Options) -> tuple[RunFolder, TrainConfig, dict[str, Any], 
     source = source_of(description)
     clips = find_clips(source)
     split_clips(clips, description["split"])  # what cannot be split makes no folder
-    description["fingerprint"] = fingerprint(clips, source)
-    folder = RunFolder.new(config.preset, options.out)
-    folder.write_config(config, **description)
+    folder = RunFolder.new(config.preset, options.out, held)
+    write_clips(folder.clips, describe_clips(clips, source))
+    folder.write_config(config, **description, number=folder.next_number())  # now it is a run
     return folder, config, description, clips
 
 
-def resume_run(options: Options) -> tuple[RunFolder, TrainConfig, dict[str, Any], list[Clip]]:
-    """Open the run to resume; returns what `open_run` does.
+def resume_run(options: Options, held: contextlib.ExitStack) -> Opened:
+    """Open the run to resume; takes and returns what `open_run` does.
 
     Raises:
-        CheckpointError: the run was begun with other settings, or its data has changed.
+        CheckpointError: the run is in use, was begun with other settings, or its data has changed.
     """
     if options.out is not None:
         raise ValueError(f"--out {options.out}: a resumed run stays in its folder")
     folder = RunFolder.existing(options.resume or None)
+    folder.lock(held)
+    remove_leftovers(folder.path)
     config, description = folder.read_config()
     saved = dataclasses.asdict(config) | description
     for name, value in options.given().items():
@@ -200,13 +160,27 @@ def resume_run(options: Options) -> tuple[RunFolder, TrainConfig, dict[str, Any]
         else:
             config = config.with_recipes([stage], **options.recipe_changes())
 
-    source = source_of(description)
-    clips = find_clips(source)
-    if fingerprint(clips, source) != description["fingerprint"]:
-        raise CheckpointError(f"{folder.path}: {source} does not hold the clips it was begun with")
+    clips = find_clips(source_of(description))
+    require_same_clips(folder, description, clips)
     if (config, description) != before:
         folder.write_config(config, **description)
     return folder, config, description, clips
+
+
+def require_same_clips(folder: RunFolder, description: dict[str, Any], clips: list[Clip]) -> None:
+    """Raise CheckpointError where a resumed run finds other clips than it was begun with."""
+    source = source_of(description)
+    if "fingerprint" in description:
+        same = fingerprint(clips, source) == description["fingerprint"]
+        changed = [] if same else ["names or speakers differ"]
+    else:
+        before, now = read_clips(folder.clips), describe_clips(clips, source)
+        changed = list(itertools.islice(differences(before, now), SHOWN_CHANGES))
+    if changed:
+        raise CheckpointError(
+            f"{folder.path}: {source} does not hold the clips it was begun with: "
+            + "; ".join(changed)
+        )
 
 
 def with_new_stages(config: TrainConfig, stage: str) -> TrainConfig:
@@ -255,9 +229,9 @@ def load_product(
     folder: RunFolder, stage: str, config: TrainConfig, backend: ModuleType
 ) -> nn.Module:
     """A stage's model, from its checkpoint, on the CPU, in eval mode."""
-    checkpoint = load_model(folder.model(stage), stage)
-    require_same_mel(config.mel, checkpoint.mel, f"run != {folder.model(stage)}")
-    return restore(STAGES[stage].model_class(backend), checkpoint, folder.model(stage))
+    product, saved = restore(STAGES[stage].model_class(backend), folder.model(stage), stage)
+    require_same_mel(config.mel, saved.mel, f"run != {folder.model(stage)}")
+    return product
 
 
 def load_required(

@@ -26,10 +26,10 @@ class StepResult:
     Attributes:
         loss: () mean over all that the micro-batch holds; its gradient is what the pass learns by.
         figures: () means over the same, to log.
-        weight: how much the micro-batch holds, above zero: items where all are equally long, codes
-            where they are not. The step's loss, figures and gradient are means by weight over all
-            micro-batches of all processes, and so those of one large batch. A tensor on a GPU makes
-            the loop wait for it.
+        weight: how much the micro-batch holds: items where all are equally long, codes where they
+            are not. The step's loss, figures and gradient are means by weight over all
+            micro-batches of all processes, and so those of one large batch; what has weight 0 does
+            not count, even if it is NaN. A tensor on a GPU makes the loop wait for it.
         kept: whatever later passes of the step, or the upkeep after it, want of this one.
     """
 

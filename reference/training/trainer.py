@@ -19,14 +19,16 @@ from ..errors import CheckpointError, TrainingError
 from . import distributed
 from .config import TrainConfig
 from .data import HeldOut, TrainingData
-from .run_folder import MetricsTable, RunFolder
+from .means import Weighted, means, sums, weight_of
+from .metrics import MetricsTable
+from .random_state import random_state, set_random_state
+from .run_folder import RunFolder
 from .stage import Stage, StepResult
 
 log = logging.getLogger(__name__)
 
 MAX_NAN_STEPS = 10  # in a row, before training gives up
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-Weighted = tuple[Tensor, float | Tensor]  # () a mean over a micro-batch, and the latter's weight
 
 
 def progress_bar(name: str, done: int, steps: int, shown: bool) -> tqdm:
@@ -68,7 +70,7 @@ class Trainer:
         self.device = device
         self.workers = workers
         self.rank, self.world_size = distributed.join(device)
-        if config.accumulate < 1 or stage.batch_size % (self.world_size * config.accumulate):
+        if stage.batch_size % (self.world_size * config.accumulate):
             raise ValueError(
                 f"batch size: expected a multiple of processes x --accumulate, "
                 f"{self.world_size} x {config.accumulate}, got {stage.batch_size}"
@@ -109,13 +111,14 @@ class Trainer:
                 weighted = self._train_step(batch)
                 self.step += 1
                 last = self.step == steps
-                if self.step % self.config.log_every == 0 or last or self.step == 1:
-                    figures = self._means(weighted)
+                validates = self.step % self.config.validate_every == 0 or last
+                if validates or self.step % self.config.log_every == 0 or self.step == 1:
+                    figures = means(weighted)
                     figures["steps_per_second"] = (self.step - first) / (
                         time.perf_counter() - began
                     )
                     if table is not None:
-                        if self.step % self.config.validate_every == 0 or last:
+                        if validates:
                             figures |= self._validate()
                         table.add(self.step, figures)
                     bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
@@ -166,13 +169,14 @@ class Trainer:
                 optimiser.load_state_dict(saved["optimisers"][name])
             stage.load_extra_state(saved["extra"])
             self.scaler.load_state_dict(saved["scaler"])
-            torch.set_rng_state(saved["rng"]["cpu"])
-            if self.device.type == "cuda" and saved["rng"]["cuda"] is not None:
-                torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{self.folder.state}: does not fit this run: {error}") from error
-        self.step, self.notes = saved["step"], saved["notes"]
-        self.skipped_steps, self.skipped_clips = saved["skipped_steps"], set(saved["skipped_clips"])
+            set_random_state(saved["rng"], self.device)
+            self.step, self.notes = saved["step"], saved["notes"]
+            self.skipped_steps = saved["skipped_steps"]
+            self.skipped_clips = set(saved["skipped_clips"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.folder.state}: does not fit this run: {error!r}"
+            ) from error
         log.info("resumed %s at step %d of %d", stage.name, self.step, stage.steps)
 
     def _save(self) -> None:
@@ -182,7 +186,6 @@ class Trainer:
         for name, model in stage.models.items():
             if not all(torch.isfinite(p).all() for p in model.parameters()):
                 raise TrainingError(f"{name}: weights are not finite; {self._kept()}")
-        cuda_rng = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         state = {
             "stage": stage.name,
             "step": self.step,
@@ -190,7 +193,7 @@ class Trainer:
             "optimisers": {name: o.state_dict() for name, o in stage.optimisers.items()},
             "extra": stage.extra_state(),
             "scaler": self.scaler.state_dict(),
-            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda_rng},
+            "rng": random_state(self.device),
             "skipped_steps": self.skipped_steps,
             "skipped_clips": sorted(self.skipped_clips),
             "notes": self.notes,
@@ -218,7 +221,9 @@ class Trainer:
             loss = self._train_pass(name, parts, results, factor)
             figures["loss"] = [(loss, 1.0)]
             passed = [result[name] for result in results]
-            figures |= {k: [(r.figures[k], r.weight) for r in passed] for k in passed[0].figures}
+            figures |= {
+                k: [(r.figures[k], float(r.weight)) for r in passed] for k in passed[0].figures
+            }
             if not torch.isfinite(loss):
                 self._count_nan(loss)
                 return figures
@@ -248,22 +253,26 @@ class Trainer:
         """
         optimiser = self.stage.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
-        losses: list[tuple[Tensor, float]] = []
+        losses: list[Weighted] = []
+        unit = 0.0  # the first weight above zero
         for part, earlier in zip(parts, results, strict=True):
             with self._autocast():
                 result = self.stage.loss(name, part, earlier)
-            weight = float(result.weight)
+            weight = weight_of(result.weight, f"{self.stage.name}, pass {name}")
             losses.append((result.loss.detach(), weight))
+            unit = unit or weight
             # Relative to the first weight, so that half-precision gradients keep their size.
-            self.scaler.scale(result.loss * (weight / losses[0][1])).backward()
+            scaled = self.scaler.scale(result.loss * (weight / (unit or 1)))
+            if weight:  # nothing is learned from nothing
+                scaled.backward()
             figures = {key: value.detach() for key, value in result.figures.items()}
             earlier[name] = StepResult(result.loss.detach(), figures, weight, result.kept)
-        summed, total_weight = distributed.total(self._sums(losses))
+        summed, total_weight = distributed.total(sums(losses))
         loss = summed / total_weight
         if torch.isfinite(loss):
             parameters = [p for group in optimiser.param_groups for p in group["params"]]
             if len(parts) > 1 or self.world_size > 1:
-                distributed.sum_gradients(parameters, losses[0][1] / total_weight)
+                distributed.sum_gradients(parameters, unit / total_weight)
             self.scaler.unscale_(optimiser)
             grads = [p.grad for p in parameters if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(grads)
@@ -280,15 +289,6 @@ class Trainer:
                 loss = torch.full_like(loss, torch.nan)
             self.scaler.update()
         return loss
-
-    def _sums(self, weighted: Sequence[Weighted]) -> Tensor:
-        """Sum of weight * value, and sum of weights: (2,).
-
-        In float64, so that the mean of a single float32 value is that value.
-        """
-        values = torch.stack([value for value, _ in weighted]).double()
-        weights = values.new_tensor([float(weight) for _, weight in weighted])
-        return torch.stack([(values * weights).sum(), weights.sum()])
 
     def _autocast(self) -> torch.autocast:
         dtype = AMP_DTYPES.get(self.config.amp)
@@ -308,10 +308,6 @@ class Trainer:
         if self.folder.state.exists():
             return f"{self.folder.state} holds the last checkpoint"
         return f"no checkpoint was written to {self.folder.state}"
-
-    def _means(self, figures: dict[str, list[Weighted]]) -> dict[str, float]:
-        sums = distributed.total(torch.stack([self._sums(f) for f in figures.values()]))
-        return dict(zip(figures, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
 
     def _validate(self) -> dict[str, float]:
         return {f"held_out_{k}": v for k, v in self.stage.validate(self.held_out).items()}

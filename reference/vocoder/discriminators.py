@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..values import MOST_HOP, require_int, require_ints, require_number
 from .hifigan import LEAKY_SLOPE
 from .weight_norm import accept_weights, normed, spectrally_normed
 
@@ -17,7 +18,14 @@ from .weight_norm import accept_weights, normed, spectrally_normed
 Judgement = tuple[list[Tensor], list[list[Tensor]]]
 
 
+MOST_SCALE = 16  # times the published channels
+MOST_SCALES = 16  # each at half the rate of the one before
+
+
 def _scaled(channels: int, scale: float) -> int:
+    scale = require_number("channels_scale", scale)
+    if not 0 < scale <= MOST_SCALE:
+        raise ValueError(f"channels_scale: expected above 0, at most {MOST_SCALE}, got {scale}")
     return max(1, round(channels * scale))
 
 
@@ -34,7 +42,7 @@ class PeriodDiscriminator(nn.Module):
 
     def __init__(self, period: int, channels_scale: float = 1.0) -> None:
         super().__init__()
-        self.period = period
+        self.period = require_int("period", period, 1, MOST_HOP)
         widths = [1, *(_scaled(c, channels_scale) for c in (32, 128, 512, 1024, 1024))]
         self.convs = nn.ModuleList(
             normed(nn.Conv2d(widths[i], widths[i + 1], (5, 1), (3 if i < 4 else 1, 1), (2, 0)))
@@ -107,14 +115,16 @@ class MultiPeriodDiscriminator(nn.Module):
     Args:
         periods: samples; the published models use (2, 3, 5, 7, 11).
         channels_scale: factor on every layer's channels, for small machines.
+
+    Raises:
+        TypeError, ValueError: an argument is of another type, or out of range.
     """
 
     def __init__(self, periods: Sequence[int] = (2, 3, 5), channels_scale: float = 1.0) -> None:
         super().__init__()
-        if not periods or min(periods) < 1:
-            raise ValueError(f"periods: expected positive integers, got {tuple(periods)}")
         self.discriminators = nn.ModuleList(
-            PeriodDiscriminator(period, channels_scale) for period in periods
+            PeriodDiscriminator(period, channels_scale)
+            for period in require_ints("periods", periods, 1, MOST_HOP)
         )
 
     def forward(self, audio: Tensor) -> Judgement:
@@ -130,12 +140,14 @@ class MultiScaleDiscriminator(nn.Module):
     Args:
         n_scales: the published models use 3.
         channels_scale: factor on every layer's channels, for small machines.
+
+    Raises:
+        TypeError, ValueError: an argument is of another type, or out of range.
     """
 
     def __init__(self, n_scales: int = 2, channels_scale: float = 1.0) -> None:
         super().__init__()
-        if n_scales < 1:
-            raise ValueError(f"n_scales: expected at least 1, got {n_scales}")
+        n_scales = require_int("n_scales", n_scales, 1, MOST_SCALES)
         self.discriminators = nn.ModuleList(
             ScaleDiscriminator(scale == 0, channels_scale) for scale in range(n_scales)
         )

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..audio.mel import MelConfig, filterbank_like, spectrogram, window_like
 from ..checks import full_precision, require_mel
+from ..values import require_int
 from .streaming import one_clip
 
 NNLS_STEPS = 64
@@ -86,10 +87,8 @@ class GriffinLimVocoder(nn.Module):
 
     def __init__(self, config: MelConfig | None = None, n_iter: int = 32) -> None:
         super().__init__()
-        if n_iter < 1:
-            raise ValueError(f"n_iter: expected at least 1, got {n_iter}")
         self.config = config or MelConfig()
-        self.n_iter = n_iter
+        self.n_iter = require_int("n_iter", n_iter, 1)
 
     @torch.no_grad()
     def forward(self, mel: Tensor) -> Tensor:

@@ -16,15 +16,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..audio.mel import read_hifigan_config
-from ..checkpoint import load_foreign_checkpoint, load_state
+from ..checkpoint import load_foreign_checkpoint, load_state, require_fit
 from ..checks import (
     refuse_in_capture,
     require_channels,
-    require_equal_lengths,
     require_hop,
     require_lengths,
     require_mel,
 )
+from ..reading import blaming
+from ..values import (
+    MOST_CHANNELS,
+    require_choice,
+    require_int,
+    require_ints,
+    require_number,
+    require_parameters,
+)
+from .checks import block_weights, checked_dilations, checked_generator
 from .streaming import Context, Latency, one_clip, stream
 from .weight_norm import CONVOLUTIONS, accept_weights, fold, normed
 
@@ -66,9 +75,10 @@ class _Sloped:
         return float(self._slope)
 
     def _set_slope(self, leaky_slope: float) -> None:
-        if not 0 <= leaky_slope < 1:
+        slope = require_number("leaky_slope", leaky_slope)
+        if not 0 <= slope < 1:
             raise ValueError(f"leaky_slope: expected 0 <= leaky_slope < 1, got {leaky_slope}")
-        self._slope = str(float(leaky_slope))
+        self._slope = str(slope)
 
 
 def _conv(channels: int, kernel_size: int, dilation: int) -> nn.Conv1d:
@@ -90,6 +100,7 @@ class ResBlock(_Sloped, nn.Module):
         leaky_slope: of every leaky_relu, 0 <= leaky_slope < 1.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: an argument is out of range.
     """
 
@@ -102,17 +113,20 @@ class ResBlock(_Sloped, nn.Module):
         leaky_slope: float = LEAKY_SLOPE,
     ) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
+        channels = require_int("channels", channels, 1, MOST_CHANNELS)
+        kernel_size = require_int("kernel_size", kernel_size, 1, MOST_CHANNELS)
+        if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
-        if not dilations or min(dilations) < 1:
-            raise ValueError(f"dilations: expected positive integers, got {tuple(dilations)}")
-        if resblock not in ("1", "2"):
-            raise ValueError(f'resblock: expected "1" or "2", got {resblock!r}')
+        dilations = require_ints("dilations", dilations, 1, MOST_CHANNELS)
         self.channels = channels
         self.kernel_size = kernel_size
-        self.dilations = tuple(dilations)
-        self.resblock = resblock
+        self.dilations = dilations
+        self.resblock = require_choice("resblock", resblock, "1", "2")
         self._set_slope(leaky_slope)
+        require_parameters(
+            f"channels = {channels}, kernel_size = {kernel_size}, {len(dilations)} dilations",
+            block_weights(channels, kernel_size, dilations, resblock),
+        )
         dilated = nn.ModuleList(_conv(channels, kernel_size, d) for d in dilations)
         if resblock == "1":
             self.convs1 = dilated
@@ -161,7 +175,7 @@ class MRF(nn.Module):
         leaky_slope: of every leaky_relu, 0 <= leaky_slope < 1.
 
     Raises:
-        ValueError: an argument is out of range or lengths do not match.
+        TypeError, ValueError: as `ResBlock`; or lengths do not match.
     """
 
     resblock_class: ClassVar[type[ResBlock]] = ResBlock
@@ -175,10 +189,9 @@ class MRF(nn.Module):
         leaky_slope: float = LEAKY_SLOPE,
     ) -> None:
         super().__init__()
-        require_equal_lengths(kernel_sizes=kernel_sizes, dilation_sizes=dilation_sizes)
         self.resblocks = nn.ModuleList(
             self.resblock_class(channels, kernel_size, dilations, resblock, leaky_slope)
-            for kernel_size, dilations in zip(kernel_sizes, dilation_sizes, strict=True)
+            for kernel_size, dilations in checked_dilations(kernel_sizes, dilation_sizes)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,7 +215,9 @@ class HiFiGANVocoder(_Sloped, nn.Module):
         leaky_slope: of every leaky_relu, 0 <= leaky_slope < 1; the one before `conv_post` has 0.01.
 
     Raises:
-        ValueError: an argument is out of range or lengths do not match.
+        TypeError: an argument is of another type.
+        ValueError: an argument is out of range, lengths do not match, or there would be more than
+            2^30 weights or 256 dilated convolutions.
     """
 
     resblock_class: ClassVar[type[ResBlock]] = ResBlock
@@ -220,48 +235,32 @@ class HiFiGANVocoder(_Sloped, nn.Module):
         leaky_slope: float = LEAKY_SLOPE,
     ) -> None:
         super().__init__()
-        require_equal_lengths(
-            upsample_rates=upsample_rates, upsample_kernel_sizes=upsample_kernel_sizes
+        config = checked_generator(
+            n_mels,
+            upsample_rates,
+            upsample_kernel_sizes,
+            upsample_initial_channel,
+            resblock,
+            resblock_kernel_sizes,
+            resblock_dilation_sizes,
+            weight_norm,
         )
-        require_equal_lengths(
-            resblock_kernel_sizes=resblock_kernel_sizes,
-            resblock_dilation_sizes=resblock_dilation_sizes,
-        )
-        if upsample_initial_channel % 2 ** len(upsample_rates):
-            raise ValueError(
-                f"upsample_initial_channel: expected a multiple of {2 ** len(upsample_rates)}, "
-                f"got {upsample_initial_channel}"
-            )
-        for rate, size in zip(upsample_rates, upsample_kernel_sizes, strict=True):
-            if size < rate or (size - rate) % 2:
-                raise ValueError(
-                    f"upsample_kernel_sizes: expected kernel - rate even and not negative, "
-                    f"got kernel {size} for rate {rate}"
-                )
-        self.config: dict[str, Any] = {
-            "n_mels": n_mels,
-            "upsample_rates": tuple(upsample_rates),
-            "upsample_kernel_sizes": tuple(upsample_kernel_sizes),
-            "upsample_initial_channel": upsample_initial_channel,
-            "resblock": resblock,
-            "resblock_kernel_sizes": tuple(resblock_kernel_sizes),
-            "resblock_dilation_sizes": tuple(tuple(d) for d in resblock_dilation_sizes),
-            "weight_norm": weight_norm,
-            "leaky_slope": leaky_slope,
-        }
+        rates, kernel_sizes = config["upsample_rates"], config["upsample_kernel_sizes"]
+        block_sizes = config["resblock_kernel_sizes"], config["resblock_dilation_sizes"]
+        channels = config["upsample_initial_channel"]
         self._set_slope(leaky_slope)
-        self.n_mels = n_mels
-        self.hop_length = math.prod(upsample_rates)
-        self.n_kernels = len(resblock_kernel_sizes)
-        channels = upsample_initial_channel
-        self.conv_pre = nn.Conv1d(n_mels, channels, 7, padding=3)
+        self.config = config | {"leaky_slope": self.leaky_slope}
+        self.n_mels = config["n_mels"]
+        self.hop_length = math.prod(rates)
+        self.n_kernels = len(block_sizes[0])
+        self.conv_pre = nn.Conv1d(self.n_mels, channels, 7, padding=3)
         self.ups = nn.ModuleList()
         self.resblocks = nn.ModuleList()
-        for rate, kernel_size in zip(upsample_rates, upsample_kernel_sizes, strict=True):
+        for rate, kernel_size in zip(rates, kernel_sizes, strict=True):
             padding = (kernel_size - rate) // 2
             self.ups.append(nn.ConvTranspose1d(channels, channels // 2, kernel_size, rate, padding))
             channels //= 2
-            for size, dilations in zip(resblock_kernel_sizes, resblock_dilation_sizes, strict=True):
+            for size, dilations in zip(*block_sizes, strict=True):
                 self.resblocks.append(
                     self.resblock_class(channels, size, dilations, resblock, leaky_slope)
                 )
@@ -383,9 +382,9 @@ class HiFiGANVocoder(_Sloped, nn.Module):
         `MelConfig.from_hifigan(config_json)` gives its mel settings.
 
         Raises:
-            CheckpointError: the checkpoint cannot be read safely or does not fit the config.
-            ValueError: the config lacks a key, or its hop is not the product of the upsample rates.
-            OSError: the config cannot be read.
+            CheckpointError: a file cannot be read safely; the config lacks a key, has a value of
+                another type or out of range, or a hop that is not the product of the upsample
+                rates; or the checkpoint does not fit it.
         """
         same = [
             "upsample_rates",
@@ -396,7 +395,11 @@ class HiFiGANVocoder(_Sloped, nn.Module):
             "resblock_dilation_sizes",
         ]
         h = read_hifigan_config(config_json, [*same, "num_mels", "hop_size"])
-        model = cls(n_mels=h["num_mels"], **{name: h[name] for name in same})
-        require_hop(model.hop_length, h["hop_size"])
-        load_state(model, load_foreign_checkpoint(checkpoint, "generator"), checkpoint)
+        with blaming(config_json), torch.device("meta"):  # no memory before the weights fit
+            model = cls(n_mels=h["num_mels"], **{name: h[name] for name in same})
+            require_hop(model.hop_length, h["hop_size"])
+        state = load_foreign_checkpoint(checkpoint, "generator")
+        require_fit(model, state, checkpoint)
+        model = cls(**model.config)
+        load_state(model, state, checkpoint)
         return model.eval()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..audio.mel import MelConfig, require_same_mel
-from ..checkpoint import load_model, restore
+from ..checkpoint import restore
 from ..checks import require_hop, require_n_mels
+from ..reading import blaming
 from .griffin_lim import GriffinLimVocoder
 from .hifigan import HiFiGANVocoder
 from .streaming import one_clip
@@ -30,7 +31,7 @@ class NeuralVocoder(nn.Module):
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or of another kind.
-        ValueError: the checkpoint was trained with other mel settings; names each.
+        ValueError: it was trained with other mel settings than `config`; names each.
     """
 
     generator_class: ClassVar[type[HiFiGANVocoder]] = HiFiGANVocoder
@@ -45,13 +46,13 @@ class NeuralVocoder(nn.Module):
             self.config = config or MelConfig()
             self.vocoder = GriffinLimVocoder(self.config)
             return
-        saved = load_model(checkpoint, "vocoder")
+        generator, saved = restore(self.generator_class, checkpoint, "vocoder")
         if config is not None:
             require_same_mel(config, saved.mel, f"asked for != {checkpoint}")
         self.config = saved.mel
-        generator = restore(self.generator_class, saved, checkpoint)
-        require_hop(generator.hop_length, self.config.hop_length)
-        require_n_mels(generator.n_mels, self.config.n_mels, "the vocoder")
+        with blaming(checkpoint):
+            require_hop(generator.hop_length, self.config.hop_length)
+            require_n_mels(generator.n_mels, self.config.n_mels, "the vocoder")
         self.vocoder = generator.fold_weight_norm()
 
     @torch.no_grad()

@@ -158,7 +158,7 @@ def _value(g: Tensor, v: Tensor, conv: nn.Module) -> tuple[Tensor, str]:
         weight = torch._weight_norm(v, g, 0)
     else:
         weight = (v.double() * (g.double() / _norms(v.double()))).to(v.dtype)
-    if not weight.isfinite().all():
+    if not weight.is_meta and not weight.isfinite().all():
         return own, "the normed weight is not finite: a filter of weight_v is zero, say"
     return weight, ""
 
@@ -169,8 +169,8 @@ def _norm_spectrally(
     """Give a normed weight the singular vectors that it was saved without."""
     weight = state.pop(name + "weight")
     state[name + "weight_orig"] = weight
-    if weight.shape != conv.weight_orig.shape:
-        return  # strict loading says so
+    if weight.is_meta or weight.shape != conv.weight_orig.shape:
+        return  # there are no values, or strict loading says what is wrong
     matrix = weight.flatten(1).float()
     u = F.normalize(torch.ones_like(matrix[:, 0]), dim=0)
     for _ in range(POWER_ITERATIONS):

@@ -103,6 +103,16 @@ def test_dead_codes_come_alive_and_their_state_starts_anew():
     assert len(rvq.encode(mel)[:, 0].unique()) > 10
 
 
+def test_with_fewer_rows_than_dead_codes_only_the_revived_are_counted():
+    rvq, mel = with_dead_codes()
+    health = CodebookHealth(rvq, None, usage_decay=0.5)
+    health.counts[0, 10:] = 0  # six dead codes, and four rows to revive them from
+    before = rvq.stacked_codebooks().detach().clone()
+    revived = health.after_step(mel[:4], rvq.encode(mel[:4]))
+    assert revived == 4
+    assert (rvq.stacked_codebooks() != before).any(2).sum() == 4
+
+
 def test_living_codes_are_left_alone():
     rvq, mel = RVQ(2, 16, 8, n_mels=8, projections=False), clustered(2000)
     start_from_data(rvq, mel, torch.Generator().manual_seed(0))

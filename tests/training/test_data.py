@@ -10,7 +10,7 @@ from support.environment import SPEECH
 
 from muomni_fast import DataError, MelConfig, log_mel
 from muomni_fast.reference.training.clips import Clip, find_clips, split_clips
-from muomni_fast.reference.training.data import SpeechDataset
+from muomni_fast.reference.training.data import SpeechDataset, read_held_out
 
 soundfile = pytest.importorskip("soundfile")
 RATE, MEL = 16000, MelConfig()
@@ -94,6 +94,19 @@ def test_sources_that_do_not_work_are_named(tmp_path):
     table.write_bytes(b"file\n\xff\xfe\x00\n")
     with pytest.raises(DataError, match="not a text table"):
         find_clips(table)
+    with pytest.raises(DataError, match="no such file or folder"):
+        find_clips("a" * 300)
+
+
+def test_names_too_long_to_be_files(tmp_path):
+    """They are listed, and skipped like other bad clips when their turn comes."""
+    name = "a" * 300
+    (tmp_path / "list.csv").write_text(f"file\n{name}.wav\n")
+    (tmp_path / "metadata.csv").write_text(f"{name}|He said no\n")
+    (tmp_path / "wavs").mkdir()
+    for clips in (find_clips(tmp_path / "list.csv"), find_clips(tmp_path)):
+        data = SpeechDataset([*clips, *clips_in(tmp_path, 2)], MEL, 2560, 3, by_length=True)
+        assert [i for step in range(5) for i in data[step]["skipped"]] == [0]
 
 
 # Splitting
@@ -180,18 +193,53 @@ def test_short_clips_are_padded_and_other_rates_resampled(tmp_path):
     assert data.load(1)[0].shape[0] == pytest.approx(RATE, abs=256)
 
 
+REASONS = {
+    "002": "not readable",
+    "005": "no such file",
+    "006": "silent, peak 0",
+    "007": "peak 3.7e+19 is above",
+}
+
+
 def test_bad_clips_are_counted_logged_and_replaced(tmp_path, caplog):
     clips = clips_in(tmp_path, 8)
     clips[2].path.write_bytes(b"garbage")
     clips[5].path.unlink()
     noise(clips[6].path, level=0.0)
+    soundfile.write(clips[7].path, np.full(8000, 3.7e19), RATE, "FLOAT")
     data = SpeechDataset(clips, MEL, 2560, 4)
     batches = [data[step] for step in range(6)]
-    assert sorted(i for b in batches for i in b["skipped"]) == [2, 5, 6]
+    assert sorted(i for b in batches for i in b["skipped"]) == [2, 5, 6, 7]
+    assert all(b["mel"].isfinite().all() for b in batches)
     assert all(b["audio"].abs().amax(1).min() > 0.01 for b in batches)
-    for name, why in (("002", "not readable"), ("005", "no such file"), ("006", "silent, peak 0")):
+    for name, why in REASONS.items():
         assert caplog.text.count(f"{name}.wav: {why}") == 1
-    assert data.frames(10**6).shape[0] == 5 * 63
+    assert data.frames(10**6).shape[0] == 4 * 63
+
+
+def test_bad_held_out_clips_are_counted_logged_and_left_out(tmp_path, caplog):
+    clips = clips_in(tmp_path, 6)
+    soundfile.write(clips[1].path, np.full(8000, 3.7e19), RATE, "FLOAT")
+    soundfile.write(clips[4].path, np.full((8000, 2), 3e38), 44100, "FLOAT")
+    clips[5].path.write_bytes(clips[5].path.read_bytes()[:9999])
+    held = read_held_out(clips, MEL)
+    assert [clip for clip, _, _ in held] == [clips[i] for i in (0, 2, 3)]
+    assert all(audio.isfinite().all() and mel.isfinite().all() for _, audio, mel in held)
+    reasons = ("001.wav: peak 3.7e+19", "004.wav: peak 3.0e+38", "005.wav: truncated")
+    for count, why in enumerate(reasons, start=1):
+        reason = f"left out of the held-out clips ({count} so far): {tmp_path}/{why}"
+        assert caplog.text.count(reason) == 1
+
+
+def test_too_many_bad_held_out_clips_stop_training(tmp_path):
+    clips = clips_in(tmp_path, 4)
+    for clip in clips[:3]:
+        clip.path.write_bytes(b"garbage")
+    assert len(read_held_out(clips[1:] + clips[3:], MEL)) == 2
+    with pytest.raises(DataError, match=r"3 of 4 held-out clips are unusable; last: .*002\.wav"):
+        read_held_out(clips, MEL)
+    with pytest.raises(DataError, match="no held-out clips"):
+        read_held_out([], MEL)
 
 
 def test_odd_names_and_clips_of_one_sample(tmp_path, caplog):

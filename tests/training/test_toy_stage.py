@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from support.environment import ROOT
-from support.training import assert_same, losses, main
+from support.training import assert_same, losses, main, rows
 
 from muomni_fast import reference
 
@@ -180,6 +181,77 @@ def test_stopped_and_resumed_is_bit_equal(quantizer, whole, tmp_path, monkeypatc
     assert "holds toy at step 4, to be finished before vocoder" in capsys.readouterr().err
     toy(folder)
     assert_same(state(whole), state(folder))
+
+
+def test_a_resumed_run_goes_on_with_every_random_generator(quantizer, tmp_path, monkeypatch):
+    """And with a gradient scaler that has changed its scale."""
+    real_loss, real_step = ToyStage.loss, trainer.Trainer._train_step
+
+    def loss(self, pass_name, batch, earlier):
+        result = real_loss(self, pass_name, batch, earlier)
+        noise = random.random() + np.random.rand() + torch.rand(())
+        return dataclasses.replace(result, loss=result.loss * noise)
+
+    def step(self, batch):
+        if self.step == stop_at:
+            raise KeyboardInterrupt
+        self.scaler.set_growth_interval(3)
+        return real_step(self, batch)
+
+    monkeypatch.setattr(ToyStage, "loss", loss)
+    monkeypatch.setattr(trainer.Trainer, "_train_step", step)
+    stop_at = None
+    unbroken = toy(continued(quantizer, tmp_path / "unbroken", amp="fp16"))
+    stop_at = 6
+    folder = continued(quantizer, tmp_path / "run", amp="fp16")
+    assert main("--resume", folder, "--stage", "toy") == 130
+    stop_at = None
+    toy(folder)
+    assert state(folder)["scaler"]["scale"] > 65536
+    assert_same(state(unbroken), state(folder))
+
+
+def test_validation_keeps_its_own_time(quantizer, whole, tmp_path):
+    folder = toy(continued(quantizer, tmp_path / "run", log_every=3, validate_every=2))
+    table = {int(row["step"]): row.get("held_out_nats") for row in rows(folder, "toy")}
+    assert list(table) == [1, 2, 3, 4, 6, 8]
+    assert [step for step, nats in table.items() if nats] == [2, 4, 6, 8]
+    assert_same(state(whole)["models"], state(folder)["models"])
+
+
+def test_micro_batches_that_hold_nothing_do_not_count(quantizer, tmp_path, monkeypatch):
+    """Alone in a micro-batch, short mels leave it empty; among others they are left out."""
+    real, empty = ToyStage.loss, []
+
+    def loss(self, pass_name, batch, earlier):
+        long = [mel for mel in batch if len(mel) > 20]
+        if long:
+            return real(self, pass_name, long, earlier)
+        empty.append(len(batch))
+        result = real(self, pass_name, batch, earlier)
+        nan = torch.tensor(torch.nan)
+        return dataclasses.replace(result, loss=result.loss * nan, figures={"right": nan}, weight=0)
+
+    monkeypatch.setattr(ToyStage, "loss", loss)
+    one = toy(continued(quantizer, tmp_path / "one"))
+    assert not empty
+    for amp in ("none", "fp16"):
+        four = toy(continued(quantizer, tmp_path / amp, accumulate=4, amp=amp))
+        assert_equal_runs(four, one)
+    assert len(empty) > 4 and np.isfinite(losses(four, "toy", "right")).all()
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_that_are_none_are_named(quantizer, tmp_path, monkeypatch, capsys, weight):
+    real = ToyStage.loss
+    monkeypatch.setattr(
+        ToyStage, "loss", lambda *args: dataclasses.replace(real(*args), weight=weight)
+    )
+    folder = continued(quantizer, tmp_path / "run")
+    assert main("--resume", folder, "--stage", "toy") == 1
+    assert f"toy, pass toy: weight: expected a finite number >= 0, got {weight}" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_stage_reports_for_itself(whole):

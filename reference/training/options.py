@@ -1,0 +1,63 @@
+"""What `train.py` is asked for, and the config that makes."""
+
+import dataclasses
+from typing import Any
+
+from .config import TrainConfig, require_in_range
+from .presets import preset
+from .registry import STAGES
+
+# What a resumed run may change: these, and the recipe of a stage that has not begun.
+CHANGEABLE = {"resume", "device", "workers", "backend", "stage"}
+RECIPE = {"steps", "batch_size"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to run, as `train.py --help` describes it; None is what nobody said."""
+
+    preset: str | None = None
+    data: str | None = None
+    split: str | None = None
+    stage: str | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    accumulate: int | None = None
+    frames_per_code: int | None = None
+    amp: str | None = None
+    seed: int | None = None
+    backend: str | None = None
+    device: str | None = None
+    workers: int | None = None
+    out: str | None = None
+    resume: str | None = None  # "" is the latest
+
+    def given(self) -> dict[str, Any]:
+        """What was said."""
+        return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
+
+    def recipe_changes(self) -> dict[str, int]:
+        """What was said of recipes."""
+        return {name: value for name, value in self.given().items() if name in RECIPE}
+
+    def check(self) -> None:
+        """Raise ValueError where a number is too small; names the option."""
+        require_in_range(self.given(), lambda name: "--" + name.replace("_", "-"))
+
+
+def chosen(config: TrainConfig, stage: str) -> list[str]:
+    """The stages that a run trains, in order; "all" are those it has recipes for."""
+    return [name for name in STAGES if name in config.recipes and stage in (name, "all")]
+
+
+def make_config(options: Options) -> TrainConfig:
+    """The preset with the command line's changes."""
+    config = preset(options.preset or "quick")
+    given = options.given()
+    plain = ["accumulate", "amp", "seed", "frames_per_code"]
+    changes = {name: given[name] for name in plain if name in given}
+    unit = config.mel.hop_length * changes.get("frames_per_code", config.frames_per_code)
+    changes["segment_samples"] = -(-config.segment_samples // unit) * unit
+    stages = chosen(config, options.stage or "all")
+    config = config.with_recipes(stages, **options.recipe_changes())
+    return dataclasses.replace(config, **changes)
