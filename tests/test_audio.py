@@ -57,7 +57,10 @@ def test_other_rates_are_resampled(tmp_path, rate):
 def test_missing_empty_and_garbage(tmp_path):
     with pytest.raises(AudioFormatError, match="nothing.wav: no such file"):
         read_audio(tmp_path / "nothing.wav")
-    for content in (b"", b"RIFF", b"not audio" * 100, b"RIFF\x24\x00\x00\x00WAVEfmt "):
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(AudioFormatError, match=r"a\.wav: not readable as audio: empty"):
+        read_audio(tmp_path / "a.wav")
+    for content in (b"RIFF", b"not audio" * 100, b"RIFF\x24\x00\x00\x00WAVEfmt "):
         (tmp_path / "a.wav").write_bytes(content)
         with pytest.raises(AudioFormatError, match=r"a\.wav: not readable"):
             read_audio(tmp_path / "a.wav")

@@ -81,17 +81,15 @@ def check_declared(file: FileIO, subtype: str, channels: int, frames: int) -> No
     Args:
         file: open, unbuffered, and of a container whose header declares the length in bytes. Its
             position is changed.
-        subtype: libsndfile's name for the format of the samples.
+        subtype: of SAMPLE_BYTES.
         channels, frames: as libsndfile found.
 
     Raises:
         AudioFormatError: truncated, an unusual sample format, no header where one should be, or
             another length than libsndfile found.
-        struct.error: the header itself ends early.
+        struct.error: the header leads past the end of the file.
     """
     path = file.name
-    if subtype not in SAMPLE_BYTES:
-        raise AudioFormatError(f"{path}: sample format {subtype} is not supported in it")
     length = os.fstat(file.fileno()).st_size
     file.seek(0)
     magic = file.read(4)

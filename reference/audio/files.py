@@ -21,10 +21,14 @@ from ..errors import AudioFormatError
 from .containers import SAMPLE_BYTES, check_declared
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus")
-# By libsndfile's names. The first declare their length in bytes.
+# By libsndfile's names. These declare their length in bytes:
 DECLARING = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF"}
-CONTAINERS = DECLARING | {"FLAC", "OGG", "MP3"}
-SUBTYPES = {*SAMPLE_BYTES, "VORBIS", "OPUS", "MPEG_LAYER_III"}
+SUBTYPES = {  # sample formats by container
+    **dict.fromkeys(DECLARING, set(SAMPLE_BYTES)),
+    "FLAC": {"PCM_S8", "PCM_16", "PCM_24"},
+    "OGG": {"VORBIS", "OPUS"},
+    "MP3": {"MPEG_LAYER_III"},
+}
 SAMPLE_RATES = (1000, 384000)  # Hz, least and most
 MAX_SECONDS = 3600.0
 MAX_SAMPLES = 1 << 28  # over all channels, 1 GiB once decoded
@@ -127,7 +131,9 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, AudioInfo]]:
                 raw.seek(at)
             yield file, info
     except struct.error as error:
-        raise AudioFormatError(f"{path}: not readable as audio: its header ends early") from error
+        raise AudioFormatError(
+            f"{path}: not readable as audio: its header leads past its end"
+        ) from error
     except (soundfile.SoundFileError, OSError) as error:
         # Without the descriptor, which libsndfile's own message names.
         why = getattr(error, "error_string", error)
@@ -149,9 +155,9 @@ def _require_regular(path: str | Path) -> None:
 
 
 def _require_supported(path: str | Path, container: str, subtype: str, info: AudioInfo) -> None:
-    if container not in CONTAINERS:
+    if container not in SUBTYPES:
         raise AudioFormatError(f"{path}: container {container} is not supported")
-    if subtype not in SUBTYPES:
+    if subtype not in SUBTYPES[container]:
         raise AudioFormatError(f"{path}: sample format {subtype} is not supported")
     if not SAMPLE_RATES[0] <= info.sample_rate <= SAMPLE_RATES[1]:
         raise AudioFormatError(f"{path}: sample rate {info.sample_rate} Hz is not plausible")
