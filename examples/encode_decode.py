@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     audio = read(options.audio or min(SPEECH.glob("*.flac")), codec.config.sample_rate)
     codes = codec.encode(audio)  # (1, S, Q) int64
-    decoded = codec.decode(codes, n_samples=audio.shape[1])
+    decoded = codec.decode(codes, length=audio.shape[1])
     soundfile.write(options.out, decoded[0].clamp(-1, 1).numpy(), codec.config.sample_rate)
 
     seconds = audio.shape[1] / codec.config.sample_rate

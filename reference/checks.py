@@ -63,6 +63,21 @@ def require_channels(name: str, value: Tensor, channels: int) -> None:
         raise ValueError(f"{name}: expected (B, {channels}, T >= 1), got {tuple(value.shape)}")
 
 
+def mono(name: str, audio: Any) -> Tensor:
+    """Audio (B, L) or (B, 1, L) as (B, L).
+
+    Raises:
+        TypeError: it is no dense tensor.
+        ValueError: it has another shape.
+    """
+    require_tensor(name, audio)
+    if audio.ndim == 3 and audio.shape[1] == 1:
+        return audio[:, 0]
+    if audio.ndim != 2:
+        raise ValueError(f"{name}: expected (B, L) or (B, 1, L), got {tuple(audio.shape)}")
+    return audio
+
+
 def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
     """Frames of each item as a tensor on the mel's device.
 

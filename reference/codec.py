@@ -1,5 +1,6 @@
 """The join of codec and vocoder: audio -> codes -> audio, with every setting checked once."""
 
+import math
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 
 from .audio.mel import MelConfig, log_mel, pool_frames, require_same_mel, unpool_frames
 from .checkpoint import restore
-from .checks import require_hop, require_n_mels, require_tensor
+from .checks import mono, require_hop, require_n_mels, require_tensor
 from .reading import blaming
+from .rvq.checks import without_padding
 from .rvq.quantizer import RVQ
 from .values import MOST_HOP, require_int
 from .vocoder.griffin_lim import GriffinLimVocoder
@@ -37,7 +39,12 @@ def encode_mel(rvq: Quantizer, mel: Tensor, frames_per_code: int = 1) -> Tensor:
 
 def decode_mel(rvq: Quantizer, codes: Tensor, frames_per_code: int = 1) -> Tensor:
     """Log-mels of codes: (..., S, k) -> (..., n_mels, S * frames_per_code)."""
-    return unpool_frames(rvq.decode(codes), frames_per_code).transpose(-1, -2)
+    return _unpooled(rvq.decode(codes), frames_per_code)
+
+
+def _unpooled(mel: Tensor, frames_per_code: int) -> Tensor:
+    """(..., S, n_mels) -> (..., n_mels, S * frames_per_code)."""
+    return unpool_frames(mel, frames_per_code).transpose(-1, -2)
 
 
 class SpeechCodec(nn.Module):
@@ -45,7 +52,7 @@ class SpeechCodec(nn.Module):
 
     Args:
         rvq: mel frames <-> codes.
-        vocoder: maps (B, n_mels, T) to (B, T * hop_length).
+        vocoder: maps (B, n_mels, T), and `lengths` (B,) if given, to (B, T * hop_length).
         config: the mel settings both were trained with.
         frames_per_code: mel frames averaged into one code: 5 turns 62.5 frames/s into 12.5 codes/s.
 
@@ -93,30 +100,69 @@ class SpeechCodec(nn.Module):
 
     @torch.no_grad()
     def encode(self, audio: Tensor) -> Tensor:
-        """(B, L) audio at `config.sample_rate` -> (B, S, n_codebooks) int64, S codes per clip.
+        """Codes of audio at `config.sample_rate`.
+
+        Args:
+            audio: (B, L) or (B, 1, L).
+
+        Returns:
+            (B, S, n_codebooks) int64, S codes per clip.
 
         Raises:
             TypeError: `audio` is not a float32 or float64 tensor.
-            ValueError: the shape is not (B, L >= 1).
+            ValueError: the shape is not (B, L >= 1) or (B, 1, L >= 1).
         """
-        require_tensor("audio", audio)
-        if audio.ndim != 2:
-            raise ValueError(f"audio: expected (B, L), got {tuple(audio.shape)}")
+        audio = mono("audio", audio)
         return encode_mel(self.rvq, log_mel(audio, self.config), self.frames_per_code)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor, n_samples: int | None = None) -> Tensor:
-        """Audio of codes, at most `n_samples`: (B, S, k) -> (B, S * frames_per_code * hop).
+    def decode(
+        self, codes: Tensor, length: int | None = None, padding_code: int | None = None
+    ) -> Tensor:
+        """Audio of codes.
+
+        Args:
+            codes: (B, S, k) integers, 1 <= k <= n_codebooks.
+            length: samples wanted; more than there are gives all there are.
+            padding_code: no code, -1 for example; where it stands in all codebooks, there is
+                silence. At an item's end it changes no other sample of the item. On a GPU this
+                waits for the codes.
+
+        Returns:
+            (B, S * frames_per_code * hop_length).
 
         Raises:
             TypeError: `codes` is not an integer tensor.
-            ValueError: the shape is not (B, S >= 1, 1 to n_codebooks), or `n_samples` is negative.
+            ValueError: the shape is not (B, S, 1 to n_codebooks); `length` is negative;
+                `padding_code` is a code, or stands in some codebooks of a step only.
             IndexError: a code is out of range (on a GPU see `raise_if_errors`).
         """
         require_tensor("codes", codes)
         if codes.ndim != 3:
             raise ValueError(f"codes: expected (B, S, k), got {tuple(codes.shape)}")
-        if n_samples is not None and n_samples < 0:
-            raise ValueError(f"n_samples: expected at least 0, got {n_samples}")
-        audio = self.vocoder(decode_mel(self.rvq, codes, self.frames_per_code))
-        return audio if n_samples is None else audio[:, :n_samples]
+        if length is not None:
+            length = require_int("length", length, 0)
+        if padding_code is None:
+            audio = self._audio(codes)
+        else:
+            audio = self._audio(*without_padding(codes, padding_code, self.rvq.codebook_size))
+        return audio if length is None else audio[:, :length]
+
+    def _audio(self, codes: Tensor, padded: Tensor | None = None) -> Tensor:
+        """Audio of codes (B, S, k), silent where steps (B, S) are `padded`."""
+        samples = self.frames_per_code * self.config.hop_length  # of a step
+        mel = self.rvq.decode(codes)  # (B, S, n_mels)
+        if mel.shape[1] == 0:
+            return mel.new_empty(mel.shape[0], 0)
+        if padded is None:
+            return self.vocoder(_unpooled(mel, self.frames_per_code))
+        steps = torch.arange(1, mel.shape[1] + 1, device=mel.device)
+        ends = (steps * ~padded).amax(1)  # (B,) steps before the padding at the end
+        # Past the end the last frame goes on, as interpolation has it of an item alone.
+        last = mel.gather(1, (ends - 1).clamp(min=0)[:, None, None].expand(-1, 1, mel.shape[2]))
+        mel = mel.masked_fill(padded[..., None], math.log(self.config.log_floor))
+        mel = torch.where((steps > ends[:, None])[..., None], last, mel)
+        audio = self.vocoder(
+            _unpooled(mel, self.frames_per_code), lengths=ends * self.frames_per_code
+        )
+        return audio.masked_fill(padded.repeat_interleave(samples, 1), 0)

@@ -263,13 +263,13 @@ def test_codec_refuses_what_does_not_fit():
     codec = muomni_fast.SpeechCodec(
         muomni_fast.RVQ(), HiFiGANVocoder(upsample_initial_channel=16), MelConfig()
     )
-    for shape in ((4000,), (1, 1, 4000)):
-        with pytest.raises(ValueError, match=r"audio: expected \(B, L\), got \("):
+    for shape in ((4000,), (1, 2, 4000)):
+        with pytest.raises(ValueError, match=r"audio: expected \(B, L\) or \(B, 1, L\), got \("):
             codec.encode(torch.zeros(shape))
     with pytest.raises(TypeError, match="audio: expected a torch.Tensor, got numpy.ndarray"):
         codec.encode(torch.zeros(1, 4000).numpy())
     codes = codec.encode(torch.zeros(1, 4000))
     with pytest.raises(ValueError, match=r"codes: expected \(B, S, k\), got \(16, 2\)"):
         codec.decode(codes[0])
-    with pytest.raises(ValueError, match="n_samples: expected at least 0, got -5"):
-        codec.decode(codes, n_samples=-5)
+    with pytest.raises(ValueError, match="length: expected an integer of at least 0, got -5"):
+        codec.decode(codes, length=-5)

@@ -212,7 +212,7 @@ def test_two_hundred_codes_are_sixteen_seconds():
     audio = codec.decode(codes)
     assert audio.shape == (1, 256_000) and 256_000 / config.sample_rate == 16.0
     assert codec.encode(audio).shape == codes.shape
-    assert codec.decode(codes, n_samples=255_900).shape == (1, 255_900)
+    assert codec.decode(codes, length=255_900).shape == (1, 255_900)
 
 
 def test_griffin_lim_joins_at_the_same_rate():

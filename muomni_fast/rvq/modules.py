@@ -78,9 +78,7 @@ class RVQ(Preparable, reference.RVQ):
             half_norms=None if ready is None else ready.half_norms,
         )
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Mel frames of codes: (..., k <= n_codebooks) -> (..., n_mels); see
-        `functional.rvq_decode`."""
+    def _decode(self, codes: Tensor) -> Tensor:
         ready = None if self._prepared is None else self._current()
         if ready is not None:
             return functional.rvq_decode(codes, ready.tables)

@@ -13,6 +13,7 @@ from ..checks import (
     require_integers,
     require_same_device,
 )
+from ..values import require_int
 
 ENCODING = "mel", "codebooks", "proj_in_weight", "proj_in_bias"
 DECODING = "codebooks", "proj_out_weight", "proj_out_bias"
@@ -123,6 +124,26 @@ def _require_floats(names: Iterable[str], values: Iterable[Any]) -> None:
 def _require_books(codebooks: Tensor) -> None:
     if codebooks.ndim != 3 or codebooks.shape[0] < 1 or codebooks.shape[1] < 2:
         raise ValueError(f"codebooks: expected (Q, K >= 2, D), got {tuple(codebooks.shape)}")
+
+
+def without_padding(codes: Tensor, padding_code: int, size: int) -> tuple[Tensor, Tensor]:
+    """Codes (..., k) with code 0 where all of a frame's are `padding_code`; where that is, (...).
+
+    Raises:
+        TypeError: they are not integers.
+        ValueError: `padding_code` is a code; on a CPU, it stands in some codebooks of a frame only.
+            On a GPU, where reading codes waits, it stays there, out of range.
+    """
+    require_integers("codes", codes)
+    if 0 <= require_int("padding_code", padding_code, -(1 << 63), (1 << 63) - 1) < size:
+        raise ValueError(f"padding_code: expected none of 0 to {size - 1}, got {padding_code}")
+    found = codes == padding_code
+    padded = found.all(-1)
+    if codes.device.type == "cpu" and not torch.compiler.is_compiling():
+        partly = int((found.any(-1) & ~padded).sum())
+        if partly:
+            raise ValueError(f"codes: {partly} frames are padding in some codebooks only")
+    return codes.masked_fill(padded[..., None], 0), padded
 
 
 def code_range_error(low: int, high: int, size: int) -> IndexError:

@@ -28,6 +28,7 @@ from .checks import (
     require_finite_frames,
     require_precision,
     require_projection_back,
+    without_padding,
     work_dtype,
 )
 from .search import nearest_code
@@ -303,8 +304,24 @@ class RVQ(nn.Module):
             check_finite=check_finite,
         )
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Mel frames of codes: (..., k <= n_codebooks) -> (..., n_mels); see `rvq_decode`."""
+    def decode(self, codes: Tensor, padding_code: int | None = None) -> Tensor:
+        """Mel frames of codes: (..., k <= n_codebooks) -> (..., n_mels); see `rvq_decode`.
+
+        Args:
+            codes: (..., k) integers.
+            padding_code: no code, -1 for example; where it stands in all codebooks, the frame is
+                zero. None: it is out of range, as any other number that is no code.
+
+        Raises:
+            ValueError: `padding_code` is a code, or stands in some codebooks of a frame only (on a
+                GPU that is a code out of range, see `raise_if_errors`).
+        """
+        if padding_code is None:
+            return self._decode(codes)
+        codes, padded = without_padding(codes, padding_code, self.codebook_size)
+        return self._decode(codes).masked_fill(padded[..., None], 0)
+
+    def _decode(self, codes: Tensor) -> Tensor:
         return rvq_decode(codes, self.stacked_codebooks(), *self._projection("proj_out"))
 
     def forward(self, mel: Tensor) -> RVQOutput:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import mono
 from ..values import MOST_HOP, require_int, require_ints, require_number
 from .hifigan import LEAKY_SLOPE
 from .weight_norm import accept_weights, normed, spectrally_normed
@@ -27,14 +28,6 @@ def _scaled(channels: int, scale: float) -> int:
     if not 0 < scale <= MOST_SCALE:
         raise ValueError(f"channels_scale: expected above 0, at most {MOST_SCALE}, got {scale}")
     return max(1, round(channels * scale))
-
-
-def _require_audio(audio: Tensor) -> Tensor:
-    if audio.ndim == 3 and audio.shape[1] == 1:
-        return audio
-    if audio.ndim != 2:
-        raise ValueError(f"audio: expected (B, L) or (B, 1, L), got {tuple(audio.shape)}")
-    return audio[:, None]
 
 
 class PeriodDiscriminator(nn.Module):
@@ -129,7 +122,8 @@ class MultiPeriodDiscriminator(nn.Module):
 
     def forward(self, audio: Tensor) -> Judgement:
         """Judge audio (B, L): scores and feature maps of every period."""
-        judged = [d(_require_audio(audio)) for d in self.discriminators]
+        audio = mono("audio", audio)[:, None]
+        judged = [d(audio) for d in self.discriminators]
         return [scores for scores, _ in judged], [features for _, features in judged]
 
 
@@ -155,7 +149,7 @@ class MultiScaleDiscriminator(nn.Module):
 
     def forward(self, audio: Tensor) -> Judgement:
         """Judge audio (B, L): scores and feature maps of every scale."""
-        x, scores, features = _require_audio(audio), [], []
+        x, scores, features = mono("audio", audio)[:, None], [], []
         for scale, discriminator in enumerate(self.discriminators):
             if scale:
                 x = self.meanpools[scale - 1](x)

@@ -5,13 +5,15 @@ filterbank is inverted by non-negative least squares (multiplicative updates of 
 2001).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..audio.mel import MelConfig, filterbank_like, spectrogram, window_like
-from ..checks import full_precision, require_mel
+from ..checks import full_precision, require_lengths, require_mel
 from ..values import require_int
 from .streaming import one_clip
 
@@ -91,18 +93,39 @@ class GriffinLimVocoder(nn.Module):
         self.n_iter = require_int("n_iter", n_iter, 1)
 
     @torch.no_grad()
-    def forward(self, mel: Tensor) -> Tensor:
-        """Invert log-mels: (B, n_mels, T) -> (B, T * hop_length) float32.
+    def forward(self, mel: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+        """Invert log-mels.
+
+        Args:
+            mel: (B, n_mels, T).
+            lengths: (B,) integers 0 to T, frames of each item; None if all have T. An item is then
+                inverted as if it were alone, and zeros follow its end.
+
+        Returns:
+            (B, T * hop_length) float32.
 
         Raises:
-            ValueError: the shape is not (B, n_mels, T >= 1).
+            TypeError: `mel` is not floating point, or is float8; `lengths` are not integers.
+            ValueError: the shape is not (B, n_mels, T >= 1); `lengths` do not fit.
         """
         require_mel(mel, self.config.n_mels)
         if len(mel) == 0:
             return mel.new_empty(0, mel.shape[2] * self.config.hop_length, dtype=torch.float32)
         with full_precision(mel):
-            magnitude = mel_to_magnitude(mel.float(), self.config)
-            return griffin_lim(magnitude, self.config, self.n_iter)
+            if lengths is None:
+                return self._inverted(mel)
+            audio = mel.new_zeros(
+                len(mel), mel.shape[2] * self.config.hop_length, dtype=torch.float32
+            )
+            for item, frames in enumerate(require_lengths(lengths, mel).tolist()):
+                if frames:
+                    alone = self._inverted(mel[item : item + 1, :, :frames])
+                    audio[item, : alone.shape[1]] = alone[0]
+            return audio
+
+    def _inverted(self, mel: Tensor) -> Tensor:
+        magnitude = mel_to_magnitude(mel.float(), self.config)
+        return griffin_lim(magnitude, self.config, self.n_iter)
 
     def mel_to_audio(self, mel: Tensor | np.ndarray) -> Tensor:
         """Invert one clip: (n_mels, T) -> (T * hop_length,)."""

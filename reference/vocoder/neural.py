@@ -1,6 +1,7 @@
 """HiFi-GAN from a checkpoint, or Griffin-Lim where none is given."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -56,9 +57,10 @@ class NeuralVocoder(nn.Module):
         self.vocoder = generator.fold_weight_norm()
 
     @torch.no_grad()
-    def forward(self, mel: Tensor) -> Tensor:
-        """(B, n_mels, T) log-mels -> (B, T * hop_length) audio."""
-        return self.vocoder(mel)
+    def forward(self, mel: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+        """(B, n_mels, T) log-mels -> (B, T * hop_length) audio; `lengths` (B,), frames of each
+        item, as in `HiFiGANVocoder`."""
+        return self.vocoder(mel, lengths)
 
     def mel_to_audio(self, mel: Tensor | np.ndarray) -> Tensor:
         """One clip: (n_mels, T) -> (T * hop_length,)."""
