@@ -8,9 +8,10 @@ from .audio.mel import MelConfig, log_mel, mel_filterbank, pool_frames, unpool_f
 from .codec import SpeechCodec
 from .rvq.quantizer import RVQ, RVQOutput, rvq_decode, rvq_encode, rvq_quantize
 from .rvq.search import nearest_code
+from .vocoder.blocks import MRF, ResBlock
 from .vocoder.discriminators import MultiPeriodDiscriminator, MultiScaleDiscriminator
 from .vocoder.griffin_lim import GriffinLimVocoder
-from .vocoder.hifigan import MRF, HiFiGANVocoder, ResBlock
+from .vocoder.hifigan import HiFiGANVocoder
 from .vocoder.neural import NeuralVocoder
 
 # Pickled models name this module, wherever a class lies inside.

@@ -281,17 +281,22 @@ def load_training_state(path: str | Path) -> dict[str, Any]:
     return _load_plain(io.BytesIO(content), path)
 
 
-def load_foreign_checkpoint(path: str | Path, key: str) -> dict[str, Tensor]:
-    """The state dict under `key` in another project's `.pt` file; plain data only, on the CPU.
+def load_foreign(path: str | Path) -> Any:
+    """What another project's file holds, on the CPU: `.safetensors`, or plain data that torch
+    saved.
 
     Raises:
-        CheckpointError: the file is missing, truncated, lacks `key`, or would run code.
+        CheckpointError: it is missing, no regular file, damaged, or would run code.
     """
+    if Path(path).suffix == ".safetensors":
+        safetensors = _safetensors()
+        read_layout(path)  # bounds what is made of it
+        try:
+            return safetensors.torch.load(read_regular(path))
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
     with open_regular(path) as (file, _):
-        content = _load_plain(file, path)
-    if not isinstance(content, dict) or not isinstance(content.get(key), dict):
-        raise CheckpointError(f"{path}: expected a dict with the key {key!r}")
-    return {name.removeprefix("_orig_mod."): value for name, value in content[key].items()}
+        return _load_plain(file, path)
 
 
 def _load_plain(source: BinaryIO, path: str | Path) -> Any:

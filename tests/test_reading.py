@@ -88,7 +88,7 @@ def test_only_regular_files_are_read(tmp_path):
             NeuralVocoder,
             MelConfig.from_hifigan,
             checkpoint.load_training_state,
-            lambda path: checkpoint.load_foreign_checkpoint(path, "generator"),
+            lambda path: checkpoint.load_foreign(path),
         ):
             with pytest.raises(CheckpointError, match="regular file|Is a directory") as error:
                 read(path)

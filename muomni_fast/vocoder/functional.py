@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..reference.checks import require_channels
-from ..reference.vocoder import hifigan
+from ..reference.vocoder import blocks
 from .plan import plan_of_blocks
 
 
@@ -37,7 +37,7 @@ def mrf(x: Tensor, resblocks: Sequence[nn.Module]) -> Tensor:
         raise ValueError("resblocks: expected at least one")
     plan = plan_of_blocks(resblocks)
     if not plan.fusible:
-        return hifigan.mrf(x, resblocks)
+        return blocks.mrf(x, resblocks)
     first: Any = resblocks[0]
     require_channels("x", x, first.channels)
     return plan.run("x", x)

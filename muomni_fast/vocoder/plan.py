@@ -15,6 +15,7 @@ from ..backend import choose
 from ..operators import Operator, run, unshared
 from ..preparable import EVERY_MODULES_HOOKS, hooks_of
 from ..reference.vocoder import hifigan
+from ..reference.vocoder.blocks import ResBlock
 from .generator import GENERATOR, layouts_of
 from .ops import MRF
 from .shapes import Blocks, Network
@@ -133,7 +134,7 @@ def blocks_of(resblocks: Sequence[Any]) -> Blocks:
 
 
 # The forwards of residual blocks that an operator stands for; `modules` adds its own.
-KNOWN_FORWARDS: list[Any] = [hifigan.ResBlock.forward]
+KNOWN_FORWARDS: list[Any] = [ResBlock.forward]
 
 
 def _fusible(resblocks: Any) -> bool:

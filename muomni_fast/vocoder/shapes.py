@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from ..reference.vocoder.hifigan import LEAKY_SLOPE
+from ..reference.vocoder.blocks import LEAKY_SLOPE
 
 # Divides a sequence into parts: a function in C, as it is called for every layer.
 Divide = Callable[[Sequence[Any]], Sequence[Sequence[Any]]]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..checks import mono
 from ..values import MOST_HOP, require_int, require_ints, require_number
-from .hifigan import LEAKY_SLOPE
+from .blocks import LEAKY_SLOPE
 from .weight_norm import accept_weights, normed, spectrally_normed
 
 # What a discriminator makes of audio: one score map per sub-discriminator (B, n), and each one's

@@ -64,8 +64,8 @@ def griffin_lim(magnitude: Tensor, config: MelConfig, n_iter: int = 32) -> Tenso
     mates.
     """
     generator = torch.Generator().manual_seed(SEED)
-    kind = {"dtype": torch.float64, "device": "cpu"}  # whatever torch's default device
-    phase = torch.rand(magnitude.shape[1:], generator=generator, **kind)
+    shape = magnitude.shape[1:]
+    phase = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
     angles = torch.polar(torch.ones_like(phase), 2 * torch.pi * phase)
     complex_dtype = torch.complex128 if magnitude.dtype == torch.float64 else torch.complex64
     angles = angles.to(magnitude.device, complex_dtype)

@@ -34,16 +34,16 @@ class _Normed:
         return torch._weight_norm(self.weight_v, self.weight_g, 0)
 
 
-class NormedConv1d(_Normed, nn.Conv1d):  # type: ignore[misc]
-    __doc__ = _Normed.__doc__
+class NormedConv1d(_Normed, nn.Conv1d):  # type: ignore[override]
+    """`nn.Conv1d` of a normed weight."""
 
 
-class NormedConv2d(_Normed, nn.Conv2d):  # type: ignore[misc]
-    __doc__ = _Normed.__doc__
+class NormedConv2d(_Normed, nn.Conv2d):  # type: ignore[override]
+    """`nn.Conv2d` of a normed weight."""
 
 
-class NormedConvTranspose1d(_Normed, nn.ConvTranspose1d):  # type: ignore[misc]
-    __doc__ = _Normed.__doc__
+class NormedConvTranspose1d(_Normed, nn.ConvTranspose1d):  # type: ignore[override]
+    """`nn.ConvTranspose1d` of a normed weight."""
 
 
 CLASSES = {
@@ -54,7 +54,7 @@ CLASSES = {
 CONVOLUTIONS = tuple(CLASSES)
 
 
-def normed(module: nn.Module) -> nn.Module:
+def normed(module: Any) -> nn.Module:
     """Put weight normalisation (over all dimensions but the first) on a convolution."""
     weight = module.weight.detach()
     del module.weight
@@ -66,13 +66,13 @@ def normed(module: nn.Module) -> nn.Module:
 
 def fold(module: nn.Module) -> None:
     """Replace every normed weight below `module` by its value."""
-    for child in module.modules():
-        if isinstance(child, _Normed):
-            with torch.inference_mode(False), torch.no_grad():
-                weight = nn.Parameter(child.weight.detach().clone())
-            del child.weight_g, child.weight_v
-            child.__class__ = type(child).__mro__[2]
-            child.weight = weight
+    conv: Any
+    for conv in [inner for inner in module.modules() if isinstance(inner, _Normed)]:
+        with torch.inference_mode(False), torch.no_grad():
+            weight = nn.Parameter(conv.weight.detach().clone())
+        del conv.weight_g, conv.weight_v
+        conv.__class__ = type(conv).__mro__[2]  # torch's own
+        conv.weight = weight
 
 
 def spectrally_normed(module: nn.Module) -> nn.Module:
@@ -86,7 +86,7 @@ def spectrally_normed(module: nn.Module) -> nn.Module:
     return module
 
 
-def _forget_history(module: nn.Module, *_: Any) -> None:
+def _forget_history(module: Any, *_: Any) -> None:
     module.weight = module.weight.detach()
 
 
@@ -118,6 +118,7 @@ def _accept_all_kinds(
 
     A pair is of one dtype, fits the filters, and its value is finite; all that do not are reported.
     """
+    conv: Any
     for path, conv in module.named_modules():
         if not isinstance(conv, CONVOLUTIONS):
             continue
@@ -145,7 +146,7 @@ def _accept_all_kinds(
                 state[name + "weight"] = weight
 
 
-def _value(g: Tensor, v: Tensor, conv: nn.Module) -> tuple[Tensor, str]:
+def _value(g: Tensor, v: Tensor, conv: Any) -> tuple[Tensor, str]:
     """A normed weight's value, and what is wrong with it, if anything."""
     own = conv.weight
     expected = own.shape[0], *(1 for _ in own.shape[1:])
@@ -164,7 +165,7 @@ def _value(g: Tensor, v: Tensor, conv: nn.Module) -> tuple[Tensor, str]:
 
 
 def _norm_spectrally(
-    conv: nn.Module, state: dict[str, Tensor], name: str, errors: list[str]
+    conv: Any, state: dict[str, Tensor], name: str, errors: list[str]
 ) -> None:
     """Give a normed weight the singular vectors that it was saved without."""
     weight = state.pop(name + "weight")

@@ -11,7 +11,8 @@ from muomni_fast import reference
 from muomni_fast.kernels import launch
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import StripConfig
-from muomni_fast.reference.vocoder.hifigan import LEAKY_SLOPE, PRESETS
+from muomni_fast.reference.vocoder.blocks import LEAKY_SLOPE
+from muomni_fast.reference.vocoder.hifigan import PRESETS
 
 GENERATORS: dict[str, dict[str, Any]] = {"default": {}, **PRESETS}
 # Half of a leaky_relu's inputs are multiplied by its slope.

@@ -322,7 +322,7 @@ def test_any_leaky_slope(tmp_path, slope, resblock):
     """On every path without a GPU, with gradients, and through a checkpoint."""
     config = TINY | {"n_mels": 8, "upsample_initial_channel": 16, "resblock": resblock}
     pytest.importorskip("safetensors")
-    from muomni_fast.reference.checkpoint import load_model, restore, save_model
+    from muomni_fast.reference.checkpoint import restore, save_model
 
     plain = keep_variance(reference.HiFiGANVocoder(**config, leaky_slope=slope))
     model = muomni_fast.HiFiGANVocoder(**plain.config)
@@ -333,7 +333,7 @@ def test_any_leaky_slope(tmp_path, slope, resblock):
     for found, expected in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-4)
     save_model(tmp_path / "vocoder.json", "vocoder", plain, MelConfig(n_mels=8, hop_length=8))
-    restored = restore(muomni_fast.HiFiGANVocoder, load_model(tmp_path / "vocoder.json"), "it")
+    restored, _ = restore(muomni_fast.HiFiGANVocoder, tmp_path / "vocoder.json")
     with torch.no_grad():
         exact = plain.double()(mel.double())
         for found in (model.eval(), copy.deepcopy(model).prepare(), restored):
@@ -354,5 +354,5 @@ def test_slopes_out_of_range_are_refused(lib, slope):
         lambda: lib.ResBlock(8, 3, (1,), leaky_slope=slope),
         lambda: lib.MRF(8, (3,), ((1,),), leaky_slope=slope),
     ):
-        with pytest.raises(ValueError, match="leaky_slope: expected 0 <= leaky_slope < 1, got"):
+        with pytest.raises(ValueError, match="leaky_slope: expected (0 <= leaky_slope < 1|a finite number), got"):
             make()

@@ -1,0 +1,84 @@
+"""Generators that HiFi-GAN's own code, and what was made of it, has trained and saved."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..audio.mel import read_hifigan_config
+from ..checkpoint import load_foreign, load_state, require_fit
+from ..checks import require_hop
+from ..errors import CheckpointError
+from ..reading import blaming
+from ..values import shown
+
+G = TypeVar("G", bound=nn.Module)
+
+# Config entries that are constructor arguments.
+ARGUMENTS = (
+    "upsample_rates",
+    "upsample_kernel_sizes",
+    "upsample_initial_channel",
+    "resblock",
+    "resblock_kernel_sizes",
+    "resblock_dilation_sizes",
+)
+SLOPES = "leaky_slope", "leaky_relu_slope"  # which few configs state
+STATES = "generator", "model", "state_dict", "model_state_dict"  # under which a file may hold it
+DISCRIMINATORS = "mpd", "msd"
+
+
+def load_generator(model_class: type[G], config_json: str | Path, checkpoint: str | Path) -> G:
+    """`HiFiGANVocoder.from_hifigan` for a class of generators."""
+    h = read_hifigan_config(config_json, [*ARGUMENTS, "num_mels", "hop_size"])
+    arguments: dict[str, Any] = {name: h[name] for name in ARGUMENTS}
+    arguments["n_mels"] = h["num_mels"]
+    if h["resblock"] in (1, 2) and not isinstance(h["resblock"], bool):
+        arguments["resblock"] = str(h["resblock"])
+    stated = [h[name] for name in SLOPES if name in h]
+    if stated:
+        arguments["leaky_slope"] = stated[0]
+    with blaming(config_json), torch.device("meta"):  # no memory before the weights fit
+        model: Any = model_class(**arguments)
+        require_hop(model.hop_length, h["hop_size"])
+    state = generator_state(checkpoint)
+    require_fit(model, state, checkpoint)
+    model = model_class(**model.config)
+    load_state(model, state, checkpoint)
+    return model.eval()
+
+
+def generator_state(checkpoint: str | Path) -> dict[str, Tensor]:
+    """A generator's weights, half precision ones as float32, wherever a file has them.
+
+    Raises:
+        CheckpointError: it cannot be read safely, or holds something else: names what.
+    """
+    content = load_foreign(checkpoint)
+    for _ in STATES:  # one in another, but a file may hold a dictionary that holds itself
+        if not isinstance(content, dict):
+            break
+        found = [key for key in STATES if isinstance(content.get(key), dict)]
+        if not found:
+            break
+        content = content[found[0]]
+    if not isinstance(content, dict) or not content:
+        raise _other(checkpoint, f"a {type(content).__name__}")
+    if any(key in content for key in DISCRIMINATORS) or any(
+        str(key).startswith("discriminators.") for key in content
+    ):
+        raise _other(checkpoint, "discriminators (the generator is usually in a g_ file beside)")
+    if not all(isinstance(value, Tensor) for value in content.values()):
+        raise _other(checkpoint, f"a dictionary of {shown(list(content))}")
+    half = torch.float16, torch.bfloat16
+    return {
+        name: value.float() if value.dtype in half else value for name, value in content.items()
+    }
+
+
+def _other(checkpoint: str | Path, got: str) -> CheckpointError:
+    return CheckpointError(
+        f"{checkpoint}: expected a generator's state dict, alone or under one of "
+        f"{', '.join(STATES)}, got {got}"
+    )
