@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..audio.mel import read_hifigan_config
-from ..checkpoint import load_foreign_checkpoint, load_state, require_fit
+from ..checkpoint import load_foreign_checkpoint, load_state
 from ..checks import (
     refuse_in_capture,
     require_channels,
@@ -25,9 +25,10 @@ from ..checks import (
     require_lengths,
     require_mel,
 )
-from ..reading import blaming
+from ..reading import blaming, open_regular
 from ..values import (
     MOST_CHANNELS,
+    held_by_file,
     require_choice,
     require_int,
     require_ints,
@@ -237,8 +238,8 @@ class HiFiGANVocoder(nn.Module):
             for module in list(self.modules()):
                 if isinstance(module, CONVOLUTIONS):
                     normed(module)
-        self.register_load_state_dict_pre_hook(require_finite)
         self.register_load_state_dict_pre_hook(accept_both_kinds)
+        self.register_load_state_dict_pre_hook(require_finite)
 
     def forward(self, mel: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """Generate audio, in [-1, 1].
@@ -339,7 +340,11 @@ class HiFiGANVocoder(nn.Module):
         return one_clip(self, mel)
 
     def fold_weight_norm(self) -> Self:
-        """Replace normed weights by their values, for inference; returns the model itself."""
+        """Replace normed weights by their values, for inference; returns the model itself.
+
+        Raises:
+            ValueError: a value is not finite.
+        """
         fold(self)
         self.config["weight_norm"] = False
         return self
@@ -364,11 +369,8 @@ class HiFiGANVocoder(nn.Module):
             "resblock_dilation_sizes",
         ]
         h = read_hifigan_config(config_json, [*same, "num_mels", "hop_size"])
-        with blaming(config_json), torch.device("meta"):  # no memory before the weights fit
+        with open_regular(checkpoint) as (_, size), blaming(config_json), held_by_file(size):
             model = cls(n_mels=h["num_mels"], **{name: h[name] for name in same})
             require_hop(model.hop_length, h["hop_size"])
-        state = load_foreign_checkpoint(checkpoint, "generator")
-        require_fit(model, state, checkpoint)
-        model = cls(**model.config)
-        load_state(model, state, checkpoint)
+        load_state(model, load_foreign_checkpoint(checkpoint, "generator"), checkpoint)
         return model.eval()

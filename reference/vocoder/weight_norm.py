@@ -32,13 +32,19 @@ def is_normed(module: nn.Module) -> bool:
 
 
 def fold(module: nn.Module) -> None:
-    """Replace every normed weight below `module` by its value."""
-    for child in module.modules():
+    """Replace every normed weight below `module` by its value.
+
+    Raises:
+        ValueError: a value is not finite: `weight_v` is zero throughout, and so has no direction.
+    """
+    for name, child in module.named_modules():
         if isinstance(child, CONVOLUTIONS) and is_normed(child):
             # Not torch's remove_parametrizations: it breaks every deepcopy of the module, whose
             # class is shared, and without gradients it leaves a buffer.
             with torch.inference_mode(False), torch.no_grad():
                 weight = nn.Parameter(child.weight.detach().clone())
+            if not torch.isfinite(weight).all():
+                raise ValueError(f"{name}.weight: weight_g * weight_v / |weight_v| is not finite")
             child.__class__ = type(child).__mro__[1]
             del child.parametrizations
             child.register_parameter("weight", weight)
