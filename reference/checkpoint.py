@@ -24,10 +24,11 @@ import json
 import logging
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,8 @@ from torch import Tensor, nn
 from .atomic import write_atomically
 from .audio.mel import MelConfig
 from .errors import CheckpointError
-from .reading import blaming, open_regular, read_json, read_layout, read_regular
-from .values import require_dict, require_int, require_text, shown
+from .reading import blaming, read_json, read_layout, read_regular
+from .values import held_by_file, require_dict, require_int, require_text, shown
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", bound=nn.Module)
@@ -50,6 +51,10 @@ TEXTS = {  # what they match; a file's name is one beside the document, in no ot
     "weights": r"[^/\\\0]{1,200}\.safetensors",
     "sha256": r"[0-9a-f]{64}",
 }
+DAMAGED = (  # what torch.load raises of files whose bits were changed
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError),
+    *(OSError, RuntimeError, TypeError, ValueError, struct.error),
+)
 NOT_OURS = (
     "expected the .json of a checkpoint that training here wrote "
     "(published HiFi-GAN files load by HiFiGANVocoder.from_hifigan)"
@@ -125,46 +130,46 @@ def _safetensors() -> ModuleType:
     return safetensors
 
 
-def load_model(
-    path: str | Path, kind: str | None = None, model_class: type[nn.Module] | None = None
-) -> ModelCheckpoint:
+def load_model(path: str | Path, kind: str | None = None) -> ModelCheckpoint:
     """Read a model checkpoint written by `save_model`.
 
     Args:
         path: of the `.json`.
         kind: that it must hold.
-        model_class: whose state dict it must hold. Names, shapes and dtypes are compared before
-            the weights are read, so that no file takes more memory than its model.
 
     Raises:
         CheckpointError: a file is missing, malformed or damaged, or holds another kind of model.
     """
-    safetensors, path = _safetensors(), Path(path)
-    document = _read_document(path)
-    with blaming(path):
-        mel = MelConfig(**document["mel"])
-    if kind is not None and document["kind"] != kind:
-        raise CheckpointError(f"{path}: expected a {kind}, got a {document['kind']}")
+    return _read_weights(Path(path), _read_document(Path(path), kind))
+
+
+def restore(model_class: type[M], path: str | Path, kind: str) -> tuple[M, ModelCheckpoint]:
+    """The model that a checkpoint holds, in eval mode, and the checkpoint.
+
+    Whether the weights file can hold the model is known before either takes memory: a class says
+    how large it is by `values.require_parameters`. Names, shapes and dtypes are compared with the
+    file's before its weights are read.
+
+    Raises:
+        CheckpointError: as `load_model`, or config or weights do not fit `model_class`.
+    """
+    path = Path(path)
+    document = _read_document(path, kind)
     weights_path = path.with_name(document["weights"])
-    saved = ModelCheckpoint(document["kind"], document["config"], mel, {}, document["extra"])
-    if model_class is not None:
-        with torch.device("meta"):
-            model = _build(model_class, saved, path)
-        require_fit(model, read_layout(weights_path), weights_path)
-    weights = read_regular(weights_path)
-    digest = hashlib.sha256(weights).hexdigest()
-    if digest != document["sha256"]:
-        raise CheckpointError(
-            f"{weights_path}: sha256 is {digest}, but {path.name} says {document['sha256']}"
-        )
+    layout = read_layout(weights_path)
     try:
-        return dataclasses.replace(saved, state=safetensors.torch.load(weights))
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{weights_path}: not a safetensors file: {error}") from error
+        with held_by_file(sum(tensor.nbytes for tensor in layout.values())):
+            model = model_class(**document["config"])
+    except (TypeError, ValueError, RuntimeError) as error:  # torch refuses sizes by the last
+        raise CheckpointError(f"{path}: not a config of {kind}: {error}") from error
+    require_fit(model, layout, weights_path)
+    saved = _read_weights(path, document)
+    load_state(model, saved.state, path)
+    return model.eval(), saved
 
 
-def _read_document(path: Path) -> dict[str, Any]:
-    """A checkpoint's document, its digest and its types checked."""
+def _read_document(path: Path, kind: str | None) -> dict[str, Any]:
+    """A checkpoint's document, its digest and its types checked, `mel` a MelConfig."""
     document = read_json(path, NOT_OURS)
     if document.get("format") != FORMAT:
         raise CheckpointError(f"{path}: {NOT_OURS}")
@@ -195,28 +200,28 @@ def _read_document(path: Path) -> dict[str, Any]:
         for name, expected in TEXTS.items():
             if not re.fullmatch(expected, require_text(name, document[name])):
                 raise ValueError(f"{name}: expected {expected}, got {shown(document[name])}")
+        document["mel"] = MelConfig(**document["mel"])
+    if kind is not None and document["kind"] != kind:
+        raise CheckpointError(f"{path}: expected a {kind}, got a {document['kind']}")
     return document
 
 
-def restore(
-    model_class: type[M], path: str | Path, kind: str | None = None
-) -> tuple[M, ModelCheckpoint]:
-    """The model that a checkpoint holds, in eval mode, and the checkpoint.
-
-    Raises:
-        CheckpointError: as `load_model`, or config or weights do not fit `model_class`.
-    """
-    saved = load_model(path, kind, model_class)
-    model = _build(model_class, saved, path)
-    load_state(model, saved.state, path)
-    return model.eval(), saved
-
-
-def _build(model_class: type[M], saved: ModelCheckpoint, path: str | Path) -> M:
+def _read_weights(path: Path, document: Mapping[str, Any]) -> ModelCheckpoint:
+    """The checkpoint whose document was read from `path`."""
+    safetensors = _safetensors()
+    weights_path = path.with_name(document["weights"])
+    weights = read_regular(weights_path)
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != document["sha256"]:
+        raise CheckpointError(
+            f"{weights_path}: sha256 is {digest}, but {path.name} says {document['sha256']}"
+        )
     try:
-        return model_class(**saved.config)
-    except (TypeError, ValueError, RuntimeError) as error:  # torch refuses sizes by the last
-        raise CheckpointError(f"{path}: not a config of {saved.kind}: {error}") from error
+        state = safetensors.torch.load(weights)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{weights_path}: not a safetensors file: {error}") from error
+    kind, config, mel, extra = (document[name] for name in ("kind", "config", "mel", "extra"))
+    return ModelCheckpoint(kind, config, mel, state, extra)
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
@@ -225,6 +230,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path
     Raises:
         CheckpointError: keys are missing, extra or reshaped, or dtypes differ; lists all of them.
     """
+    for name, value in state.items():
+        if not isinstance(name, str) or not _is_plain(value):
+            got = f"a {type(value).__name__} by {shown(name)}"
+            raise CheckpointError(f"{source}: expected plain tensors by name, got {got}")
     own = model.state_dict()
     try:
         model.load_state_dict(state)
@@ -239,22 +248,30 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path
         raise CheckpointError(f"{source}: dtypes differ: " + ", ".join(sorted(cast)))
 
 
-def require_fit(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Raise what `load_state` would for shapes and dtypes, without memory for either.
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor of its own memory, which no copy of it would exceed."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
 
-    Args:
-        model: made on the meta device.
-        state: on any device; values are not read.
-        source: the file at fault.
+
+def require_fit(model: nn.Module, layout: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise unless a file holds the tensors that the model has, whatever their values.
 
     Raises:
-        CheckpointError: as `load_state`, or `state` holds something else than tensors.
+        CheckpointError: keys are missing, extra or reshaped, or dtypes differ; lists all of them.
     """
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            got = f"a {type(value).__name__} by {shown(name)}"
-            raise CheckpointError(f"{source}: expected tensors by name, got {got}")
-    load_state(model, {name: value.to("meta") for name, value in state.items()}, source)
+    own = model.state_dict()
+    wrong = [f"lacks {name}" for name in own if name not in layout]
+    wrong += [f"has {shown(name)} besides" for name in layout if name not in own]
+    for name in own.keys() & layout.keys():
+        kinds = [f"{tuple(t.shape)} {t.dtype}" for t in (layout[name], own[name])]
+        if kinds[0] != kinds[1]:
+            wrong.append(f"{name}: {kinds[0]} -> {kinds[1]}")
+    if wrong:
+        raise CheckpointError(f"{source}: does not fit the model: " + ", ".join(sorted(wrong)))
 
 
 def save_training_state(path: str | Path, state: dict[str, Any]) -> None:
@@ -288,23 +305,22 @@ def load_foreign(path: str | Path) -> Any:
     Raises:
         CheckpointError: it is missing, no regular file, damaged, or would run code.
     """
-    if Path(path).suffix == ".safetensors":
-        safetensors = _safetensors()
-        read_layout(path)  # bounds what is made of it
-        try:
-            return safetensors.torch.load(read_regular(path))
-        except safetensors.SafetensorError as error:
-            raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
-    with open_regular(path) as (file, _):
-        return _load_plain(file, path)
+    content = read_regular(path)
+    if Path(path).suffix != ".safetensors":
+        return _load_plain(io.BytesIO(content), path)
+    safetensors = _safetensors()
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
 
 
-def _load_plain(source: BinaryIO, path: str | Path) -> Any:
+def _load_plain(source: io.BytesIO, path: str | Path) -> Any:
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # whose text is advice to load it unsafely
         raise CheckpointError(f"{path}: damaged, or holds more than plain data") from error
-    except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         raise CheckpointError(
             f"{path}: damaged, or not plain data: {type(error).__name__}: {error}"
         ) from error

@@ -122,7 +122,7 @@ def require_finite(_: nn.Module, state: dict[str, Tensor], prefix: str, *rest: A
         if name.startswith(prefix):
             if not value.is_floating_point():
                 raise RuntimeError(f"{name}: expected floating point numbers, got {value.dtype}")
-            if not value.is_meta and not torch.isfinite(value).all():
+            if not torch.isfinite(value).all():
                 raise RuntimeError(f"{name} holds a value that is not finite")
 
 

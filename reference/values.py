@@ -5,11 +5,13 @@ wrong type raises TypeError, a value out of range ValueError; either names the a
 expected and what came. True and False are not integers here; numpy's integers are.
 """
 
+import contextlib
+import contextvars
 import math
 import numbers
 import operator
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 # Beyond what any model here is, and small enough to build and to refuse quickly.
@@ -18,6 +20,8 @@ MOST_CHANNELS = 1 << 16  # also of mel bands, kernel sizes and dilations
 MOST_HOP = 1 << 16  # samples per frame, and frames per code
 MOST_LAYERS = 256  # dilated convolutions of a generator, and entries of every list
 MOST_PARAMETERS = 1 << 30  # 4 GiB in float32
+
+_most_parameters = contextvars.ContextVar("most_parameters", default=MOST_PARAMETERS)
 
 
 class _Short(reprlib.Repr):
@@ -111,8 +115,18 @@ def require_dict(name: str, value: Any) -> dict[str, Any]:
 
 
 def require_parameters(what: str, count: int) -> None:
-    """Raise ValueError if a model of `count` parameters is too large to make."""
-    if count > MOST_PARAMETERS:
-        raise ValueError(
-            f"{what}: expected at most {MOST_PARAMETERS:,} parameters, got {shown(count)}"
-        )
+    """Raise ValueError if a model of `count` parameters is too large to make here."""
+    most = _most_parameters.get()
+    if count > most:
+        raise ValueError(f"{what}: expected at most {most:,} parameters, got {shown(count)}")
+
+
+@contextlib.contextmanager
+def held_by_file(size: int) -> Iterator[None]:
+    """Let `require_parameters` refuse models that a file of `size` bytes cannot hold: of more than
+    a parameter for each byte, and a million, so that what a smaller file lacks can be listed."""
+    token = _most_parameters.set(min(size + 1_000_000, MOST_PARAMETERS))
+    try:
+        yield
+    finally:
+        _most_parameters.reset(token)

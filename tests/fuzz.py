@@ -11,8 +11,9 @@ import tempfile
 from pathlib import Path
 
 from support.fuzz_audio import fuzz_audio
+from support.fuzz_checkpoints import fuzz_checkpoints
 
-PARTS = {"audio": fuzz_audio}
+PARTS = {"audio": fuzz_audio, "checkpoints": fuzz_checkpoints}
 
 
 def main() -> None:

@@ -223,7 +223,11 @@ class HiFiGANVocoder(Sloped, nn.Module):
         return one_clip(self, mel)
 
     def fold_weight_norm(self) -> Self:
-        """Replace normed weights by their values, for inference; returns the model itself."""
+        """Replace normed weights by their values, for inference; returns the model itself.
+
+        Raises:
+            ValueError: a value is not finite.
+        """
         fold(self)
         self.config["weight_norm"] = False
         return self

@@ -54,7 +54,7 @@ class NeuralVocoder(nn.Module):
         with blaming(checkpoint):
             require_hop(generator.hop_length, self.config.hop_length)
             require_n_mels(generator.n_mels, self.config.n_mels, "the vocoder")
-        self.vocoder = generator.fold_weight_norm()
+            self.vocoder = generator.fold_weight_norm()
 
     @torch.no_grad()
     def forward(self, mel: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from ..audio.mel import read_hifigan_config
-from ..checkpoint import load_foreign, load_state, require_fit
+from ..checkpoint import load_foreign, load_state
 from ..checks import require_hop
 from ..errors import CheckpointError
-from ..reading import blaming
-from ..values import shown
+from ..reading import blaming, open_regular
+from ..values import held_by_file, shown
 
 G = TypeVar("G", bound=nn.Module)
 
@@ -39,13 +39,10 @@ def load_generator(model_class: type[G], config_json: str | Path, checkpoint: st
     stated = [h[name] for name in SLOPES if name in h]
     if stated:
         arguments["leaky_slope"] = stated[0]
-    with blaming(config_json), torch.device("meta"):  # no memory before the weights fit
+    with open_regular(checkpoint) as (_, size), blaming(config_json), held_by_file(size):
         model: Any = model_class(**arguments)
         require_hop(model.hop_length, h["hop_size"])
-    state = generator_state(checkpoint)
-    require_fit(model, state, checkpoint)
-    model = model_class(**model.config)
-    load_state(model, state, checkpoint)
+    load_state(model, generator_state(checkpoint), checkpoint)
     return model.eval()
 
 

@@ -65,14 +65,25 @@ def normed(module: Any) -> nn.Module:
 
 
 def fold(module: nn.Module) -> None:
-    """Replace every normed weight below `module` by its value."""
+    """Replace every normed weight below `module` by its value.
+
+    Raises:
+        ValueError: a value is not finite: `weight_v` is zero throughout, and so has no direction.
+    """
     conv: Any
-    for conv in [inner for inner in module.modules() if isinstance(inner, _Normed)]:
-        with torch.inference_mode(False), torch.no_grad():
-            weight = nn.Parameter(conv.weight.detach().clone())
-        del conv.weight_g, conv.weight_v
-        conv.__class__ = type(conv).__mro__[2]  # torch's own
-        conv.weight = weight
+    for name, conv in [*module.named_modules()]:
+        if isinstance(conv, _Normed):
+            with torch.inference_mode(False), torch.no_grad():
+                weight = nn.Parameter(conv.weight.detach().clone())
+            if not weight.isfinite().all():
+                raise ValueError(f"{name}.weight: weight_g * weight_v / |weight_v| is not finite")
+            _set_plain(conv, weight)
+
+
+def _set_plain(conv: Any, weight: nn.Parameter) -> None:
+    del conv.weight_g, conv.weight_v
+    conv.__class__ = type(conv).__mro__[2]  # torch's own
+    conv.weight = weight
 
 
 def spectrally_normed(module: nn.Module) -> nn.Module:
@@ -141,9 +152,11 @@ def _accept_all_kinds(
             weight, misfit = _value(g, v, conv)
             if misfit:
                 errors.append(f"{name}weight_g, weight_v: {misfit}")
-            if misfit or not isinstance(conv, _Normed):
+            if not isinstance(conv, _Normed):
                 del state[name + "weight_g"], state[name + "weight_v"]
                 state[name + "weight"] = weight
+            elif misfit:  # which is said: nothing else is wrong
+                state[name + "weight_g"], state[name + "weight_v"] = conv.weight_g, conv.weight_v
 
 
 def _value(g: Tensor, v: Tensor, conv: Any) -> tuple[Tensor, str]:
@@ -159,19 +172,17 @@ def _value(g: Tensor, v: Tensor, conv: Any) -> tuple[Tensor, str]:
         weight = torch._weight_norm(v, g, 0)
     else:
         weight = (v.double() * (g.double() / _norms(v.double()))).to(v.dtype)
-    if not weight.is_meta and not weight.isfinite().all():
+    if not weight.isfinite().all():
         return own, "the normed weight is not finite: a filter of weight_v is zero, say"
     return weight, ""
 
 
-def _norm_spectrally(
-    conv: Any, state: dict[str, Tensor], name: str, errors: list[str]
-) -> None:
+def _norm_spectrally(conv: Any, state: dict[str, Tensor], name: str, errors: list[str]) -> None:
     """Give a normed weight the singular vectors that it was saved without."""
     weight = state.pop(name + "weight")
     state[name + "weight_orig"] = weight
-    if weight.is_meta or weight.shape != conv.weight_orig.shape:
-        return  # there are no values, or strict loading says what is wrong
+    if weight.shape != conv.weight_orig.shape:
+        return  # strict loading says so
     matrix = weight.flatten(1).float()
     u = F.normalize(torch.ones_like(matrix[:, 0]), dim=0)
     for _ in range(POWER_ITERATIONS):

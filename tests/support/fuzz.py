@@ -39,6 +39,14 @@ class Figures(NamedTuple):
         )
 
 
+def mutate(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
+    """`content` with one to three things changed; `other` may lend it bytes."""
+    for _ in range(random.integers(1, 4)):
+        change = CHANGES[random.integers(len(CHANGES))]
+        content = bytes(change(bytearray(content), other, random))
+    return content
+
+
 def fuzz(
     samples: Mapping[str, bytes],
     read: Callable[[Path], bool],
@@ -46,6 +54,7 @@ def fuzz(
     files: int,
     seed: int,
     folder: Path,
+    change: Callable[[bytes, bytes, np.random.Generator], bytes] = mutate,
 ) -> Figures:
     """Read `files` broken files, all of which are functions of `samples` and `seed`.
 
@@ -55,6 +64,7 @@ def fuzz(
         limits: of each file.
         files, seed: how many, and which.
         folder: to write to; the file at fault is left there, as the only one named broken-*.
+        change: breaks a file, as `mutate` does.
 
     Raises:
         AssertionError: a limit exceeded. What `read` raises is passed on.
@@ -69,7 +79,7 @@ def fuzz(
     try:
         for index in range(files):
             name = names[index % len(names)]
-            content = mutate(samples[name], samples[names[random.integers(len(names))]], random)
+            content = change(samples[name], samples[names[random.integers(len(names))]], random)
             path = folder / f"broken-{index}-{name}"
             path.write_bytes(content)
             tracemalloc.reset_peak()
@@ -85,14 +95,6 @@ def fuzz(
     finally:
         tracemalloc.stop()
     return Figures(files, files - refused, refused, slowest, most)
-
-
-def mutate(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
-    """`content` with one to three things changed; `other` may lend it bytes."""
-    for _ in range(random.integers(1, 4)):
-        change = CHANGES[random.integers(len(CHANGES))]
-        content = bytes(change(bytearray(content), other, random))
-    return content
 
 
 def _bytes_of_header(content: bytearray, _: bytes, random: np.random.Generator) -> bytearray:

@@ -354,5 +354,7 @@ def test_slopes_out_of_range_are_refused(lib, slope):
         lambda: lib.ResBlock(8, 3, (1,), leaky_slope=slope),
         lambda: lib.MRF(8, (3,), ((1,),), leaky_slope=slope),
     ):
-        with pytest.raises(ValueError, match="leaky_slope: expected (0 <= leaky_slope < 1|a finite number), got"):
+        with pytest.raises(
+            ValueError, match="leaky_slope: expected (0 <= leaky_slope < 1|a finite number), got"
+        ):
             make()
