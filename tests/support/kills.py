@@ -77,9 +77,11 @@ def used_by_one(whole: Path) -> str:
         assert first.process.is_alive()
         time.sleep(0.001)
     os.kill(first.process.pid or 0, signal.SIGSTOP)
-    message = Training(folder).must_fail()
+    try:
+        message = Training(folder).must_fail()
+    finally:
+        first.process.kill()
     assert f"{folder}: in use" in message, message
-    first.process.kill()
     assert first.end() == -signal.SIGKILL
     Training(folder).must_succeed()
     require_same(whole, folder)
