@@ -4,10 +4,12 @@
 # make narrow: tests of what a CPU's convolutions round, as if the CPU had fewer instructions
 # make fuzz: thousands of broken files, each read right or refused by name
 # make tritons: the kernels under the oldest and the newest Triton that are supported
+# make kills: trainings that are killed, and disks that fail them: nothing is lost, nothing left over
 # make bench: benchmarks, reference against fast                 make format, make clean
 # make docs: the documentation as a site, in build/site
 # make first-contact: rehearse bench/gpu.py with a GPU machine's versions (see bench/RESULTS.md)
-.PHONY: train quick test lint types tests narrow fuzz tritons bench docs format clean first-contact
+.PHONY: train quick test lint types tests narrow fuzz tritons kills bench docs format clean
+.PHONY: first-contact
 
 PYTHON ?= python3
 VENV := .venv
@@ -67,6 +69,9 @@ tritons: $(VENV)/dev
 		PYTHONPATH=build/tritons/$$version $(BIN)/python bench/aot.py --main && \
 		PYTHONPATH=build/tritons/$$version $(PYTEST) -q $(KERNEL_TESTS) || exit 1; \
 	done
+
+kills: $(VENV)/dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/support/kills.py
 
 bench: $(VENV)/dev
 	$(BIN)/pytest bench --benchmark-only

@@ -13,10 +13,13 @@ from muomni_fast.reference.training.clip_table import (  # noqa: E402
     Row,
     describe_clips,
     differences,
+    fingerprint,
     read_clips,
     write_clips,
 )
 from muomni_fast.reference.training.clips import Clip, find_clips  # noqa: E402
+from muomni_fast.reference.training.run import require_same_clips  # noqa: E402
+from muomni_fast.reference.training.run_folder import RunFolder  # noqa: E402
 
 
 def noise(path: Path, frames: int, seed: int = 0, rate: int = 16000) -> Path:
@@ -91,3 +94,15 @@ def test_a_clip_listed_twice_is_two(source):
     one = describe_clips([Clip(source / "0.wav", "")], source)
     assert list(differences(one * 2, one)) == ["0.wav is missing"]
     assert list(differences(one, one * 2)) == ["0.wav is new"]
+
+
+def test_runs_of_earlier_versions_know_names_and_speakers(source, tmp_path):
+    folder = RunFolder(tmp_path / "run")  # without a table of clips
+    description = {"data": str(source), "fingerprint": fingerprint(find_clips(source), source)}
+    require_same_clips(folder, description, find_clips(source))
+    (source / "0.wav").rename(source / "9.wav")
+    with pytest.raises(CheckpointError, match="begun with: names or speakers differ"):
+        require_same_clips(folder, description, find_clips(source))
+    del description["fingerprint"]
+    with pytest.raises(CheckpointError, match="run/checkpoints/clips.csv: No such file"):
+        require_same_clips(folder, description, find_clips(source))

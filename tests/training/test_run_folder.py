@@ -258,6 +258,9 @@ def test_metrics_survive_what_kills_and_disks_do_to_them(folder, caplog):
         assert [row["step"] for row in MetricsTable(path, 9).rows] == ["1", "2", "3", "4"]
         assert f"{path}: damaged: 1 lines are left out" in caplog.text
         assert path.read_bytes() == whole
+    table.path = Path("/dev/full")
+    with pytest.raises(CheckpointError, match="/dev/full: cannot append: No space left"):
+        table.add(5, {"loss": 1.0})
     path.write_bytes(b"rubbish\r\n1,2\r\n")
     with pytest.raises(CheckpointError, match="metrics-rvq.csv: damaged: expected a column step"):
         MetricsTable(path, 9)

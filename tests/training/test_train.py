@@ -280,8 +280,14 @@ def test_resume_notices_that_the_data_changed(tmp_path, capsys):
         soundfile.write(data / f"{i}.wav", noise, 16000)
     assert main(*SMOKE, "--stage", "rvq", "--data", data, "--out", tmp_path / "run") == 0
     (data / "3.wav").rename(data / "4.wav")
+    message = "does not hold the clips it was begun with: "
     assert main("--resume", tmp_path / "run") == 1
-    assert "does not hold the clips it was begun with" in capsys.readouterr().err
+    assert f"{message}3.wav is missing; 4.wav is new" in capsys.readouterr().err
+    (data / "4.wav").rename(data / "3.wav")
+    assert main("--resume", tmp_path / "run") == 0
+    soundfile.write(data / "1.wav", noise[:7000], 16000)
+    assert main("--resume", tmp_path / "run") == 1
+    assert f"{message}1.wav: size 16044 -> 14044, frames 8000 -> 7000" in capsys.readouterr().err
 
 
 def test_resume_refuses_other_settings(smoke, failing):
