@@ -141,6 +141,9 @@ class Preparable(nn.Module):
     def _require_preparable(self) -> None:
         if self.training:
             raise RuntimeError("prepare: expected eval mode, got training mode; call eval() first")
+        for name, parameter in self.named_parameters():
+            if hasattr(parameter, "full_tensor"):  # torch's DTensor
+                raise TypeError(f"prepare: {name} is sharded over processes; gather it before")
         device = next(self.parameters()).device
         refuse_in_capture(device, "prepare: waits for the GPU; call it before the capture")
 
