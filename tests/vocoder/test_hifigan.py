@@ -1,6 +1,7 @@
 """Generator, residual blocks, discriminators: published weights, names, sizes, formulas."""
 
 import copy
+import json
 import math
 
 import numpy as np
@@ -230,8 +231,6 @@ def test_hifigan_configs_that_lack_something_are_named(tmp_path):
 
 
 def test_from_hifigan_refuses_a_hop_that_is_not_the_product(tmp_path, weights):
-    import json
-
     folder = weights / "hifigan_LJ_V2"
     config = json.loads((folder / "config.json").read_text())
     config["hop_size"] = 300
@@ -240,6 +239,90 @@ def test_from_hifigan_refuses_a_hop_that_is_not_the_product(tmp_path, weights):
         reference.HiFiGANVocoder.from_hifigan(tmp_path / "config.json", folder / "generator_v2")
     with pytest.raises(CheckpointError, match="generator_v9"):
         reference.HiFiGANVocoder.from_hifigan(folder / "config.json", folder / "generator_v9")
+
+
+SMALL_CONFIG = {
+    **{"num_mels": 4, "hop_size": 2, "sampling_rate": 8000, "n_fft": 64, "win_size": 64},
+    **{"fmin": 0, "fmax": 4000, "upsample_rates": [2], "upsample_kernel_sizes": [4]},
+    **{"upsample_initial_channel": 4, "resblock": "2", "resblock_kernel_sizes": [3]},
+    "resblock_dilation_sizes": [[1, 2]],
+}
+
+
+@pytest.fixture
+def published(tmp_path):
+    """Config and weights of a small generator, as HiFi-GAN's code leaves them."""
+    model = reference.HiFiGANVocoder(4, (2,), (4,), 4, "2", (3,), ((1, 2),), weight_norm=True)
+    (tmp_path / "config.json").write_text(json.dumps(SMALL_CONFIG))
+    torch.save({"generator": model.state_dict()}, tmp_path / "generator.pt")
+    return tmp_path / "config.json", tmp_path / "generator.pt"
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("num_mels", None),
+        ("num_mels", 4.0),
+        ("hop_size", None),
+        ("hop_size", "2"),
+        ("upsample_rates", [-2]),
+        ("upsample_rates", None),
+        ("upsample_kernel_sizes", [4.0]),
+        ("upsample_initial_channel", 2**63),
+        ("resblock", None),
+        ("resblock_kernel_sizes", [[3]]),
+        ("resblock_dilation_sizes", [[1, 1.5]]),
+        ("resblock_dilation_sizes", [1, 2]),
+        ("sampling_rate", True),
+        ("n_fft", 10**12),
+        ("fmin", -1),
+        ("fmax", None),
+        ("fmax", 4001),
+    ],
+)
+def test_wrong_values_of_a_hifigan_config_are_named(lib, published, name, wrong):
+    config, weights = published
+    ours = {"num_mels": "n_mels", "hop_size": "hop|upsample_rates", "sampling_rate": "sample_rate"}
+    config.write_text(json.dumps(SMALL_CONFIG | {name: wrong}))
+    with pytest.raises(CheckpointError, match=rf"config\.json: .*({ours.get(name, name)})"):
+        MelConfig.from_hifigan(config)
+        lib.HiFiGANVocoder.from_hifigan(config, weights)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_damaged_hifigan_weights_are_one_error(lib, published, zipped):
+    config, weights = published
+    state = torch.load(weights, weights_only=True)
+    torch.save(state, weights, _use_new_zipfile_serialization=zipped)
+    whole = weights.read_bytes()
+    lib.HiFiGANVocoder.from_hifigan(config, weights)
+    for size in (0, 1, 100, len(whole) // 2, len(whole) - 100):
+        weights.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match=r"generator\.pt: ."):
+            lib.HiFiGANVocoder.from_hifigan(config, weights)
+    for wrong, message in (
+        ({"conv_pre.weight_v": None}, "expected plain tensors by name, got a NoneType"),
+        ({7: torch.zeros(1)}, "generator"),
+        ({"conv_pre.bias": torch.zeros(1).expand(1 << 40)}, "expected plain tensors"),
+        ({"conv_pre.bias": torch.zeros(4).to_sparse()}, "expected plain tensors"),
+        ({"conv_pre.bias": torch.full((4,), torch.nan)}, "conv_pre.bias .*not finite"),
+        ({"conv_pre.weight_v": torch.zeros(4, 4, 7)}, "conv_pre.weight .*not finite"),
+    ):
+        torch.save({"generator": state["generator"] | wrong}, weights)
+        with pytest.raises(CheckpointError, match=rf"generator\.pt: .*{message}"):
+            lib.HiFiGANVocoder.from_hifigan(config, weights)
+
+
+def test_folded_weights_are_finite(lib):
+    """A filter of zeros has no direction, and 0 / 0 would be heard."""
+    model = lib.HiFiGANVocoder(**SMALL, weight_norm=True)
+    state = model.state_dict()
+    state["ups.1.weight_v"][0] = 0
+    model.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"ups\.1\.weight: .* is not finite"):
+        model.fold_weight_norm()
+    with pytest.raises(RuntimeError, match=r"ups\.1\.weight holds a value that is not finite"):
+        lib.HiFiGANVocoder(**SMALL).load_state_dict(state)
 
 
 def test_filters_of_zeros_can_be_normed(lib):
