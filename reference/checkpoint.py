@@ -230,10 +230,6 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path
     Raises:
         CheckpointError: keys are missing, extra or reshaped, or dtypes differ; lists all of them.
     """
-    for name, value in state.items():
-        if not isinstance(name, str) or not _is_plain(value):
-            got = f"a {type(value).__name__} by {shown(name)}"
-            raise CheckpointError(f"{source}: expected plain tensors by name, got {got}")
     own = model.state_dict()
     try:
         model.load_state_dict(state)
@@ -246,15 +242,6 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path
     ]
     if cast:
         raise CheckpointError(f"{source}: dtypes differ: " + ", ".join(sorted(cast)))
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value is a tensor of its own memory, which no copy of it would exceed."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.nbytes <= value.untyped_storage().nbytes()
-    )
 
 
 def require_fit(model: nn.Module, layout: Mapping[str, Tensor], source: str | Path) -> None:
@@ -313,6 +300,15 @@ def load_foreign(path: str | Path) -> Any:
         return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a tensor of its own memory, which no copy of it would exceed."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
 
 
 def _load_plain(source: io.BytesIO, path: str | Path) -> Any:

@@ -20,6 +20,8 @@ from muomni_fast.reference.vocoder.hifigan import PRESETS
 
 pytest.importorskip("safetensors")
 
+from support.fuzz_checkpoints import fuzz_checkpoints  # noqa: E402
+
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
@@ -238,3 +240,9 @@ def test_files_that_are_no_safetensors_are_refused(saved):
         for load in (checkpoint.load_model, muomni_fast.SpeechCodec.from_checkpoints):
             with pytest.raises(CheckpointError, match=r"rvq-.*\.safetensors: "):
                 load(saved)
+
+
+def test_broken_checkpoints_are_loaded_right_or_refused(tmp_path):
+    """Twenty of every kind; `make fuzz` loads more."""
+    figures = fuzz_checkpoints(140, 0, tmp_path)
+    assert figures.files == 140 and figures.read > 25 and figures.refused > 60, str(figures)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..audio.mel import read_hifigan_config
-from ..checkpoint import load_foreign, load_state
+from ..checkpoint import is_plain, load_foreign, load_state
 from ..checks import require_hop
 from ..errors import CheckpointError
 from ..reading import blaming, open_regular
@@ -66,8 +66,9 @@ def generator_state(checkpoint: str | Path) -> dict[str, Tensor]:
         str(key).startswith("discriminators.") for key in content
     ):
         raise _other(checkpoint, "discriminators (the generator is usually in a g_ file beside)")
-    if not all(isinstance(value, Tensor) for value in content.values()):
-        raise _other(checkpoint, f"a dictionary of {shown(list(content))}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not is_plain(value):
+            raise _other(checkpoint, f"a {type(value).__name__} by {shown(name)}")
     half = torch.float16, torch.bfloat16
     return {
         name: value.float() if value.dtype in half else value for name, value in content.items()

@@ -1,6 +1,7 @@
 """Generator, residual blocks, discriminators: published weights, names, sizes, formulas."""
 
 import copy
+import json
 import math
 
 import numpy as np
@@ -230,8 +231,6 @@ def test_hifigan_configs_that_lack_something_are_named(tmp_path):
 
 
 def test_from_hifigan_refuses_a_hop_that_is_not_the_product(tmp_path, weights):
-    import json
-
     folder = weights / "hifigan_LJ_V2"
     config = json.loads((folder / "config.json").read_text())
     config["hop_size"] = 300
@@ -240,6 +239,18 @@ def test_from_hifigan_refuses_a_hop_that_is_not_the_product(tmp_path, weights):
         reference.HiFiGANVocoder.from_hifigan(tmp_path / "config.json", folder / "generator_v2")
     with pytest.raises(CheckpointError, match="generator_v9"):
         reference.HiFiGANVocoder.from_hifigan(folder / "config.json", folder / "generator_v9")
+
+
+def test_folded_weights_are_finite(lib):
+    """A filter of zeros has no direction, and 0 / 0 would be heard."""
+    model = lib.HiFiGANVocoder(**SMALL, weight_norm=True)
+    state = model.state_dict()
+    state["ups.1.weight_v"][0] = 0
+    model.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"ups\.1\.weight: .* is not finite"):
+        model.fold_weight_norm()
+    with pytest.raises(RuntimeError, match=r"ups\.1\.weight holds a value that is not finite"):
+        lib.HiFiGANVocoder(**SMALL).load_state_dict(state)
 
 
 def test_filters_of_zeros_can_be_normed(lib):
