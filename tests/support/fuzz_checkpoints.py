@@ -29,7 +29,6 @@ from muomni_fast import (
     reference,
 )
 from muomni_fast.reference.checkpoint import digest_of, save_model
-from muomni_fast.reference.vocoder.weight_norm import fold_state
 from support.checkpoints import rewrite, weights_of
 from support.fuzz import Figures, Limits, fuzz, mutate
 
@@ -242,8 +241,19 @@ def _weights(path: Path) -> bool:
 def _foreign(path: Path) -> bool:
     model = HiFiGANVocoder.from_hifigan(path.parent / "whole" / "config.json", path)
     weights = torch.load(path, weights_only=True)["generator"]
-    _require_equal(model.state_dict(), fold_state(weights))
+    _require_equal(model.state_dict(), _folded(weights))
     return True
+
+
+def _folded(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights whose norms are folded, w = g * v / ||v||."""
+    found = {name: value for name, value in weights.items() if not name.endswith(("_g", "_v"))}
+    for name in weights:
+        if name.endswith("weight_g"):
+            g, v = weights[name].double(), weights[f"{name[:-1]}v"].double()
+            norm = v.flatten(1).norm(dim=1).view_as(g)
+            found[name.removesuffix("_g")] = (v * (g / norm)).float()
+    return found
 
 
 def _config(path: Path) -> bool:
