@@ -100,10 +100,7 @@ def _change(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
     for _ in range(random.integers(1, 3)):
         _edit(document, random)
     if "digest" in document and random.integers(4):
-        try:
-            document["digest"] = digest_of(document)
-        except ValueError:  # not a number, or too many digits
-            document["digest"] = "0" * 64
+        document["digest"] = digest_of(document)
     text = json.dumps(document, indent=2 if random.integers(2) else None)
     if choice == 2:
         keys = [*re.finditer(r'"\w+": ', text)]
