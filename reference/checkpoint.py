@@ -22,12 +22,9 @@ import hashlib
 import io
 import json
 import logging
-import pickle
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -36,7 +33,15 @@ from torch import Tensor, nn
 from .atomic import write_atomically
 from .audio.mel import MelConfig
 from .errors import CheckpointError
-from .reading import blaming, parse_json, read_json, read_layout, read_regular
+from .reading import (
+    blaming,
+    load_plain,
+    parse_json,
+    read_json,
+    read_layout,
+    read_regular,
+    safetensors_library,
+)
 from .values import held_by_file, require_dict, require_int, require_text, shown
 
 log = logging.getLogger(__name__)
@@ -51,10 +56,6 @@ TEXTS = {  # what they match; a file's name is one beside the document, in no ot
     "weights": r"[^/\\\0]{1,200}\.safetensors",
     "sha256": r"[0-9a-f]{64}",
 }
-DAMAGED = (  # what torch.load raises of files whose bits were changed
-    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError),
-    *(OSError, RuntimeError, TypeError, ValueError, struct.error),
-)
 NOT_OURS = (
     "expected the .json of a checkpoint that training here wrote "
     "(published HiFi-GAN files load by HiFiGANVocoder.from_hifigan)"
@@ -88,7 +89,7 @@ def save_model(path: str | Path, kind: str, model: nn.Module, mel: MelConfig, **
             the previous checkpoint is intact.
         TypeError: `extra` holds objects that JSON does not know.
     """
-    safetensors, path = _safetensors(), Path(path)
+    safetensors, path = safetensors_library(), Path(path)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     weights = safetensors.torch.save(state)
     digest = hashlib.sha256(weights).hexdigest()
@@ -118,15 +119,6 @@ def digest_of(document: Mapping[str, Any]) -> str:
     content = {name: value for name, value in document.items() if name != DIGEST}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def _safetensors() -> ModuleType:
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError as error:
-        message = 'checkpoints need safetensors: pip install "muomni-fast[train]"'
-        raise ModuleNotFoundError(message, name=error.name) from error
-    return safetensors
 
 
 def load_model(path: str | Path, kind: str | None = None) -> ModelCheckpoint:
@@ -207,7 +199,7 @@ def _read_document(path: Path, kind: str | None) -> dict[str, Any]:
 
 def _read_weights(path: Path, document: Mapping[str, Any]) -> ModelCheckpoint:
     """The checkpoint whose document was read from `path`."""
-    safetensors = _safetensors()
+    safetensors = safetensors_library()
     weights_path = path.with_name(document["weights"])
     weights = read_regular(weights_path)
     digest = hashlib.sha256(weights).hexdigest()
@@ -281,41 +273,4 @@ def load_training_state(path: str | Path) -> dict[str, Any]:
     digest, content = content[:64], content[64:]
     if hashlib.sha256(content).hexdigest().encode() != digest:
         raise CheckpointError(f"{path}: damaged: its sha256 is not the one it was written with")
-    return _load_plain(io.BytesIO(content), path)
-
-
-def load_foreign(path: str | Path) -> Any:
-    """What another project's file holds, on the CPU: `.safetensors`, or plain data that torch
-    saved.
-
-    Raises:
-        CheckpointError: it is missing, no regular file, damaged, or would run code.
-    """
-    content = read_regular(path)
-    if Path(path).suffix != ".safetensors":
-        return _load_plain(io.BytesIO(content), path)
-    safetensors = _safetensors()
-    try:
-        return safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value is a tensor of its own memory, which no copy of it would exceed."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.nbytes <= value.untyped_storage().nbytes()
-    )
-
-
-def _load_plain(source: io.BytesIO, path: str | Path) -> Any:
-    try:
-        return torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # whose text is advice to load it unsafely
-        raise CheckpointError(f"{path}: damaged, or holds more than plain data") from error
-    except DAMAGED as error:
-        raise CheckpointError(
-            f"{path}: damaged, or not plain data: {type(error).__name__}: {error}"
-        ) from error
+    return load_plain(io.BytesIO(content), path)

@@ -2,12 +2,16 @@
 
 import collections
 import contextlib
+import io
 import json
 import math
 import os
+import pickle
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import torch
@@ -19,6 +23,10 @@ from .values import shown
 MOST_JSON = 1 << 22  # bytes; what training writes takes a few thousand
 MOST_DEPTH = 32  # brackets inside brackets
 MOST_DIGITS = 64  # of an integer
+DAMAGED = (  # what torch.load raises of files whose bits were changed
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError),
+    *(OSError, RuntimeError, TypeError, ValueError, struct.error),
+)
 DTYPES = {  # of safetensors
     "F64": torch.float64,
     "F32": torch.float32,
@@ -179,3 +187,55 @@ def _require_shallow(document: Any) -> None:
         ]
     if level:
         raise ValueError(f"brackets are more than {MOST_DEPTH} deep")
+
+
+def safetensors_library() -> ModuleType:
+    """safetensors' functions for torch, which only checkpoints need."""
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        message = 'checkpoints need safetensors: pip install "muomni-fast[train]"'
+        raise ModuleNotFoundError(message, name=error.name) from error
+    return safetensors
+
+
+def load_foreign(path: str | Path) -> Any:
+    """What another project's file holds, on the CPU: `.safetensors`, or plain data that torch
+    saved.
+
+    Raises:
+        CheckpointError: it is missing, no regular file, damaged, or would run code.
+    """
+    content = read_regular(path)
+    if Path(path).suffix != ".safetensors":
+        return load_plain(io.BytesIO(content), path)
+    safetensors = safetensors_library()
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a tensor of its own memory, which no copy of it would exceed."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
+
+
+def load_plain(source: io.BytesIO, path: str | Path) -> Any:
+    """Plain data that torch saved, on the CPU, read from `path` before.
+
+    Raises:
+        CheckpointError: it is damaged, or would run code.
+    """
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose text is advice to load it unsafely
+        raise CheckpointError(f"{path}: damaged, or holds more than plain data") from error
+    except DAMAGED as error:
+        raise CheckpointError(
+            f"{path}: damaged, or not plain data: {type(error).__name__}: {error}"
+        ) from error

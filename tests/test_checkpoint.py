@@ -14,7 +14,7 @@ from support.checkpoints import weights_of
 
 import muomni_fast
 from muomni_fast import HiFiGANVocoder, MelConfig, NeuralVocoder, reference
-from muomni_fast.reference import atomic, checkpoint
+from muomni_fast.reference import atomic, checkpoint, reading
 from muomni_fast.reference.errors import CheckpointError
 
 pytest.importorskip("safetensors")
@@ -144,7 +144,7 @@ def test_pickles_that_run_code_are_refused(tmp_path):
     path = tmp_path / "evil.pt"
     torch.save({"generator": Payload()}, path)
     with pytest.raises(CheckpointError, match=r"evil\.pt"):
-        checkpoint.load_foreign(path)
+        reading.load_foreign(path)
     content = pickle.dumps({"generator": Payload()})
     path.write_bytes(hashlib.sha256(content).hexdigest().encode() + content)
     with pytest.raises(CheckpointError, match=r"evil\.pt"):
@@ -224,7 +224,7 @@ def test_other_files_are_refused_in_a_line(tmp_path, saved):
             NeuralVocoder(path)
         assert path.name in str(error.value) and len(str(error.value)) < 300
     with pytest.raises(CheckpointError, match="more than plain data") as error:
-        checkpoint.load_foreign(tmp_path / "config.json")
+        reading.load_foreign(tmp_path / "config.json")
     assert "weights_only" not in str(error.value)
 
 

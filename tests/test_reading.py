@@ -15,6 +15,7 @@ from muomni_fast.reference.errors import CheckpointError
 from muomni_fast.reference.reading import (
     DTYPES,
     MOST_JSON,
+    load_foreign,
     open_regular,
     read_json,
     read_layout,
@@ -88,7 +89,7 @@ def test_only_regular_files_are_read(tmp_path):
             NeuralVocoder,
             MelConfig.from_hifigan,
             checkpoint.load_training_state,
-            lambda path: checkpoint.load_foreign(path),
+            load_foreign,
         ):
             with pytest.raises(CheckpointError, match="regular file|Is a directory") as error:
                 read(path)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ..audio.mel import read_hifigan_config
-from ..checkpoint import is_plain, load_foreign, load_state
+from ..checkpoint import load_state
 from ..checks import require_hop
 from ..errors import CheckpointError
-from ..reading import blaming, open_regular
+from ..reading import blaming, is_plain, load_foreign, open_regular
 from ..values import held_by_file, shown
 
 G = TypeVar("G", bound=nn.Module)
