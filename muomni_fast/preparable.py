@@ -86,8 +86,8 @@ class Sources:
 
 
 class Structure:
-    """The modules inside one: whether they are still the same, with the same classes, settings of
-    convolutions and `forward`, and without hooks on them."""
+    """The modules inside one: whether they are still the same, with the same classes, settings and
+    attributes of convolutions and `forward`, and without hooks on them."""
 
     def __init__(self, root: nn.Module) -> None:
         inside = [*root.modules()]
@@ -110,6 +110,8 @@ class Structure:
             [*map(type, self._inside)],
             [*map(bool, self._own_hooks)],
             [*map(_settings, self._convolutions)],
+            [*map(len, self._convolutions)],
+            [*map(len, self._parameters)],
             [*map(operator.contains, self._dicts, repeat("forward"))],
             [*map(operator.is_, map(dict.get, self._parameters, repeat("bias")), repeat(None))],
         ]

@@ -133,6 +133,20 @@ def test_functional_calls_use_the_weights_given(make, change, x):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("detached", [False, True])
+def test_functional_calls_with_weights_of_another_form_say_so(prepared, detached):
+    make, x = MAKERS["vocoder"]
+    module = make(muomni_fast).eval()
+    if prepared:
+        module.prepare()
+    before = module(x)
+    given = MAKERS["vocoder normed"][0](muomni_fast).state_dict(keep_vars=not detached)
+    with pytest.raises(TypeError, match="weight_g: expected weights of a plain model, got normed"):
+        torch.func.functional_call(module, given, (x,))
+    assert torch.equal(module(x), before)
+
+
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize(
     "name, inner", [("rvq", "codebooks.0"), ("vocoder", "conv_pre"), ("mrf", "resblocks.1")]

@@ -16,6 +16,7 @@ from ..operators import Operator, run, unshared
 from ..preparable import EVERY_MODULES_HOOKS, hooks_of
 from ..reference.vocoder import hifigan
 from ..reference.vocoder.blocks import ResBlock
+from ..reference.vocoder.weight_norm import CLASSES
 from .generator import GENERATOR, layouts_of
 from .ops import MRF
 from .shapes import Blocks, Network
@@ -161,6 +162,7 @@ def _plain(conv: Any, kernel: int | None, channels: int, width: int, dilation: i
     `kernel` None is any odd one."""
     if not _runs(conv, nn.Conv1d.forward) or conv.bias is None:
         return False
+    _require_no_norm(conv)
     kernel = kernel or conv.kernel_size[0]
     padding = (kernel - 1) // 2 * dilation
     shape = conv.kernel_size, conv.padding, conv.dilation, conv.stride, conv.groups
@@ -174,10 +176,20 @@ def _plain_up(conv: Any, factor: int, kernel: int, channels: int) -> bool:
     the channels."""
     if not _runs(conv, nn.ConvTranspose1d.forward) or conv.bias is None:
         return False
+    _require_no_norm(conv)
     shape = conv.kernel_size, conv.stride, conv.padding, conv.output_padding, conv.dilation
     expected = (kernel,), (factor,), ((kernel - factor) // 2,), (0,), (1,)
     fits = (conv.in_channels, conv.out_channels) == (channels, channels // 2)
     return fits and shape == expected and conv.groups == 1
+
+
+def _require_no_norm(conv: nn.Module) -> None:
+    """`torch.func.functional_call` hangs weights of any name on modules, which ignore them."""
+    if type(conv) in CLASSES and hasattr(conv, "weight_g"):
+        raise TypeError(
+            "weight_g: expected weights of a plain model, got normed ones; "
+            "load_state_dict takes either"
+        )
 
 
 def _runs(module: nn.Module, *forwards: Any) -> bool:
