@@ -29,7 +29,6 @@ from muomni_fast import (
     reference,
 )
 from muomni_fast.reference.checkpoint import digest_of, save_model
-from muomni_fast.reference.vocoder.weight_norm import fold_state
 from support.checkpoints import rewrite, weights_of
 from support.fuzz import Figures, Limits, fuzz, mutate
 
@@ -242,8 +241,19 @@ def _weights(path: Path) -> bool:
 def _foreign(path: Path) -> bool:
     model = HiFiGANVocoder.from_hifigan(path.parent / "whole" / "config.json", path)
     weights = torch.load(path, weights_only=True)["generator"]
-    _require_equal(model.state_dict(), fold_state(weights))
+    _require_equal(model.state_dict(), _folded(weights))
     return True
+
+
+def _folded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each pair of weight_g and weight_v as the weight that it stands for."""
+    folded = {name: value for name, value in weights.items() if not name.endswith(("_g", "_v"))}
+    for name in weights:
+        if name.endswith("weight_g"):
+            g, v = weights[name].double(), weights[name.replace("_g", "_v")].double()
+            norms = torch.linalg.vector_norm(v, dim=tuple(range(1, v.ndim)), keepdim=True)
+            folded[name.removesuffix("_g")] = (v * (g / norms)).float()
+    return folded
 
 
 def _config(path: Path) -> bool:
