@@ -126,9 +126,8 @@ def choose(op: str, *tensors: Tensor) -> str:
     if choice == "torch":
         return "torch"
     reason = _obstacle(op, tensors, choice)
-    on_gpu = any(tensor.device.type == "cuda" for tensor in tensors)
-    if reason is None:
-        if on_gpu and not torch.compiler.is_compiling():
+    if reason is None:  # all are on one kind of device then
+        if tensors and tensors[0].device.type == "cuda" and not torch.compiler.is_compiling():
             _before_the_first_launch()
         return "triton"
     if choice == "triton":
@@ -138,6 +137,7 @@ def choose(op: str, *tensors: Tensor) -> str:
         raise BackendUnavailableError(f"{VARIABLE}=triton, but {reason}")
     if not torch.compiler.is_compiling() and (op, reason) not in _logged:
         _logged.add((op, reason))
+        on_gpu = any(t.device.type == "cuda" for t in tensors)
         log.log(
             logging.WARNING if on_gpu else logging.INFO, "%s runs its torch path: %s", op, reason
         )

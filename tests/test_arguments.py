@@ -1,6 +1,7 @@
 """Tensors that no function here computes with, and shapes that do not fit, are refused, and the
 error names the argument."""
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -145,3 +146,19 @@ def test_shapes_are_refused_before_anything_is_launched(monkeypatch, function, s
         for wrong in several:
             with pytest.raises(ValueError, match=rf"^(\w+, )?{name}\b.*: expected .* got "):
                 function(**{**fitting, name: wrong})
+
+
+# Outputs
+
+
+@pytest.mark.parametrize("function", FITTING, ids=range(len(FITTING)))
+def test_outputs_are_memory_of_their_own(function):
+    """None is given by the caller, so none can overlap an input."""
+    assert "out" not in inspect.signature(function).parameters
+    fitting = FITTING[function]
+    found = function(**fitting)
+    memory = lambda values: {
+        value.untyped_storage().data_ptr() for value in values if isinstance(value, Tensor)
+    }
+    outputs = memory([found] if isinstance(found, Tensor) else vars(found).values())
+    assert outputs and not outputs & memory(fitting.values())
