@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from .atomic import write_atomically
 from .audio.mel import MelConfig
 from .errors import CheckpointError
-from .reading import blaming, read_json, read_layout, read_regular
+from .reading import blaming, parse_json, read_json, read_layout, read_regular
 from .values import held_by_file, require_dict, require_int, require_text, shown
 
 log = logging.getLogger(__name__)
@@ -84,8 +84,9 @@ def save_model(path: str | Path, kind: str, model: nn.Module, mel: MelConfig, **
     """Save `model` (with a `config` attribute) as `path` (.json) and a weights file beside it.
 
     Raises:
-        CheckpointError: a file cannot be written; the previous checkpoint is intact.
-        TypeError, ValueError: config or `extra` hold what JSON cannot: NaN, for example.
+        CheckpointError: a file cannot be written, or `extra` holds what JSON cannot, such as NaN;
+            the previous checkpoint is intact.
+        TypeError: `extra` holds objects that JSON does not know.
     """
     safetensors, path = _safetensors(), Path(path)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -102,6 +103,8 @@ def save_model(path: str | Path, kind: str, model: nn.Module, mel: MelConfig, **
         "sha256": digest,
         "extra": extra,
     }
+    # As it will be read: keys are strings, for example; what would not load is not saved.
+    document = parse_json(json.dumps(document).encode(), path, "cannot be saved")
     document[DIGEST] = digest_of(document)
     write_atomically(weights_path, weights)
     write_atomically(path, json.dumps(document, indent=2).encode())
@@ -111,13 +114,9 @@ def save_model(path: str | Path, kind: str, model: nn.Module, mel: MelConfig, **
 
 
 def digest_of(document: Mapping[str, Any]) -> str:
-    """The digest of a checkpoint's document: of everything in it but the digest itself.
-
-    Raises:
-        TypeError, ValueError: it holds what JSON cannot.
-    """
+    """The digest of a checkpoint's document: of everything in it but the digest itself."""
     content = {name: value for name, value in document.items() if name != DIGEST}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 

@@ -6,7 +6,7 @@ class AudioFormatError(ValueError):
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is missing, damaged, refused, or does not fit the model it is loaded into."""
+    """A checkpoint, or its config, is missing, damaged, refused, or does not fit the model."""
 
 
 class DataError(ValueError):

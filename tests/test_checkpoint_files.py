@@ -101,11 +101,13 @@ def test_version_1_loads_with_one_warning(saved, caplog):
 
 def test_what_json_cannot_hold_is_not_saved(saved):
     before = saved.read_text()
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(CheckpointError, match=r"rvq\.json: cannot be saved: NaN is not"):
         checkpoint.save_model(saved, "rvq", reference.RVQ(), MelConfig(), loss=float("nan"))
     with pytest.raises(TypeError, match="set"):
         checkpoint.save_model(saved, "rvq", reference.RVQ(), MelConfig(), clips={1})
     assert saved.read_text() == before and len(list(saved.parent.iterdir())) == 2
+    checkpoint.save_model(saved, "rvq", reference.RVQ(), MelConfig(), by_epoch={9: 0.5, 10: None})
+    assert checkpoint.load_model(saved).extra == {"by_epoch": {"9": 0.5, "10": None}}
 
 
 @pytest.mark.parametrize(

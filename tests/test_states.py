@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from support.ranks import on_two_ranks, sharded_on_a_rank
+from support.ranks import on_two_ranks, outputs, sharded_weights, tensors, trained_and_sent
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.nn.utils import parametrize
@@ -22,15 +22,6 @@ VOCODER |= {"upsample_initial_channel": 16}
 FRAMES = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
 MEL = FRAMES.T[None]
 AUDIO = FRAMES.flatten()[None]
-
-
-def tensors(output: object) -> list[Tensor]:
-    """The float tensors of whatever a module returns."""
-    if isinstance(output, reference.RVQOutput):
-        return [output.mel]
-    if isinstance(output, Tensor):
-        return [output]
-    return [tensor for part in output for tensor in tensors(part)]
 
 
 def trained(module: nn.Module, x: Tensor) -> nn.Module:
@@ -229,10 +220,17 @@ def test_writes_that_no_version_counts_are_used(name):
     require_same(stale)
 
 
-def test_two_ranks_shard_and_train(tmp_path):
-    """FSDP2 and whole state dicts of sharded modules: the weights of a single process."""
-    alone = sharded_on_a_rank(0)
-    first, _ = on_two_ranks(sharded_on_a_rank, tmp_path)  # whole weights are the first one's
+def test_other_processes(tmp_path):
+    """Spawned ones are sent modules in every state; two that shard modules by FSDP2 and train them
+    have the weights of one alone."""
+    modules = [(change(make, x), x) for make, change, x in (p.values for p in in_every_state())]
+    expected, alone = outputs(modules), sharded_weights(0)
+    found = on_two_ranks(trained_and_sent, tmp_path, modules)
+    for _, sent in found:
+        for ours, theirs in zip(expected, sent, strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)
+    whole, _ = found[0]  # whole weights are the first one's
     for name, weights in alone.items():
-        for found, expected in zip(first[name], weights, strict=True):
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6, msg=name)
+        for ours, theirs in zip(weights, whole[name], strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6, msg=name)

@@ -104,9 +104,11 @@ class HiFiGANVocoder(Planned, reference.HiFiGANVocoder):
 
         `train()`, `load_state_dict()` and `to()` of this module, or one around it, drop what was
         prepared. Where weights have changed otherwise, or modules inside were replaced or hooked,
-        it is not used. Only writes into memory through `.data`, or to weights made in inference
-        mode, are not noticed, and compiled programs keep what there was when they were traced. No
-        gradient passes a prepared model. For half precision, `.to(torch.bfloat16)` first.
+        it is not used, nor where weights were moved to shared memory, as sending a module to
+        another process does: prepare it there. Only writes into memory through `.data`, or to
+        weights made in inference mode, are not noticed, and compiled programs keep what there was
+        when they were traced. No gradient passes a prepared model. For half precision,
+        `.to(torch.bfloat16)` first.
 
         Audio has the same bits as before. On a CPU that is so from
         `vocoder.generator.MANY_FRAMES` frames of a batch on, or of an item with `lengths`: fewer

@@ -8,7 +8,9 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -227,10 +229,20 @@ class RunFolder:
         for stage, figures in results.items():
             if not isinstance(figures, dict):
                 raise CheckpointError(f"{path}: damaged: {stage}: no figures, but {figures!r:.40}")
-        return results
+        return _each(results, lambda figure: math.nan if figure is None else figure)
 
     def add_results(self, stage: str, figures: dict[str, Any]) -> None:
-        """Save the figures of a finished stage."""
+        """Save the figures of a finished stage; one that is not finite, which JSON lacks, as
+        null."""
+        lost = lambda figure: isinstance(figure, float) and not math.isfinite(figure)
         results = self.results() | {stage: figures}
-        content = json.dumps(results, indent=2).encode()
+        results = _each(results, lambda figure: None if lost(figure) else figure)
+        content = json.dumps(results, indent=2, allow_nan=False).encode()
         write_atomically(self.path / "results.json", content)
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Figures, in dictionaries inside dictionaries, changed one by one."""
+    if isinstance(value, dict):
+        return {name: _each(inner, change) for name, inner in value.items()}
+    return change(value)

@@ -68,7 +68,8 @@ def generator_state(checkpoint: str | Path) -> dict[str, Tensor]:
         raise _other(checkpoint, "discriminators (the generator is usually in a g_ file beside)")
     for name, value in content.items():
         if not isinstance(name, str) or not is_plain(value):
-            raise _other(checkpoint, f"a {type(value).__name__} by {shown(name)}")
+            got = f"a {type(value).__name__} by {shown(name)}"
+            raise CheckpointError(f"{checkpoint}: expected plain tensors by name, got {got}")
     half = torch.float16, torch.bfloat16
     return {
         name: value.float() if value.dtype in half else value for name, value in content.items()

@@ -15,14 +15,13 @@ def weights_of(path: Path) -> Path:
     return path.with_name(json.loads(path.read_text())["weights"])
 
 
-def rewrite(path: Path, version: int = 2, **changes: Any) -> dict[str, Any]:
+def rewrite(path: Path, version: int = 2, **changes: Any) -> None:
     """Change a checkpoint's document, with the digest that it then needs."""
     document = json.loads(path.read_text()) | changes | {"version": version}
     document["digest"] = checkpoint.digest_of(document)
     if version == 1:
         del document["digest"]
     path.write_text(json.dumps(document))
-    return document
 
 
 def rewrite_weights(path: Path, state: dict[str, torch.Tensor]) -> None:

@@ -8,8 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+import muomni_fast
+from muomni_fast import reference
 
 
 def on_two_ranks(function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
@@ -32,13 +35,33 @@ def _rank(rank: int, function: Callable[..., Any], folder: Path, *args: Any) -> 
         dist.destroy_process_group()
 
 
-def sharded_on_a_rank(rank: int) -> dict[str, list[Tensor]]:
+def outputs(modules: list[tuple[nn.Module, Tensor]]) -> list[list[Tensor]]:
+    """What modules give for their inputs."""
+    with torch.no_grad():
+        return [tensors(module.eval()(x)) for module, x in modules]
+
+
+def tensors(output: object) -> list[Tensor]:
+    """The float tensors of whatever a module returns."""
+    if isinstance(output, reference.RVQOutput):
+        return [output.mel]
+    if isinstance(output, Tensor):
+        return [output]
+    return [tensor for part in output for tensor in tensors(part)]
+
+
+def trained_and_sent(
+    rank: int, modules: list[tuple[nn.Module, Tensor]]
+) -> tuple[dict[str, list[Tensor]], list[list[Tensor]]]:
+    """What `sharded_weights` and `outputs` give in another process."""
+    return sharded_weights(rank), outputs(modules)
+
+
+def sharded_weights(rank: int) -> dict[str, list[Tensor]]:
     """Whole weights of modules after two steps, sharded by FSDP2 where there are processes, each
     with its half of the batch."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-
-    import muomni_fast
 
     sizes = {"upsample_rates": (4, 2), "upsample_kernel_sizes": (8, 4)}
     sizes |= {"n_mels": 8, "upsample_initial_channel": 16}

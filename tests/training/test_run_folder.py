@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -217,6 +218,8 @@ def test_what_is_wrong_in_a_config_is_named(folder, place, wrong, message):
 
 @pytest.mark.parametrize("name", ["config.json", "results.json"])
 def test_files_cut_anywhere_are_one_error(folder, name):
+    folder.add_results("rvq", {"steps": 3, "trained": {"mel_mse": float("nan")}})
+    assert math.isnan(folder.results()["rvq"]["trained"]["mel_mse"])
     folder.add_results("rvq", {"steps": 3, "trained": {"mel_mse": 0.5}})
     path = folder.path / name
     whole = path.read_bytes()

@@ -244,13 +244,10 @@ def test_from_hifigan_refuses_a_hop_that_is_not_the_product(tmp_path, weights):
 def test_folded_weights_are_finite(lib):
     """A filter of zeros has no direction, and 0 / 0 would be heard."""
     model = lib.HiFiGANVocoder(**SMALL, weight_norm=True)
-    state = model.state_dict()
-    state["ups.1.weight_v"][0] = 0
-    model.load_state_dict(state)
+    with torch.no_grad():
+        model.ups[1].weight_v[0] = 0
     with pytest.raises(ValueError, match=r"ups\.1\.weight: .* is not finite"):
         model.fold_weight_norm()
-    with pytest.raises(RuntimeError, match=r"ups\.1\.weight holds a value that is not finite"):
-        lib.HiFiGANVocoder(**SMALL).load_state_dict(state)
 
 
 def test_filters_of_zeros_can_be_normed(lib):
