@@ -83,6 +83,7 @@ docs: $(VENV)/dev
 # Compile all that bench/gpu.py launches, pack it, and run it over a driver that executes nothing.
 first-contact: $(FIRST)/ready
 	rm -rf $(FIRST)/cache $(FIRST)/out
+	mkdir -m 700 $(FIRST)/cache
 	MUOMNI_BENCH_OUT=$(FIRST)/out TRITON_CACHE_DIR=$(CURDIR)/$(FIRST)/cache $(FIRST)/bin/python \
 		bench/gpu.py --rehearse --budget 7200 --pack build/first-contact-cache.tar.xz
 

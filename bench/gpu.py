@@ -142,6 +142,7 @@ def pack(archive: Path) -> None:
 def unpack(archive: Path) -> None:
     """Put compiled kernels where Triton looks for them; their lists of files say where that is."""
     folder = Path(triton.knobs.cache.dir)
+    folder.mkdir(0o700, parents=True, exist_ok=True)  # its files are run: they are nobody else's
     with tarfile.open(archive) as file:
         file.extractall(folder, filter="data")
         members = [folder / name for name in file.getnames()]

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import kernel_cache
+
 log = logging.getLogger("muomni_fast")
 
 VARIABLE = "MUOMNI_FAST_BACKEND"
@@ -124,7 +126,9 @@ def choose(op: str, *tensors: Tensor) -> str:
     if choice == "torch":
         return "torch"
     reason = _obstacle(op, tensors, choice)
-    if reason is None:
+    if reason is None:  # all are on one kind of device then
+        if tensors and tensors[0].device.type == "cuda" and not torch.compiler.is_compiling():
+            _before_the_first_launch()
         return "triton"
     if choice == "triton":
         on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
@@ -141,6 +145,26 @@ def choose(op: str, *tensors: Tensor) -> str:
 
 
 _logged: set[tuple[str, str]] = set()
+
+
+@functools.cache
+def _before_the_first_launch() -> None:
+    """Say once what is wrong with launching kernels on a GPU from this process."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        log.warning(
+            "TRITON_INTERPRET=1: kernels run in Triton's interpreter, on copies of the CUDA "
+            "tensors: slow, and not exact. Unset it to use the GPU"
+        )
+        return
+    folder = kernel_cache.cache_folder()
+    hazard = kernel_cache.hazard(folder)
+    if hazard is not None:
+        log.warning(
+            "compiled kernels are loaded from %s, where others could plant code: %s. Give "
+            "TRITON_CACHE_DIR a folder of your own, of mode 0700",
+            folder,
+            hazard,
+        )
 
 
 def explain(op: str, *args: Tensor) -> str:
@@ -164,17 +188,19 @@ def explain(op: str, *args: Tensor) -> str:
 
 
 def doctor() -> dict[str, Any]:
-    """Describe the installation: versions, devices, and what every operation will run on each
-    device.
+    """Describe the installation: versions, devices, what every operation will run on each device,
+    and where Triton keeps compiled kernels.
 
     Returns:
-        a JSON-serialisable dict.
+        a JSON-serialisable dict. `kernel_cache` has the `folder`, and the `hazard`: how others
+        could plant code in it, or None.
     """
     devices = ["cpu"]
     names = [platform.processor() or platform.machine()]
     for index in range(torch.cuda.device_count()):
         devices.append(f"cuda:{index}")
         names.append(torch.cuda.get_device_name(index))
+    folder = kernel_cache.cache_folder()
     return {
         "muomni_fast": _version("muomni-fast"),
         "python": platform.python_version(),
@@ -183,6 +209,7 @@ def doctor() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "devices": dict(zip(devices, names, strict=True)),
         VARIABLE: requested(),
+        "kernel_cache": {"folder": str(folder), "hazard": kernel_cache.hazard(folder)},
         "operations": {
             op: {device: explain(op, _probe(device)) for device in devices} for op in OPERATIONS
         },

@@ -1,4 +1,8 @@
-"""Tensors that no function here computes with are refused, and the error names the argument."""
+"""Tensors that no function here computes with, and shapes that do not fit, are refused, and the
+error names the argument."""
+
+import inspect
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -7,6 +11,8 @@ from torch import Tensor
 import muomni_fast
 from muomni_fast import functional, reference
 from muomni_fast.reference.rvq import quantizer
+from muomni_fast.rvq import ops as rvq_ops
+from muomni_fast.vocoder import generator, plan
 
 BOOKS, WEIGHT, BIAS = torch.randn(2, 8, 4), torch.randn(4, 6), torch.randn(4)
 MEL, CODES, AUDIO = torch.randn(5, 6), torch.randint(8, (5, 2)), torch.randn(1, 600)
@@ -82,6 +88,7 @@ def test_modules_name_the_argument(lib):
         (griffin_lim, "mel", FRAMES),
         (block, "x", FRAMES),
         (lib.MRF(8, (3,), ((1,),)), "x", FRAMES),
+        (lambda x: functional.mrf(x, [block]), "x", FRAMES),
         (codec.encode, "audio", AUDIO),
         (codec.decode, "codes", CODES[None]),
     ]
@@ -90,3 +97,68 @@ def test_modules_name_the_argument(lib):
         for wrong in kinds(value).values():
             with pytest.raises(TypeError, match=f"^{name}: expected "):
                 call(wrong)
+
+
+# Shapes
+
+RVQ, BLOCK = muomni_fast.RVQ(2, 8, 4, 6), muomni_fast.ResBlock(8, 3, (1,))
+GENERATOR = muomni_fast.HiFiGANVocoder(**VOCODER, upsample_initial_channel=16)
+OF_FRAMES = torch.zeros(8, 5), torch.zeros(1, 7, 5), torch.zeros(1, 1, 8, 5), torch.zeros(1, 8, 0)
+OF_MEL = torch.tensor(1.0), MEL[:, :5]
+OF_CODES = torch.tensor(1), CODES[:, [0, 1, 0]]
+OF_ENCODING = {
+    "mel": OF_MEL,
+    "codebooks": (BOOKS[0], BOOKS[:, :1]),
+    "proj_in_weight": (WEIGHT[0], WEIGHT[:3]),
+    "proj_in_bias": (BIAS[:3], BIAS[None]),
+}
+OF_DECODING = {"proj_out_weight": (WEIGHT[0], WEIGHT), "proj_out_bias": (BIAS, torch.ones(1, 6))}
+SHAPES: dict[Callable[..., object], dict[str, tuple[Tensor, ...]]] = {
+    functional.rvq_encode: OF_ENCODING | {"half_norms": (BOOKS[0], torch.ones(2, 7))},
+    functional.rvq_decode: OF_DECODING | {"codes": OF_CODES, "codebooks": (BOOKS[0],)},
+    functional.rvq_quantize: OF_ENCODING | OF_DECODING,
+    functional.code_sums: {"codes": (CODES,), "rows": (MEL[:3], MEL[0])},
+    RVQ.encode: {"mel": OF_MEL},
+    RVQ: {"mel": OF_MEL},
+    RVQ.decode: {"codes": OF_CODES},
+    GENERATOR: {"mel": OF_FRAMES},
+    BLOCK: {"x": OF_FRAMES},
+    muomni_fast.MRF(8, (3,), ((1,),)): {"x": OF_FRAMES},
+    lambda x: functional.mrf(x, [BLOCK]): {"x": OF_FRAMES},
+}
+
+
+FITTING = FLOATS | {RVQ: {"mel": MEL}, RVQ.encode: {"mel": MEL}, RVQ.decode: {"codes": CODES}}
+FITTING |= {GENERATOR: {"mel": FRAMES}}
+
+
+@pytest.mark.parametrize("function, shapes", SHAPES.items(), ids=range(len(SHAPES)))
+def test_shapes_are_refused_before_anything_is_launched(monkeypatch, function, shapes):
+    def begun(op: str, *tensors: Tensor) -> str:
+        raise AssertionError(f"{op} was begun")
+
+    for module in (rvq_ops, generator, plan):
+        monkeypatch.setattr(module, "choose", begun)
+    fitting = FITTING.get(function, {"x": FRAMES})
+    with pytest.raises(AssertionError, match="was begun"):
+        function(**fitting)
+    for name, several in shapes.items():
+        for wrong in several:
+            with pytest.raises(ValueError, match=rf"^(\w+, )?{name}\b.*: expected .* got "):
+                function(**{**fitting, name: wrong})
+
+
+# Outputs
+
+
+@pytest.mark.parametrize("function", FITTING, ids=range(len(FITTING)))
+def test_outputs_are_memory_of_their_own(function):
+    """None is given by the caller, so none can overlap an input."""
+    assert "out" not in inspect.signature(function).parameters
+    fitting = FITTING[function]
+    found = function(**fitting)
+    memory = lambda values: {
+        value.untyped_storage().data_ptr() for value in values if isinstance(value, Tensor)
+    }
+    outputs = memory([found] if isinstance(found, Tensor) else vars(found).values())
+    assert outputs and not outputs & memory(fitting.values())

@@ -1,5 +1,6 @@
 """The kernels compile for GPUs that are not here, within their budgets (bench/aot.py)."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -35,3 +36,46 @@ print(aot.report(aot.CASES[0], 90, set())[0]["problems"])
 """
     done = run("-c", plant)
     assert "spills" in done.stdout, done.stdout + done.stderr
+
+
+TOGETHER = """
+import aot, hashlib, sys
+case = next(case for case in aot.CASES if case.name == "decode default")
+print("ready", flush=True)
+sys.stdin.readline()
+with aot.compiling_for(80) as kernels:
+    case.launch()
+for name, kernel in kernels.items():
+    print(name, hashlib.sha256(kernel.asm["cubin"]).hexdigest())
+"""
+
+
+def test_processes_that_compile_the_same_at_once_share_a_cache(tmp_path):
+    """Each gets the whole kernel, and one is left, with nothing unfinished beside it."""
+    cache = tmp_path / "cache"
+    cache.mkdir(0o700)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENV | {"TRITON_CACHE_DIR": str(cache)},
+            cwd=ROOT / "bench",
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    assert not [*cache.iterdir()]
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    (names,) = {output for output, _ in said}
+    assert names.startswith("_rvq_decode_kernel")
+    (binary,) = cache.rglob("*.cubin")
+    assert hashlib.sha256(binary.read_bytes()).hexdigest() in names
+    assert not [*cache.rglob("tmp.*")]

@@ -304,6 +304,19 @@ def test_files_that_pages_name_are_there() -> None:
             assert any((place / path).exists() for place in places), f"{page}: {path}"
 
 
+def test_every_fault_has_tests_that_exist() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", PAGES["docs/faults.md"], re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, 48))
+    for number, row in rows:
+        fault, result, shown = row.split(" | ")
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", shown)
+        assert fault and result and tests and len(tests) == shown.count("`") // 2, number
+        for path, name in tests:
+            assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{number}: {path}::{name}"
+            before = shown[: shown.index(f"{path}::{name}")]
+            assert ("GPU" in before) == path.endswith("test_gpu.py"), f"{number}: {name}"
+
+
 def test_version_and_date_agree() -> None:
     changelog, citation = ((ROOT / name).read_text() for name in ("CHANGELOG.md", "CITATION.cff"))
     latest = re.search(r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", changelog, re.M)

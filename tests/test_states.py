@@ -202,6 +202,38 @@ def test_replicas_use_their_codebooks():
     assert torch.equal(replica(FRAMES).mel, rvq(FRAMES).mel)
 
 
+@pytest.mark.parametrize("name", ["rvq", "vocoder", "vocoder normed", "resblock", "mrf"])
+def test_writes_that_no_version_counts_are_used(name):
+    """By fused optimisers and through `.data`: at once, or by training what was prepared."""
+    make, x = MAKERS[name]
+    module, plain = make(muomni_fast).eval(), make(reference).eval()
+    output = lambda model: tensors(model(x))[0].detach()
+
+    def require_same(stale: Tensor) -> None:
+        plain.load_state_dict(module.state_dict())
+        assert not torch.equal(output(module), stale)
+        torch.testing.assert_close(output(module), output(plain))
+
+    def write(change: Callable[[Tensor], object]) -> None:
+        for parameter in module.parameters():
+            change(parameter.data)
+
+    stale = output(module)
+    write(lambda data: data.mul_(1.1))
+    require_same(stale)
+    stale = output(module.prepare())
+    module.train()
+    write(lambda data: data.mul_(0.9))
+    require_same(stale)
+    stale = output(module.eval().prepare())
+    optimiser = torch.optim.AdamW(module.train().parameters(), 0.05, fused=True)
+    tensors(module(x))[0].square().sum().backward()
+    optimiser.step()
+    require_same(stale)
+    module.eval()
+    require_same(stale)
+
+
 def test_other_processes(tmp_path):
     """Spawned ones are sent modules in every state; two that shard modules by FSDP2 and train them
     have the weights of one alone."""

@@ -439,6 +439,23 @@ def test_any_view_encodes_like_its_copy(data):
 # One frame at a time
 
 
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_running_out_of_memory_changes_nothing(monkeypatch, backend):
+    monkeypatch.setenv("MUOMNI_FAST_BACKEND", backend)
+    rvq, mel = muomni_fast.RVQ(2, 8, 4, n_mels=6).eval(), torch.randn(1, 6)
+    codes = rvq.encode(mel)
+    frames = rvq.decode(codes)
+    for call in (
+        lambda: rvq.encode(mel.expand(2**45, 6)),  # more than addresses reach
+        lambda: rvq.decode(codes.expand(2**45, 2)),
+    ):
+        with pytest.raises(RuntimeError, match="allocate"):
+            call()
+    assert torch.equal(rvq.encode(mel), codes) and torch.equal(rvq.decode(codes), frames)
+    assert muomni_fast.raise_if_errors() == 0
+
+
 def test_streaming_frame_by_frame_equals_the_batch():
     from support.oracle import unexcused_mismatches
 
