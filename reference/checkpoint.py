@@ -18,6 +18,7 @@ new checkpoint becomes the checkpoint: whatever happens before leaves the previo
 """
 
 import dataclasses
+import glob
 import hashlib
 import io
 import json
@@ -34,6 +35,7 @@ from .atomic import write_atomically
 from .audio.mel import MelConfig
 from .errors import CheckpointError
 from .reading import (
+    MOST_JSON,
     blaming,
     load_plain,
     parse_json,
@@ -85,8 +87,8 @@ def save_model(path: str | Path, kind: str, model: nn.Module, mel: MelConfig, **
     """Save `model` (with a `config` attribute) as `path` (.json) and a weights file beside it.
 
     Raises:
-        CheckpointError: a file cannot be written, or `extra` holds what JSON cannot, such as NaN;
-            the previous checkpoint is intact.
+        CheckpointError: a file cannot be written, a weight is not finite, or a name or `extra`
+            could not be read again; the previous checkpoint is intact.
         TypeError: `extra` holds objects that JSON does not know.
     """
     safetensors, path = safetensors_library(), Path(path)
@@ -105,11 +107,20 @@ def save_model(path: str | Path, kind: str, model: nn.Module, mel: MelConfig, **
         "extra": extra,
     }
     # As it will be read: keys are strings, for example; what would not load is not saved.
-    document = parse_json(json.dumps(document).encode(), path, "cannot be saved")
+    wrong = "cannot be saved"
+    document = parse_json(json.dumps(document).encode(), path, wrong)
     document[DIGEST] = digest_of(document)
+    content = json.dumps(document, indent=2).encode()
+    with blaming(f"{path}: {wrong}"):
+        _require_texts(document)
+        if len(content) > MOST_JSON:
+            raise ValueError(f"expected at most {MOST_JSON:,} bytes of JSON, got {len(content):,}")
+        for name, value in state.items():
+            if not value.isfinite().all():
+                raise ValueError(f"{name} holds a value that is not finite")
     write_atomically(weights_path, weights)
-    write_atomically(path, json.dumps(document, indent=2).encode())
-    for old in path.parent.glob(f"{path.stem}-{'[0-9a-f]' * 12}.safetensors"):
+    write_atomically(path, content)
+    for old in path.parent.glob(f"{glob.escape(path.stem)}-{'[0-9a-f]' * 12}.safetensors"):
         if old != weights_path:
             old.unlink()
 
@@ -188,9 +199,7 @@ def _read_document(path: Path, kind: str | None) -> dict[str, Any]:
             )
         for name in ("config", "mel", "extra"):
             require_dict(name, document[name])
-        for name, expected in TEXTS.items():
-            if not re.fullmatch(expected, require_text(name, document[name])):
-                raise ValueError(f"{name}: expected {expected}, got {shown(document[name])}")
+        _require_texts(document)
         document["mel"] = MelConfig(**document["mel"])
     if kind is not None and document["kind"] != kind:
         raise CheckpointError(f"{path}: expected a {kind}, got a {document['kind']}")
@@ -215,21 +224,31 @@ def _read_weights(path: Path, document: Mapping[str, Any]) -> ModelCheckpoint:
     return ModelCheckpoint(kind, config, mel, state, extra)
 
 
+def _require_texts(document: Mapping[str, Any]) -> None:
+    for name, expected in TEXTS.items():
+        if not re.fullmatch(expected, require_text(name, document[name])):
+            raise ValueError(f"{name}: expected {expected}, got {shown(document[name])}")
+
+
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     """Load a state dict strictly.
 
     Raises:
         CheckpointError: keys are missing, extra or reshaped, or dtypes differ; lists all of them.
     """
-    own = model.state_dict()
+    given: dict[str, Tensor] = {}  # under the model's names, and in its form
+    # The model's own hooks come first.
+    handle = model.register_load_state_dict_pre_hook(lambda _, final, *rest: given.update(final))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{source}: does not fit the model: {error}") from error
+    finally:
+        handle.remove()
     cast = [
-        f"{name}: {state[name].dtype} -> {own[name].dtype}"
-        for name in own.keys() & state.keys()
-        if state[name].dtype != own[name].dtype
+        f"{name}: {given[name].dtype} -> {own.dtype}"
+        for name, own in model.state_dict().items()
+        if given[name].dtype != own.dtype
     ]
     if cast:
         raise CheckpointError(f"{source}: dtypes differ: " + ", ".join(sorted(cast)))

@@ -1,5 +1,6 @@
 """Small things several modules share: checks of arguments, and an escape from autocast."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,36 +112,48 @@ def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
     return found.to(mel.device, torch.int64, non_blocking=True)
 
 
-def require_finite(_: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+def require_finite(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
     """Load hook: refuse weights that are not finite, or no floating point numbers, before any is
     copied.
 
     A codebook that is not finite would silently win, or never win, a search; torch casts integers,
     and drops what is imaginary, without a word.
     """
-    for name, value in state.items():
-        if name.startswith(prefix):
+    for own, weight in itertools.chain(module.named_parameters(), module.named_buffers()):
+        name, value = prefix + own, state.get(prefix + own)
+        if isinstance(value, Tensor) and weight.is_floating_point():
             if not value.is_floating_point():
                 raise RuntimeError(f"{name}: expected floating point numbers, got {value.dtype}")
             if not torch.isfinite(value).all():
                 raise RuntimeError(f"{name} holds a value that is not finite")
 
 
-def accept_wrapped_names(_: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Load hook: take names as they are inside `torch.compile`'s and DistributedDataParallel's
-    wrappers, which add `_orig_mod.` anywhere and `module.` in front.
+def accept_wrapped_names(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any
+) -> None:
+    """Load hook: take names as they are inside wrappers that the module itself does not have:
+    `torch.compile`'s add `_orig_mod.` anywhere, DistributedDataParallel's `module.` in front.
 
     Raises:
         RuntimeError: two names would become one.
     """
+    paths = [path.split(".") for path, _ in module.named_modules(remove_duplicate=False)]
+    own = {tuple(part for part in path if part != "_orig_mod"): path for path in paths}
     for name in [*state]:
-        if name.startswith(prefix):
-            parts = [part for part in name[len(prefix) :].split(".") if part != "_orig_mod"]
-            plain = prefix + ".".join(parts[parts[0] == "module" :])
-            if plain != name:
-                if plain in state:
-                    raise RuntimeError(f"expected one of {plain} and {name}, got both")
-                state[plain] = state.pop(name)
+        if not name.startswith(prefix):
+            continue
+        parts = [part for part in name[len(prefix) :].split(".") if part != "_orig_mod"]
+        if parts[:1] == ["module"] and "module" not in module._modules:
+            del parts[0]
+        if not parts:
+            continue
+        length = max(n for n in range(len(parts)) if n == 0 or tuple(parts[:n]) in own)
+        front = own[tuple(parts[:length])] if length else []
+        plain = prefix + ".".join([*front, *parts[length:]])
+        if plain != name:
+            if plain in state:
+                raise RuntimeError(f"expected one of {plain} and {name}, got both")
+            state[plain] = state.pop(name)
 
 
 def require_hop(hop: int, hop_length: int) -> None:

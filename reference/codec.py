@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .audio.mel import MelConfig, log_mel, pool_frames, require_same_mel, unpool_frames
 from .checkpoint import restore
-from .checks import mono, require_hop, require_n_mels, require_tensor
+from .checks import accept_wrapped_names, mono, require_hop, require_n_mels, require_tensor
 from .reading import blaming
 from .rvq.checks import without_padding
 from .rvq.quantizer import RVQ
@@ -80,6 +80,7 @@ class SpeechCodec(nn.Module):
         self.vocoder = vocoder
         self.config = config
         self.frames_per_code = require_int("frames_per_code", frames_per_code, 1, MOST_HOP)
+        self.register_load_state_dict_pre_hook(accept_wrapped_names)
 
     @classmethod
     def from_checkpoints(cls, rvq: str | Path, vocoder: str | Path | None = None) -> Self:

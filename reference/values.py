@@ -14,6 +14,8 @@ import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 # Beyond what any model here is, and small enough to build and to refuse quickly.
 MOST_CODEBOOKS = 256
 MOST_CHANNELS = 1 << 16  # also of mel bands, kernel sizes and dilations
@@ -64,6 +66,8 @@ def _integers(
 
 def require_sequence(name: str, values: Any) -> Sequence[Any]:
     """A list or tuple, say, of one to MOST_LAYERS entries."""
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
         raise TypeError(f"{name}: expected a list or tuple, got {shown(values)}")
     if not 1 <= len(values) <= MOST_LAYERS:

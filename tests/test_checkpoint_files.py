@@ -248,3 +248,53 @@ def test_broken_checkpoints_are_loaded_right_or_refused(tmp_path):
     """Twenty of every kind; `make fuzz` loads more."""
     figures = fuzz_checkpoints(140, 0, tmp_path)
     assert figures.files == 140 and figures.read > 25 and figures.refused > 60, str(figures)
+
+
+def nan_weights(model: reference.RVQ) -> reference.RVQ:
+    with torch.no_grad():
+        model.proj_in.weight[0, 0] = torch.nan
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "change", "extra", "message"),
+    [
+        ("rvq.json", "rvq", nan_weights, {}, "proj_in.weight holds a value that is not finite"),
+        ("rvq.json", "my kind", lambda model: model, {}, "kind: expected"),
+        ("rvq.json", "rvq", lambda model: model, {"x": [1] * 1_500_000}, "bytes of JSON, got"),
+        ("r" * 195 + ".json", "rvq", lambda model: model, {}, "weights: expected"),
+    ],
+)
+def test_what_would_not_load_does_not_replace_what_does(
+    tmp_path, name, kind, change, extra, message
+):
+    path = tmp_path / name
+    model = reference.RVQ(2, 8, 4, 8)
+    if len(name) < 20:
+        checkpoint.save_model(path, "rvq", model, MelConfig(n_mels=8))
+    with pytest.raises(CheckpointError, match=f"cannot be saved: .*{message}"):
+        checkpoint.save_model(
+            path, kind, change(reference.RVQ(2, 8, 4, 8)), MelConfig(n_mels=8), **extra
+        )
+    if len(name) < 20:
+        found, _ = checkpoint.restore(reference.RVQ, path, "rvq")
+        assert torch.equal(found.stacked_codebooks(), model.stacked_codebooks())
+
+
+def test_names_with_brackets_are_names(tmp_path):
+    for name in ("a1.json", "a*.json", "r[1].json"):
+        for _ in range(2):
+            checkpoint.save_model(
+                tmp_path / name, "rvq", reference.RVQ(2, 8, 4, 8), MelConfig(n_mels=8)
+            )
+    assert len([*tmp_path.iterdir()]) == 6
+    for name in ("a1.json", "a*.json", "r[1].json"):
+        checkpoint.restore(reference.RVQ, tmp_path / name, "rvq")
+
+
+def test_other_dtypes_are_named_under_any_name(tmp_path):
+    model = reference.RVQ(2, 8, 4, 8)
+    for front in ("", "module.", "_orig_mod."):
+        state = {f"{front}{name}": value.double() for name, value in model.state_dict().items()}
+        with pytest.raises(CheckpointError, match="dtypes differ: .*torch.float64 -> torch.flo"):
+            checkpoint.load_state(reference.RVQ(2, 8, 4, 8), state, "it")

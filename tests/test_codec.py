@@ -118,6 +118,17 @@ def test_padding_that_is_none_is_refused(lib):
             decode(codes, padding_code=-2)
 
 
+@LIBS
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("padding_code", [-1, 256, 1 << 32, 65536 + 5])
+def test_padding_does_not_wrap_in_narrow_codes(lib, dtype, padding_code):
+    rvq = lib.RVQ(1, 256, 4, 8)
+    codes = torch.arange(min(256, torch.iinfo(dtype).max + 1))[:, None]
+    assert torch.equal(rvq.decode(codes.to(dtype), padding_code), rvq.decode(codes))
+    with pytest.raises(ValueError, match=r"codes: expected \(\.\.\., k\), got \(\)"):
+        rvq.decode(torch.tensor(-1), padding_code)
+
+
 def test_padding_learns_nothing():
     rvq = muomni_fast.RVQ(2, 8, 4, 8)
     codes = torch.tensor([[1, 2], [-1, -1]])

@@ -135,8 +135,11 @@ def without_padding(codes: Tensor, padding_code: int, size: int) -> tuple[Tensor
             On a GPU, where reading codes waits, it stays there, out of range.
     """
     require_integers("codes", codes)
+    if codes.ndim < 1:
+        raise ValueError("codes: expected (..., k), got ()")
     if 0 <= require_int("padding_code", padding_code, -(1 << 63), (1 << 63) - 1) < size:
         raise ValueError(f"padding_code: expected none of 0 to {size - 1}, got {padding_code}")
+    codes = codes.long()  # a narrower number would wrap to a code
     found = codes == padding_code
     padded = found.all(-1)
     if codes.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -223,7 +223,11 @@ class CodebookHealth:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         for name in ("counts", "ema_sums", "ema_counts"):
-            getattr(self, name).copy_(state[name])
+            own = getattr(self, name)
+            if state[name].shape != own.shape:
+                got = tuple(state[name].shape)
+                raise ValueError(f"{name}: expected shape {tuple(own.shape)}, got {got}")
+            own.copy_(state[name])
         self.generator.set_state(state["generator"])
 
 

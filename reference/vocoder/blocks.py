@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import require_channels
+from ..checks import accept_wrapped_names, require_channels
 from ..values import (
     MOST_CHANNELS,
     require_choice,
@@ -24,14 +24,15 @@ LEAKY_SLOPE = 0.1  # as published
 class Sloped:
     """What has one slope for its leaky_relus."""
 
-    _slope: str  # as text: `torch.compile` would make a number an input of its graph
+    # As text: `torch.compile` would make a number an input of its graph.
+    _slope = str(LEAKY_SLOPE)
 
     @property
     def leaky_slope(self) -> float:
         """Of every leaky_relu."""
         return float(self._slope)
 
-    def set_slope(self, leaky_slope: float) -> None:
+    def _set_slope(self, leaky_slope: float) -> None:
         slope = require_number("leaky_slope", leaky_slope)
         if not 0 <= slope < 1:
             raise ValueError(f"leaky_slope: expected 0 <= leaky_slope < 1, got {leaky_slope}")
@@ -79,7 +80,7 @@ class ResBlock(Sloped, nn.Module):
         self.kernel_size = kernel_size
         self.dilations = dilations
         self.resblock = require_choice("resblock", resblock, "1", "2")
-        self.set_slope(leaky_slope)
+        self._set_slope(leaky_slope)
         require_parameters(
             f"channels = {channels}, kernel_size = {kernel_size}, {len(dilations)} dilations",
             block_weights(channels, kernel_size, dilations, resblock),
@@ -150,6 +151,7 @@ class MRF(nn.Module):
             self.resblock_class(channels, kernel_size, dilations, resblock, leaky_slope)
             for kernel_size, dilations in checked_dilations(kernel_sizes, dilation_sizes)
         )
+        self.register_load_state_dict_pre_hook(accept_wrapped_names)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, T) -> (B, channels, T)."""

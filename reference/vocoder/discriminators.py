@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import mono
+from ..checks import accept_wrapped_names, mono
 from ..values import MOST_HOP, require_int, require_ints, require_number
 from .blocks import LEAKY_SLOPE
 from .weight_norm import accept_weights, normed, spectrally_normed
@@ -119,6 +119,7 @@ class MultiPeriodDiscriminator(nn.Module):
             PeriodDiscriminator(period, channels_scale)
             for period in require_ints("periods", periods, 1, MOST_HOP)
         )
+        self.register_load_state_dict_pre_hook(accept_wrapped_names)
 
     def forward(self, audio: Tensor) -> Judgement:
         """Judge audio (B, L): scores and feature maps of every period."""
@@ -146,6 +147,7 @@ class MultiScaleDiscriminator(nn.Module):
             ScaleDiscriminator(scale == 0, channels_scale) for scale in range(n_scales)
         )
         self.meanpools = nn.ModuleList(nn.AvgPool1d(4, 2, padding=2) for _ in range(n_scales - 1))
+        self.register_load_state_dict_pre_hook(accept_wrapped_names)
 
     def forward(self, audio: Tensor) -> Judgement:
         """Judge audio (B, L): scores and feature maps of every scale."""

@@ -101,7 +101,7 @@ class HiFiGANVocoder(Sloped, nn.Module):
         rates, kernel_sizes = config["upsample_rates"], config["upsample_kernel_sizes"]
         block_sizes = config["resblock_kernel_sizes"], config["resblock_dilation_sizes"]
         channels = config["upsample_initial_channel"]
-        self.set_slope(leaky_slope)
+        self._set_slope(leaky_slope)
         self.config = config | {"leaky_slope": self.leaky_slope}
         self.n_mels = config["n_mels"]
         self.hop_length = math.prod(rates)

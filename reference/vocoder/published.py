@@ -37,6 +37,8 @@ def load_generator(model_class: type[G], config_json: str | Path, checkpoint: st
     if h["resblock"] in (1, 2) and not isinstance(h["resblock"], bool):
         arguments["resblock"] = str(h["resblock"])
     stated = [h[name] for name in SLOPES if name in h]
+    if len({repr(slope) for slope in stated}) > 1:
+        raise CheckpointError(f"{config_json}: {' and '.join(SLOPES)} differ: {stated}")
     if stated:
         arguments["leaky_slope"] = stated[0]
     with open_regular(checkpoint) as (_, size), blaming(config_json), held_by_file(size):

@@ -51,6 +51,7 @@ CLASSES = {
     nn.Conv2d: NormedConv2d,
     nn.ConvTranspose1d: NormedConvTranspose1d,
 }
+PLAIN = {normed: plain for plain, normed in CLASSES.items()}
 CONVOLUTIONS = tuple(CLASSES)
 
 
@@ -65,25 +66,28 @@ def normed(module: Any) -> nn.Module:
 
 
 def fold(module: nn.Module) -> None:
-    """Replace every normed weight below `module` by its value.
+    """Replace every normed weight below `module` by its value: all of them, or none.
 
     Raises:
+        TypeError: weights are sharded over processes.
         ValueError: a value is not finite: `weight_v` is zero throughout, and so has no direction.
     """
-    conv: Any
-    for name, conv in [*module.named_modules()]:
+    convolutions: list[Any] = []
+    weights = []
+    for name, conv in module.named_modules():
         if isinstance(conv, _Normed):
+            if hasattr(conv.weight_g, "full_tensor"):  # torch's DTensor
+                raise TypeError(f"{name}.weight_g is sharded over processes; gather it before")
             with torch.inference_mode(False), torch.no_grad():
                 weight = nn.Parameter(conv.weight.detach().clone())
-            if not weight.isfinite().all():
+            if not weight.is_meta and not weight.isfinite().all():
                 raise ValueError(f"{name}.weight: weight_g * weight_v / |weight_v| is not finite")
-            _set_plain(conv, weight)
-
-
-def _set_plain(conv: Any, weight: nn.Parameter) -> None:
-    del conv.weight_g, conv.weight_v
-    conv.__class__ = type(conv).__mro__[2]  # torch's own
-    conv.weight = weight
+            convolutions.append(conv)
+            weights.append(weight)
+    for conv, weight in zip(convolutions, weights, strict=True):
+        del conv.weight_g, conv.weight_v
+        conv.__class__ = PLAIN[type(conv)]
+        conv.weight = weight
 
 
 def spectrally_normed(module: nn.Module) -> nn.Module:
@@ -93,12 +97,13 @@ def spectrally_normed(module: nn.Module) -> nn.Module:
     was trained could not be copied, so that is forgotten after every call.
     """
     spectral_norm(module)
-    module.register_forward_hook(_forget_history)
+    module.register_forward_hook(_forget_history, always_call=True)
     return module
 
 
 def _forget_history(module: Any, *_: Any) -> None:
-    module.weight = module.weight.detach()
+    if "weight" in module.__dict__:  # not where torch's `remove_spectral_norm` has been
+        module.weight = module.weight.detach()
 
 
 def _norms(weight: Tensor) -> Tensor:
@@ -110,11 +115,11 @@ def _norms(weight: Tensor) -> Tensor:
 def accept_weights(module: nn.Module) -> None:
     """Let `module` load the weights of its convolutions, and refuse those that do not fit."""
     module.register_load_state_dict_pre_hook(accept_wrapped_names)
-    module.register_load_state_dict_pre_hook(_accept_all_kinds)
+    module.register_load_state_dict_pre_hook(accept_both_kinds)
     module.register_load_state_dict_pre_hook(require_finite)
 
 
-def _accept_all_kinds(
+def accept_both_kinds(
     module: nn.Module,
     state: dict[str, Tensor],
     prefix: str,
@@ -134,9 +139,10 @@ def _accept_all_kinds(
         if not isinstance(conv, CONVOLUTIONS):
             continue
         name = f"{prefix}{path}." if path else prefix
-        for theirs, ours in TORCH_NAMES.items():
-            if name + theirs in state and name + ours not in state:
-                state[name + ours] = state.pop(name + theirs)
+        if all(name + theirs in state for theirs in TORCH_NAMES):
+            for theirs, ours in TORCH_NAMES.items():
+                if name + ours not in state:
+                    state[name + ours] = state.pop(name + theirs)
         plain, g, v = (state.get(name + key) for key in ("weight", "weight_g", "weight_v"))
         if hasattr(conv, "weight_orig"):
             if plain is not None and name + "weight_orig" not in state:
@@ -190,5 +196,8 @@ def _norm_spectrally(conv: Any, state: dict[str, Tensor], name: str, errors: lis
         u = F.normalize(matrix @ v, dim=0)
     sigma = float(u @ matrix @ v)
     if not abs(sigma - 1) <= UNIT:
-        errors.append(f"{name}weight: expected a largest singular value of 1, got {sigma:.4g}")
+        errors.append(
+            f"{name}weight: expected a largest singular value of 1, got {sigma:.4g} (as it has "
+            "after little training; weight_orig, weight_u and weight_v load in any case)"
+        )
     state[name + "weight_u"], state[name + "weight_v"] = u, v

@@ -177,10 +177,99 @@ def test_discriminators_load_weights_without_norms(kind):
 
 
 @LIBS
-def test_folding_part_of_a_model_leaves_the_rest(lib):
+def test_folding_a_copy_leaves_the_original(lib):
     model = vocoder(lib, True)
     before = model(MEL)
     whole = copy.deepcopy(model).fold_weight_norm()
     assert not any(name.endswith("weight_g") for name in whole.state_dict())
     assert torch.equal(whole(MEL), before)
     assert any(name.endswith("weight_g") for name in model.state_dict())
+
+
+@LIBS
+def test_folding_is_whole_or_not_at_all(lib):
+    model = vocoder(lib, True)
+    with torch.no_grad():
+        model.conv_post.weight_v.zero_()
+    names = model.state_dict().keys()
+    with pytest.raises(ValueError, match="conv_post.weight: .* is not finite"):
+        model.fold_weight_norm()
+    assert model.state_dict().keys() == names and model.config["weight_norm"]
+    with torch.device("meta"):
+        folded = vocoder(lib, True).fold_weight_norm()  # no values to look at
+    assert folded.state_dict().keys() == vocoder(lib, False).state_dict().keys()
+
+
+@LIBS
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_compiled_part_loads_its_own_names_and_others(lib, dynamic):
+    model, plain = vocoder(lib, False), vocoder(lib, False)
+    rvq, plain_rvq = lib.RVQ(n_mels=8), lib.RVQ(n_mels=8)
+    model.resblocks[0] = torch.compile(model.resblocks[0], dynamic=dynamic)
+    rvq.proj_in = torch.compile(rvq.proj_in, dynamic=dynamic)
+    for whole, other in ((model, plain), (rvq, plain_rvq)):
+        assert any("_orig_mod" in name for name in whole.state_dict())
+        whole.load_state_dict(whole.state_dict())
+        whole.load_state_dict(other.state_dict())
+        for found, expected in zip(whole.parameters(), other.parameters(), strict=True):
+            assert torch.equal(found, expected)
+        other.load_state_dict(whole.state_dict())
+
+
+@pytest.mark.parametrize("name", ["_orig_mod", "module", "module._orig_mod", "conv_pre._orig_mod"])
+def test_names_of_wrappers_alone_are_unexpected(name):
+    model = vocoder(muomni_fast, False)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        model.load_state_dict(model.state_dict() | {name: torch.zeros(1)})
+
+
+@pytest.mark.parametrize("how", ["DistributedDataParallel", "compiled", "both"])
+def test_names_of_every_wrapper_load_into_every_module(how):
+    config = reference.MelConfig(n_mels=8, hop_length=8)
+    for make in (
+        lambda: muomni_fast.MRF(8, (3, 5), ((1,), (2,))),
+        lambda: muomni_fast.ResBlock(8, 3, (1, 2)),
+        lambda: reference.MultiPeriodDiscriminator(channels_scale=0.05),
+        lambda: reference.MultiScaleDiscriminator(channels_scale=0.05),
+        lambda: muomni_fast.SpeechCodec(
+            muomni_fast.RVQ(n_mels=8), vocoder(muomni_fast, False), config
+        ),
+    ):
+        first, second = make(), make()
+        second.load_state_dict(wrapped(first.state_dict(), how))
+        for name, value in second.state_dict().items():
+            assert torch.equal(value, first.state_dict()[name]), name
+
+
+def test_what_subclasses_keep_besides_weights_loads():
+    class Counting(muomni_fast.RVQ):
+        def __init__(self) -> None:
+            super().__init__(n_mels=8)
+            self.register_buffer("steps", torch.tensor(3))
+
+    other = Counting()
+    other.steps += 1
+    model = Counting()
+    model.load_state_dict(other.state_dict())
+    assert model.steps == 4
+    with pytest.raises(RuntimeError, match="proj_in.weight"):
+        model.load_state_dict(other.state_dict() | {"proj_in.weight": [1.0]})
+
+
+def test_spectral_norm_may_fail_or_be_removed():
+    model, audio = reference.MultiScaleDiscriminator(channels_scale=0.05), torch.randn(1, 400)
+    with pytest.raises(RuntimeError):
+        model(audio.double())
+    copy.deepcopy(model)
+    before = model.eval()(audio)[0]
+    for conv in model.discriminators[0].convs:
+        nn.utils.remove_spectral_norm(conv)
+    for found, expected in zip(model(audio)[0], before, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_one_of_torchs_names_alone_is_named():
+    state = vocoder(reference, False).state_dict()
+    name = "conv_pre.parametrizations.weight.original0"
+    with pytest.raises(RuntimeError, match=f'Unexpected key.*"{name}"'):
+        vocoder(reference, False).load_state_dict(state | {name: torch.zeros(16, 1, 1)})
