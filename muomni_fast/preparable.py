@@ -79,7 +79,7 @@ class Sources:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        stale = self._versions is None
+        stale = self._versions is None or "_families" not in state  # version 0.2 had other fields
         self._track()  # a copy's tensors count their own writes
         if stale:
             self._versions = None
