@@ -333,7 +333,7 @@ def test_any_leaky_slope(tmp_path, slope, resblock):
     for found, expected in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-4)
     save_model(tmp_path / "vocoder.json", "vocoder", plain, MelConfig(n_mels=8, hop_length=8))
-    restored, _ = restore(muomni_fast.HiFiGANVocoder, tmp_path / "vocoder.json")
+    restored, _ = restore(muomni_fast.HiFiGANVocoder, tmp_path / "vocoder.json", "vocoder")
     with torch.no_grad():
         exact = plain.double()(mel.double())
         for found in (model.eval(), copy.deepcopy(model).prepare(), restored):
