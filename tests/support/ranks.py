@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 import muomni_fast
 from muomni_fast import reference
+from muomni_fast.preparable import Preparable
 
 
 def on_two_ranks(function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
@@ -66,28 +67,37 @@ def sharded_weights(rank: int) -> dict[str, list[Tensor]]:
     sizes = {"upsample_rates": (4, 2), "upsample_kernel_sizes": (8, 4)}
     sizes |= {"n_mels": 8, "upsample_initial_channel": 16}
     weights = {}
-    for lib in (muomni_fast, muomni_fast.reference):
+    for lib in (muomni_fast, reference):
         torch.manual_seed(0)
+        vocoder = lib.HiFiGANVocoder(**sizes, weight_norm=True)
+        loaded = lib.HiFiGANVocoder(**sizes)
+        loaded.load_state_dict(vocoder.state_dict())
         modules = {
             "rvq": lib.RVQ(2, 8, 4, 8),
             "vocoder": lib.HiFiGANVocoder(**sizes),
-            "normed": lib.HiFiGANVocoder(**sizes, weight_norm=True),
+            "folded": lib.HiFiGANVocoder(**sizes, weight_norm=True).fold_weight_norm(),
+            "normed": vocoder,
+            "loaded": loaded,
+            "resblock": lib.ResBlock(8, 3, (1, 2)),
+            "mrf": lib.MRF(8, (3, 5), ((1, 2), (1, 3)), "2"),
+            "periods": reference.MultiPeriodDiscriminator(channels_scale=0.05),
+            "scales": reference.MultiScaleDiscriminator(channels_scale=0.05),
         }
+        if lib is muomni_fast:
+            modules["prepared"] = lib.HiFiGANVocoder(**sizes).eval().prepare()
         for name, module in modules.items():
-            batch = torch.randn(4, 8, 8)
+            batch = torch.randn(4, 400) if name in ("periods", "scales") else torch.randn(4, 8, 8)
             if dist.is_initialized():
                 fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
                 batch = batch.chunk(2)[rank]
-            optimiser = torch.optim.SGD(module.parameters(), 1e-2)
+            optimiser = torch.optim.SGD(module.train().parameters(), 1e-2)
             for _ in range(2):
                 optimiser.zero_grad()
-                out = module(batch)
-                made = out.mel if name == "rvq" else out
-                made.square().mean().backward()
+                sum(made.square().mean() for made in tensors(module(batch))).backward()
                 optimiser.step()
-            state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
-            if dist.is_initialized() and lib is muomni_fast:
+            if dist.is_initialized() and isinstance(module, Preparable):
                 with pytest.raises(TypeError, match=r"prepare: \S+ is sharded over processes"):
                     module.eval().prepare()
+            state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
             weights[f"{lib.__name__} {name}"] = list(state.values())
     return weights
