@@ -144,6 +144,8 @@ def accept_both_kinds(
                 if name + ours not in state:
                     state[name + ours] = state.pop(name + theirs)
         plain, g, v = (state.get(name + key) for key in ("weight", "weight_g", "weight_v"))
+        if not all(value is None or isinstance(value, Tensor) for value in (plain, g, v)):
+            continue  # torch names what is no tensor
         if hasattr(conv, "weight_orig"):
             if plain is not None and name + "weight_orig" not in state:
                 _norm_spectrally(conv, state, name, errors)

@@ -256,6 +256,15 @@ def test_what_subclasses_keep_besides_weights_loads():
         model.load_state_dict(other.state_dict() | {"proj_in.weight": [1.0]})
 
 
+@LIBS
+@NORMED
+@pytest.mark.parametrize("name", ["conv_pre.weight_g", "conv_pre.weight_v", "conv_post.bias"])
+def test_what_is_no_tensor_is_named(lib, normed, name):
+    state, _ = state_of_a_normed_one()
+    with pytest.raises(RuntimeError, match=name):
+        vocoder(lib, normed).load_state_dict(state | {name: [1.0]})
+
+
 def test_spectral_norm_may_fail_or_be_removed():
     model, audio = reference.MultiScaleDiscriminator(channels_scale=0.05), torch.randn(1, 400)
     with pytest.raises(RuntimeError):
