@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .reference.checks import refuse_in_capture
+from .reference.checks import refuse_in_capture, require_whole
 
 log = logging.getLogger("muomni_fast")
 _version = operator.attrgetter("_version")
@@ -144,8 +144,7 @@ class Preparable(nn.Module):
         if self.training:
             raise RuntimeError("prepare: expected eval mode, got training mode; call eval() first")
         for name, parameter in self.named_parameters():
-            if hasattr(parameter, "full_tensor"):  # torch's DTensor
-                raise TypeError(f"prepare: {name} is sharded over processes; gather it before")
+            require_whole(f"prepare: {name}", parameter)
         device = next(self.parameters()).device
         refuse_in_capture(device, "prepare: waits for the GPU; call it before the capture")
 

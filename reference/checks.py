@@ -183,6 +183,12 @@ def full_precision(like: Tensor) -> torch.autocast:
     return torch.autocast(device_type=like.device.type, enabled=False)
 
 
+def require_whole(name: str, weight: Tensor) -> None:
+    """Raise TypeError if a weight is torch's DTensor, of which each process has a part."""
+    if hasattr(weight, "full_tensor"):
+        raise TypeError(f"{name} is sharded over processes; gather it before")
+
+
 def require_same_device(**tensors: Tensor | None) -> None:
     devices = {name: t.device for name, t in tensors.items() if t is not None}
     if len(set(devices.values())) > 1:

@@ -12,9 +12,20 @@ from support.environment import DEVICE, NO_INTERPRETER  # before anything import
 from support.interpreter import probe, round_like_tensor_cores  # noqa: F401  # a fixture
 
 from muomni_fast.backend import BackendUnavailableError
+from muomni_fast.reference import RVQ, MelConfig
+from muomni_fast.reference.checkpoint import save_model
 
 # Fills fresh memory with NaN (integers: the largest), so that an output nobody wrote shows.
 torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The document of a quantizer's checkpoint."""
+    pytest.importorskip("safetensors")
+    path = tmp_path / "rvq.json"
+    save_model(path, "rvq", RVQ(), MelConfig(), step=7)
+    return path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

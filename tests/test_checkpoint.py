@@ -20,13 +20,6 @@ from muomni_fast.reference.errors import CheckpointError
 pytest.importorskip("safetensors")
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    path = tmp_path / "rvq.json"
-    checkpoint.save_model(path, "rvq", reference.RVQ(), MelConfig(), step=7)
-    return path
-
-
 def test_round_trip(tmp_path):
     rvq, mel = reference.RVQ(n_codebooks=3, bias=True), MelConfig(n_mels=128, hop_length=200)
     checkpoint.save_model(tmp_path / "rvq.json", "rvq", rvq, mel, step=7)

@@ -5,7 +5,6 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,13 +20,6 @@ from muomni_fast.reference.vocoder.hifigan import PRESETS
 pytest.importorskip("safetensors")
 
 from support.fuzz_checkpoints import fuzz_checkpoints  # noqa: E402
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    path = tmp_path / "rvq.json"
-    checkpoint.save_model(path, "rvq", reference.RVQ(), MelConfig(), step=7)
-    return path
 
 
 def places(value: Any, place: tuple = ()) -> Iterator[tuple]:

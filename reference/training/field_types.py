@@ -5,7 +5,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-LARGEST = 1e300  # of a float, and 63 bits of an int: json reads NaN, and any number of digits
+LARGEST = 1e300  # of a float; an int has 63 bits: JSON allows for more
 
 
 def require_field_types(cls: type, saved: Mapping[str, Any], prefix: str = "") -> None:

@@ -15,11 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import (
-    refuse_in_capture,
-    require_lengths,
-    require_mel,
-)
+from ..checks import refuse_in_capture, require_lengths, require_mel
 from .blocks import LEAKY_SLOPE, ResBlock, Sloped, mrf
 from .checks import checked_generator
 from .published import load_generator

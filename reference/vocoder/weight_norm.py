@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import spectral_norm
 
-from ..checks import accept_wrapped_names, require_finite
+from ..checks import accept_wrapped_names, require_finite, require_whole
 
 # Names of torch's parametrization of a weight, and the published ones.
 TORCH_NAMES = {
@@ -76,8 +76,7 @@ def fold(module: nn.Module) -> None:
     weights = []
     for name, conv in module.named_modules():
         if isinstance(conv, _Normed):
-            if hasattr(conv.weight_g, "full_tensor"):  # torch's DTensor
-                raise TypeError(f"{name}.weight_g is sharded over processes; gather it before")
+            require_whole(f"{name}.weight_g", conv.weight_g)
             with torch.inference_mode(False), torch.no_grad():
                 weight = nn.Parameter(conv.weight.detach().clone())
             if not weight.is_meta and not weight.isfinite().all():
@@ -130,7 +129,8 @@ def accept_both_kinds(
     errors: list[str],
 ) -> None:
     """Load hook: give each convolution below `module` its weight in the form it keeps it in,
-    whichever form the state dict has: plain, normed, or normed under torch's names.
+    whichever form the state dict has: plain, normed, or normed under torch's names. Modules pickled
+    by version 0.2 name this function.
 
     A pair is of one dtype, fits the filters, and its value is finite; all that do not are reported.
     """

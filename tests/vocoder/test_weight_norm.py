@@ -110,7 +110,7 @@ def test_a_pair_that_does_not_fit_is_named(lib, normed, damage):
     name, change, message = DAMAGE[damage]
     state, _ = state_of_a_normed_one()
     state[name] = change(state[name])
-    expected = f"{name[:-1].removesuffix('_')}_g, weight_v: .*{message}"
+    expected = f"{name[:-2]}_g, weight_v: .*{message}"
     with pytest.raises(RuntimeError, match=expected):
         vocoder(lib, normed).load_state_dict(state)
 
@@ -201,12 +201,11 @@ def test_folding_is_whole_or_not_at_all(lib):
 
 
 @LIBS
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_a_compiled_part_loads_its_own_names_and_others(lib, dynamic):
+def test_a_compiled_part_loads_its_own_names_and_others(lib):
     model, plain = vocoder(lib, False), vocoder(lib, False)
     rvq, plain_rvq = lib.RVQ(n_mels=8), lib.RVQ(n_mels=8)
-    model.resblocks[0] = torch.compile(model.resblocks[0], dynamic=dynamic)
-    rvq.proj_in = torch.compile(rvq.proj_in, dynamic=dynamic)
+    model.resblocks[0] = torch.compile(model.resblocks[0])
+    rvq.proj_in = torch.compile(rvq.proj_in)
     for whole, other in ((model, plain), (rvq, plain_rvq)):
         assert any("_orig_mod" in name for name in whole.state_dict())
         whole.load_state_dict(whole.state_dict())
