@@ -234,6 +234,7 @@ def test_writes_that_no_version_counts_are_used(name):
     require_same(stale)
 
 
+@pytest.mark.long
 def test_other_processes(tmp_path):
     """Spawned ones are sent modules in every state; two that shard modules by FSDP2 and train them
     have the weights of one alone."""

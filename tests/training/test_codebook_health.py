@@ -165,6 +165,7 @@ def test_ema_statistics_are_those_of_the_weights(when):
     assert F.mse_loss(rvq(mel).mel, mel) <= 1.01 * start
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("splits", [[512, 0], [100, 412]])
 def test_processes_need_not_hold_equally_many_frames(splits, tmp_path):
     alone, counts, revived = health_on_a_rank(0, [512])
