@@ -1,6 +1,7 @@
 """Two processes of one process group."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def on_two_ranks(function: Callable[..., Any], folder: Path, *args: Any) -> list
 
 def _rank(rank: int, function: Callable[..., Any], folder: Path, *args: Any) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    store, waiting = f"file://{folder}/store", timedelta(seconds=120)  # for the other one, at most
+    dist.init_process_group("gloo", store, timeout=waiting, rank=rank, world_size=2)
     try:
         torch.save(function(rank, *args), folder / f"{rank}.pt")
     finally:

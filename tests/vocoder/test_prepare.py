@@ -396,3 +396,18 @@ def test_preparing_what_an_operator_does_not_know_is_refused(change):
         with pytest.raises(RuntimeError, match="hooked or not HiFi-GAN's own"):
             model.prepare()
         assert model._prepared is None
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer"])
+def test_weights_that_are_added_are_a_change(kind, caplog):
+    """Also to modules that had none."""
+    model = fast_of().eval().prepare()
+    mel = torch.randn(1, model.n_mels, 5)
+    model(mel)
+    assert "weights have changed" not in caplog.text
+    if kind == "parameter":
+        model.resblocks[0].register_parameter("scale", nn.Parameter(torch.ones(1)))
+    else:
+        model.resblocks.register_buffer("scale", torch.ones(1))
+    model(mel)
+    assert "weights have changed" in caplog.text
