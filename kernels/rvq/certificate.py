@@ -1,13 +1,18 @@
 """When a low-precision score proves which codeword is nearest.
 
-The search compares h_k = ||c_k||^2 / 2 - x.c_k, which is half the squared distance less a term that
-all k share. Computed with operands rounded to u and sums that err by a, every h_k is within
+The search compares scores (`table.py`), bias_k + x . word_k. Computed with operands rounded to u
+and sums that err by a, each is within
 
-    E = beta ||x|| C + 2^-23 (C^2 / 2 + ||x|| C) + tiny,    beta = 2u + u^2 + a,  C = max_k ||c_k||
+    E_k = beta (||x|| radius_k + |bias_k|) + tiny,  beta = 2u + u^2 + a + 2^-22,
 
-of its value in real arithmetic (Cauchy-Schwarz on the products; the second term is the rounding of
-the half-norm and of the difference; tiny is what underflow can lose). So a code whose score exceeds
-the smallest by more than 2E cannot be the nearest. The sums of tensor cores are bounded as if every
+of its value in real arithmetic: Cauchy-Schwarz on the products, then the rounding of the word, of
+the bias and of score - E itself; tiny is what underflow can lose. So k can be the nearest only if
+score_k - E_k <= score_j + E_j for every j. Each code has a bound of its own: a codeword a thousand
+times as long as the others puts none of them in doubt.
+
+The encoder looks for the lowest score - E. Its code j is the nearest if no other score - E reaches
+score_j + E_j, with what is added for ties: distances that float64 cannot tell apart, to
+(D + 2) 2^-52 of themselves, count as equal. The sums of tensor cores are bounded as if every
 addition truncated, twice over.
 """
 
@@ -43,6 +48,26 @@ def score_beta(dim: int, precision: str) -> float:
         "bf16": 2 * (dim + 4) * 2.0**-23,
     }[precision]
     return 2 * u + u * u + sums
+
+
+def bound_beta(dim: int, precision: str) -> float:
+    """beta of E; a per mille covers the rounding of ||x|| and of the bound itself.
+
+    Raises:
+        ValueError: as `score_beta`.
+    """
+    return 1.001 * (score_beta(dim + 4, precision) + 2.0**-22)
+
+
+def tie_slack(dim: int) -> float:
+    """What ties add to a bound, of scale ||x||^2."""
+    return (dim + 2) * 2.0**-50
+
+
+def flush_slack(dim: int) -> float:
+    """What underflow adds to a bound, of 1 + ||x||: of products, and of numbers of rows and words
+    that are flushed before they are multiplied."""
+    return 8 * dim * FLUSH
 
 
 def projection_error(n_mels: int, precision: str) -> float:

@@ -15,7 +15,7 @@ class Backend(Protocol):
         self,
         mel: Tensor,
         codebooks: Tensor,
-        half_norms: Tensor | None,
+        table: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
         nonfinite: Tensor,
@@ -28,7 +28,7 @@ class Backend(Protocol):
         Args:
             mel: (N, n_mels).
             codebooks: (Q, K, D).
-            half_norms: (Q, K), what `half_norms_of` gives, or None.
+            table: (Q, K, W), what `kernels.rvq.table.search_table` gives, or None.
             weight, bias: (D, n_mels) and (D,) of the projection, or None.
             nonfinite: one int32, raised by the number of rows with a NaN or an infinity.
             exact: certify codes; otherwise the lowest score may be taken as it is.
@@ -50,6 +50,3 @@ class Backend(Protocol):
 
     def code_sums(self, codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
         """(N,) int64, (N, D) -> sums of the rows of every code (codebook_size, D) float64."""
-
-    def half_norms_of(self, codebooks: Tensor) -> Tensor:
-        """||c||^2 / 2 of every codeword: (Q, K, D) -> (Q, K)."""

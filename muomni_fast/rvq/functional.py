@@ -7,6 +7,7 @@ both exact. Dimension letters: N frames in all, Q codebooks, K codes each, D cod
 import torch
 from torch import Tensor
 
+from ..kernels.rvq.table import table_width
 from ..operators import learning, refuse_transforms
 from ..reference.checks import require_float, require_integers, require_same_device
 from ..reference.rvq.checks import (
@@ -31,7 +32,7 @@ def rvq_encode(
     *,
     precision: str = "exact",
     check_finite: bool = False,
-    half_norms: Tensor | None = None,
+    table: Tensor | None = None,
 ) -> Tensor:
     """Codes of mel frames (SoundStream, algorithm 1); no gradient.
 
@@ -48,8 +49,8 @@ def rvq_encode(
             both are exact.
         check_finite: raise if a frame holds a NaN or an infinity; otherwise it gets code 0 in every
             codebook and is counted (`muomni_fast.raise_if_errors`).
-        half_norms: (Q, K) float32, what `rvq.ops.half_norms_of` gives (||c||^2 / 2, summed in
-            float64), if at hand, to spare computing them; wrong ones give wrong codes.
+        table: what `muomni_fast.kernels.rvq.table.search_table(codebooks, mark_repeats=True)`
+            gives, if at hand, to spare computing it; one of other codebooks gives wrong codes.
 
     Returns:
         (..., Q) int64; the lowest index wins a tie.
@@ -62,13 +63,13 @@ def rvq_encode(
     """
     require_precision(precision)
     require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
-    if half_norms is not None:
-        require_float("half_norms", half_norms)
-        if half_norms.shape != codebooks.shape[:2] or half_norms.dtype != torch.float32:
-            expected = tuple(codebooks.shape[:2])
-            got = tuple(half_norms.shape), half_norms.dtype
-            raise ValueError(f"half_norms: expected {expected} float32, got {got[0]} {got[1]}")
-        require_same_device(codebooks=codebooks, half_norms=half_norms)
+    if table is not None:
+        require_float("table", table)
+        expected = (*codebooks.shape[:2], table_width(codebooks.shape[2]))
+        if table.shape != expected or table.dtype != torch.float32:
+            got = f"{tuple(table.shape)} {table.dtype}"
+            raise ValueError(f"table: expected {expected} float32, got {got}")
+        require_same_device(codebooks=codebooks, table=table)
     if check_finite:
         require_finite_frames(mel)
     dtype = work_dtype(mel, codebooks)
@@ -76,7 +77,7 @@ def rvq_encode(
         codes = ops.rvq_encode(
             _rows(mel, dtype),
             codebooks.to(dtype),
-            half_norms,
+            table,
             _cast(proj_in_weight, dtype),
             _cast(proj_in_bias, dtype),
             precision == "exact",

@@ -29,24 +29,19 @@ def _backend(op: str, *tensors: Tensor) -> Backend:
     return triton_backend
 
 
-def half_norms_of(codebooks: Tensor) -> Tensor:
-    """||c||^2 / 2 of every codeword: (Q, K, D) float32 -> (Q, K) float32."""
-    return _backend("rvq_encode", codebooks).half_norms_of(codebooks)
-
-
 @operator("rvq_encode")
 def rvq_encode(
     mel: Tensor,
     codebooks: Tensor,
-    half_norms: Tensor | None,
+    table: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     exact: bool,
 ) -> Tensor:
-    """(N, n_mels), (Q, K, D), (Q, K), (D, n_mels), (D,) -> codes (N, Q) int64."""
+    """(N, n_mels), (Q, K, D), (Q, K, W), (D, n_mels), (D,) -> codes (N, Q) int64."""
     backend = _backend("rvq_encode", mel, codebooks)
     _, nonfinite = counters.known.get(mel.device) or counters.counters(mel.device)
-    return backend.encode(mel, codebooks, half_norms, weight, bias, nonfinite, exact=exact)[0]
+    return backend.encode(mel, codebooks, table, weight, bias, nonfinite, exact=exact)[0]
 
 
 @torch.library.register_fake("muomni::rvq_encode")
