@@ -3,17 +3,19 @@
 The search compares scores (`table.py`), bias_k + x . word_k. Computed with operands rounded to u
 and sums that err by a, each is within
 
-    E_k = beta (||x|| radius_k + |bias_k|) + tiny,  beta = 2u + u^2 + a + 2^-22,
+    E_k = beta (||x|| radius_k + size_k),  beta = 2u + u^2 + a + 2^-22,
 
 of its value in real arithmetic: Cauchy-Schwarz on the products, then the rounding of the word, of
-the bias and of score - E itself; tiny is what underflow can lose. So k can be the nearest only if
-score_k - E_k <= score_j + E_j for every j. Each code has a bound of its own: a codeword a thousand
-times as long as the others puts none of them in doubt.
+the bias and of score - E itself; the table's radius and size cover underflow. So k can be the
+nearest only if score_k - E_k <= score_j + E_j for every j. Each code has a bound of its own: a
+codeword a thousand times as long as the others puts none of them in doubt.
 
 The encoder looks for the lowest score - E. Its code j is the nearest if no other score - E reaches
-score_j + E_j, with what is added for ties: distances that float64 cannot tell apart, to
-(D + 2) 2^-52 of themselves, count as equal. The sums of tensor cores are bounded as if every
-addition truncated, twice over.
+
+    limit = (score_j - E_j) + 2 E_j + the limit's own rounding + scale ||x||^2 (D + 2) 2^-50.
+
+The last term is for ties: distances that float64 cannot tell apart, to (D + 2) 2^-52 of themselves,
+count as equal. The sums of tensor cores are bounded as if every addition truncated, twice over.
 """
 
 import functools
@@ -50,6 +52,7 @@ def score_beta(dim: int, precision: str) -> float:
     return 2 * u + u * u + sums
 
 
+@functools.cache
 def bound_beta(dim: int, precision: str) -> float:
     """beta of E; a per mille covers the rounding of ||x|| and of the bound itself.
 
@@ -59,15 +62,16 @@ def bound_beta(dim: int, precision: str) -> float:
     return 1.001 * (score_beta(dim + 4, precision) + 2.0**-22)
 
 
-def tie_slack(dim: int) -> float:
-    """What ties add to a bound, of scale ||x||^2."""
-    return (dim + 2) * 2.0**-50
+@functools.cache
+def limit_terms(dim: int, precision: str) -> tuple[float, float]:
+    """a and t of limit = lowest + a (||x|| (radius + t scale ||x||) + size), for the lowest
+    score - E and the columns of its code.
 
-
-def flush_slack(dim: int) -> float:
-    """What underflow adds to a bound, of 1 + ||x||: of products, and of numbers of rows and words
-    that are flushed before they are multiplied."""
-    return 8 * dim * FLUSH
+    Raises:
+        ValueError: as `score_beta`.
+    """
+    twice = 2.002 * bound_beta(dim, precision) + 2.0**-21
+    return twice, (dim + 2) * 2.0**-50 / twice
 
 
 def projection_error(n_mels: int, precision: str) -> float:

@@ -10,13 +10,19 @@ the largest number of a codebook about one, so that products of tiny codewords w
 underflow, nor those of huge ones overflow.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
 EXPONENT_BITS = 0x7F800000  # of a float32
 LARGEST_SCALE = 2.0**80  # so that rows far longer than the codewords do not overflow
+# Added to radius and |bias|, so that E covers what underflow can lose of a score: 8 D (1 + ||x||)
+# 2^-126, where E is beta (||x|| radius + |bias|), and D < 2^24 beta.
+UNDERFLOW = 2.0**-98
 
 
+@functools.cache
 def table_width(dim: int) -> int:
     """Columns of a table: codebook_dim and four, and more so that rows are read in wide pieces."""
     return -(-(dim + 4) // 4) * 4
@@ -32,8 +38,8 @@ def search_table(codebooks: Tensor, *, mark_repeats: bool) -> Tensor:
             for the device.
 
     Returns:
-        (..., K, W), W = table_width(D): D columns of the word, then bias, radius, |bias| and the
-        codebook's scale, then zeros. The radius is ||word||, rounded up.
+        (..., K, W), W = table_width(D): D columns of the word, then bias, radius, size and the
+        codebook's scale, then zeros. Radius and size are ||word|| and |bias|, rounded up.
     """
     *lead, _, dim = codebooks.shape
     table = codebooks.new_zeros(*codebooks.shape[:-1], table_width(dim))
@@ -52,8 +58,8 @@ def search_table(codebooks: Tensor, *, mark_repeats: bool) -> Tensor:
     bias.copy_((norms.square() - shared.square()) / (2 * scale.squeeze(-1).double()))
     torch.sub(centre, words, out=words)
     norms = torch.linalg.vector_norm(words, dim=-1, dtype=torch.float64)
-    radius.copy_(norms * (1 + 2.0**-22))
-    torch.abs(bias, out=size)
+    radius.copy_(norms * (1 + 2.0**-22) + UNDERFLOW)
+    torch.abs(bias, out=size).add_(UNDERFLOW)
     scales.copy_(scale.squeeze(-1))
     if mark_repeats:
         radius.masked_fill_(repeats(codebooks), -torch.inf)

@@ -3,6 +3,7 @@
 A backend is a module: `torch_backend` or `triton_backend`.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -14,7 +15,7 @@ class Backend(Protocol):
     def encode(
         self,
         mel: Tensor,
-        codebooks: Tensor,
+        codebooks: Sequence[Tensor],
         table: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
@@ -27,7 +28,7 @@ class Backend(Protocol):
 
         Args:
             mel: (N, n_mels).
-            codebooks: (Q, K, D).
+            codebooks: one (Q, K, D), or Q of (K, D).
             table: (Q, K, W), what `kernels.rvq.table.search_table` gives, or None.
             weight, bias: (D, n_mels) and (D,) of the projection, or None.
             nonfinite: one int32, raised by the number of rows with a NaN or an infinity.

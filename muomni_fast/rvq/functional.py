@@ -4,6 +4,8 @@ They run as operators (`ops`): Triton kernels on a GPU, certified blocks of GEMM
 both exact. Dimension letters: N frames in all, Q codebooks, K codes each, D codebook_dim.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from ..kernels.rvq.table import table_width
 from ..operators import learning, refuse_transforms
 from ..reference.checks import require_float, require_integers, require_same_device
 from ..reference.rvq.checks import (
+    require_alike,
     require_decodable,
     require_encodable,
     require_finite_frames,
@@ -26,7 +29,7 @@ __all__ = ["code_sums", "rvq_decode", "rvq_encode", "rvq_quantize"]
 
 def rvq_encode(
     mel: Tensor,
-    codebooks: Tensor,
+    codebooks: Tensor | Sequence[Tensor],
     proj_in_weight: Tensor | None = None,
     proj_in_bias: Tensor | None = None,
     *,
@@ -42,7 +45,7 @@ def rvq_encode(
 
     Args:
         mel: (..., n_mels), any float dtype but float8; half precision is upcast to float32.
-        codebooks: (Q, K, D).
+        codebooks: (Q, K, D), or Q of (K, D), which a CPU then need not copy.
         proj_in_weight: (D, n_mels), or None when n_mels == D.
         proj_in_bias: (D,).
         precision: "exact", or "fast" to let a GPU take the lowest TF32 score as it is. On a CPU
@@ -62,21 +65,28 @@ def rvq_encode(
         BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
     """
     require_precision(precision)
-    require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
+    if isinstance(codebooks, Tensor):
+        books, first = [codebooks], codebooks
+    else:
+        books = list(codebooks)
+        first = require_alike("codebooks", books)[None]
+    require_encodable(mel, first, proj_in_weight, proj_in_bias)
     if table is not None:
         require_float("table", table)
-        expected = (*codebooks.shape[:2], table_width(codebooks.shape[2]))
+        n_codebooks, size, dim = first.shape
+        n_codebooks *= len(books)  # one of the two is 1
+        expected = n_codebooks, size, table_width(dim)
         if table.shape != expected or table.dtype != torch.float32:
             got = f"{tuple(table.shape)} {table.dtype}"
             raise ValueError(f"table: expected {expected} float32, got {got}")
-        require_same_device(codebooks=codebooks, table=table)
+        require_same_device(codebooks=first, table=table)
     if check_finite:
         require_finite_frames(mel)
-    dtype = work_dtype(mel, codebooks)
+    dtype = work_dtype(mel, first)
     with torch.no_grad():
         codes = ops.rvq_encode(
             _rows(mel, dtype),
-            codebooks.to(dtype),
+            books if first.dtype == dtype else [book.to(dtype) for book in books],
             table,
             _cast(proj_in_weight, dtype),
             _cast(proj_in_bias, dtype),

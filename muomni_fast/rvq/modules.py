@@ -40,8 +40,9 @@ class RVQ(Preparable, reference.RVQ):
 
     @torch.no_grad()
     def prepare(self) -> Self:
-        """Compute once what encoding and decoding derive from the weights: stacked codebooks, the table
-        that is searched, and codewords already projected back, so that decoding only gathers and adds.
+        """Compute once what encoding and decoding derive from the weights: stacked codebooks, what
+        is searched of them, and codewords already projected back, so that decoding only gathers and
+        adds.
 
         Decoded frames then differ by rounding (the projection is applied before the sum).
         `train()`, `load_state_dict()` and `to()` drop what was prepared; where weights have changed
@@ -72,7 +73,7 @@ class RVQ(Preparable, reference.RVQ):
         layer = self.proj_in
         return functional.rvq_encode(
             mel,
-            _stacked(self.codebooks) if ready is None else ready.codebooks,
+            [c.weight for c in self.codebooks] if ready is None else ready.codebooks,
             None if layer is None else layer.weight,
             None if layer is None else layer.bias,
             precision=precision,

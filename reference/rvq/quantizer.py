@@ -31,6 +31,7 @@ from .checks import (
     without_padding,
     work_dtype,
 )
+from .projection import project
 from .search import nearest_code
 
 
@@ -179,8 +180,17 @@ def _mean_square(difference: Tensor) -> Tensor:
 def _project(
     mel: Tensor, codebooks: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    """What the first codebook quantizes, and the codebooks, in the dtype of the work; in float32 on
+    a CPU each number is the exact one, rounded once."""
     dtype = work_dtype(mel, codebooks)
-    return _linear(mel.to(dtype), weight, bias), codebooks.to(dtype)
+    z, books = _linear(mel.to(dtype), weight, bias), codebooks.to(dtype)
+    if weight is not None and dtype == torch.float32 and z.device.type == "cpu":
+        rows = mel.detach().reshape(-1, mel.shape[-1])
+        exact = project(
+            rows, weight.detach().float(), None if bias is None else bias.detach().float()
+        )
+        z = exact.reshape(z.shape) + (z - z.detach())  # with the gradient of the product
+    return z, books
 
 
 def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
