@@ -54,12 +54,13 @@ def score_beta(dim: int, precision: str) -> float:
 
 @functools.cache
 def bound_beta(dim: int, precision: str) -> float:
-    """beta of E; a per mille covers the rounding of ||x|| and of the bound itself.
+    """beta of E; two per cent cover the rounding of ||x|| and of E itself, whose factors may be
+    operands too.
 
     Raises:
         ValueError: as `score_beta`.
     """
-    return 1.001 * (score_beta(dim + 4, precision) + 2.0**-22)
+    return 1.02 * (score_beta(dim + 4, precision) + 2.0**-22)
 
 
 @functools.cache

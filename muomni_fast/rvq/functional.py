@@ -78,7 +78,7 @@ def rvq_encode(
         expected = n_codebooks, size, table_width(dim)
         if table.shape != expected or table.dtype != torch.float32:
             got = f"{tuple(table.shape)} {table.dtype}"
-            raise ValueError(f"table: expected {expected} float32, got {got}")
+            raise ValueError(f"table: expected {expected} torch.float32, got {got}")
         require_same_device(codebooks=first, table=table)
     if check_finite:
         require_finite_frames(mel)
