@@ -70,15 +70,19 @@ class CertifiedSearch:
             if device.type == "cpu":
                 _kept.workspace = kept
         self.space = kept
-        self.tables = None if table is None else table.transpose(1, 2).unbind()
-        self.columns = None if table is None else self.light(table[:, :, self.dim :])
+        self.tables = None
+        if table is not None:
+            self.tables = table.transpose(1, 2).unbind()
+            columns = self.light(table)
+            self.radii, self.sizes = columns[:, :, self.dim + 1], columns[:, :, self.dim + 2]
+            self.scales = columns[:, 0, self.dim + 3].tolist()
 
     def start(self, n: int) -> Tensor:
         """Where to write the rows that are searched for next: (n, D)."""
         space = self.space
         self.augmented, self.lower = space.augmented[:n], space.lower[:n]
         self.residual, self.words = space.residual[:n], space.words[:n]
-        self.reach, self.least = space.reach[:n], space.least[:n]
+        self.cut, self.least = space.cut[:n], space.least[:n]
         self.starts = space.starts[:n]
         return self.residual
 
@@ -87,13 +91,12 @@ class CertifiedSearch:
         if any: (n,) bool. Both `light`."""
         norm = self.light(torch.linalg.vector_norm(self.residual, dim=1))
         norm += (self.dim * FLUSH) ** 0.5  # what underflow can take from it
-        if self.tables is not None and self.columns is not None:
-            self.reach[:] = norm * -self.beta
-            torch.mm(self.augmented, self.tables[q], out=self.lower)
-            _, radius, size, scale, *_ = self.columns[q].T
-            scale = float(scale[0])
-        else:
+        if self.tables is None:
             radius, size, scale = self._plain_scores(norm, q)
+        else:
+            self.cut[:] = norm * -self.beta
+            torch.mm(self.augmented, self.tables[q], out=self.lower)
+            radius, size, scale = self.radii[q], self.sizes[q], self.scales[q]
         codes = self.least.argmin(1)
         places = self.starts + codes
         scores = self.space.scores
@@ -139,7 +142,7 @@ class _Workspace:
 
     Attributes:
         augmented: (block, W), rows with the columns that scores are taken of; `residual` is the
-            rows, `reach` the column that depends on them.
+            rows, `cut` the column -beta ||x||.
         lower: (block, K), the least each score can be; `least` and `scores` are the same, `light`,
             with its shape and without, `starts` where its rows start.
         words: (block, D), for codewords.
@@ -155,7 +158,7 @@ class _Workspace:
             self.augmented[:, dim] = 1
             self.augmented[:, dim + 2] = -beta
             self.residual = self.augmented[:, :dim]
-            self.reach = light(self.augmented[:, dim + 1])
+            self.cut = light(self.augmented[:, dim + 1])
             self.lower = torch.empty(block, size, device=device)
             self.least = light(self.lower)
             self.scores = self.least.reshape(-1)
