@@ -300,7 +300,8 @@ class RVQ(nn.Module):
         return (None, None) if layer is None else (layer.weight, layer.bias)
 
     def project(self, mel: Tensor) -> Tensor:
-        """What the first codebook quantizes: (..., n_mels) -> (..., codebook_dim) float32."""
+        """What the first codebook quantizes: (..., n_mels) -> (..., codebook_dim) float32; on a CPU
+        each number is the exact one, rounded once."""
         with full_precision(mel):
             return _project(mel, self.stacked_codebooks(), *self._projection("proj_in"))[0]
 
