@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 ROWS = 1 << 9  # at once, so that their float64 sums stay in a core's cache
@@ -49,15 +50,18 @@ def project(mel: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None
             continue
         unsure = (part != lower) & sums.isfinite()
         part.copy_(sums)
-        # Multiples of a power of two have exact sums, up to 2^53 of it. So have frames and weights
-        # of half precision, whose sums often lie in the middle of two float32.
-        step = _step(mel[start : start + ROWS].float()) * _step(weight).amin()
-        if bias is not None:
-            step = step.minimum(_step(bias[None]))
-        unsure &= total >= 2.0**52 * step
-        for n, d in unsure.nonzero().tolist():
-            terms = (rows[n] * columns[:, d]).tolist()
-            part[n, d] = rounded_sum(terms if bias is None else [*terms, float(bias[d])])
+        if unsure.sum() > unsure.numel() / 64:
+            # Multiples of a power of two have exact sums, up to 2^53 of it. So have frames and
+            # weights of half precision, whose sums often lie in the middle of two float32.
+            step = _step(rows.float()) * _step(weight).amin()
+            if bias is not None:
+                step = step.minimum(_step(bias[None]))
+            unsure &= total >= 2.0**52 * step
+        n, d = unsure.nonzero().unbind(1)
+        terms = rows[n] * columns.t()[d]
+        if shift is not None:
+            terms = torch.cat([terms, shift[d, None]], 1)
+        part[n, d] = torch.from_numpy(_rounded(terms.numpy(), total[n, 0].numpy()))
     return out
 
 
@@ -67,6 +71,20 @@ def _step(x: Tensor) -> Tensor:
     whole = (mantissa * 2.0**24).int()
     lowest = (whole & -whole).double() * torch.exp2(exponent.double() - 24)
     return lowest.masked_fill_(x == 0, torch.inf).amin(1, keepdim=True)
+
+
+def _rounded(terms: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Exact sums rounded to float32: (n, m), more than their absolute values together (n,) -> (n,).
+
+    Where long double has more bits than float64, it tells most that float64 cannot; each of the
+    others is summed exactly.
+    """
+    sums = terms.sum(1, dtype=np.longdouble)
+    error = total * (1.01 * (terms.shape[1] + 2) * np.finfo(np.longdouble).eps)
+    found = sums.astype(np.float32)
+    for n in np.flatnonzero((sums + error).astype(np.float32) != (sums - error).astype(np.float32)):
+        found[n] = rounded_sum(terms[n].tolist())
+    return found
 
 
 def rounded_sum(terms: list[float]) -> float:
