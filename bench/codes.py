@@ -38,7 +38,7 @@ from speech_problems import (
     Sizes,
     problem,
     repeated,
-    speech_folder,
+    speech,
 )
 from timing import about, interleaved
 from torch import Tensor
@@ -234,8 +234,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for codes-cpu.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = about(1, PACKAGES) | {"speech": speech_folder().name}
-    print(", ".join([found["machine"], f"torch {found['torch']}", found["date"]]))
+    found = about(1, PACKAGES) | {"speech": speech()[0]}
+    print(", ".join([found["machine"], f"torch {found['torch']}", found["date"], found["speech"]]))
     for package, version in found["versions"].items():
         print(f"{package} {version}")
     tables: dict[str, Any] = {"speed": {}, "flatness": {}, "single frame": {}}

@@ -55,9 +55,11 @@ XCODEC = Sizes(8, 1024, 1024)
 Data = tuple[reference.RVQ, Tensor]  # a quantizer, rows
 
 
-def speech_folder() -> Path:
-    """Where the speech is."""
-    return Path(os.environ.get("MUOMNI_SPEECH_DIR", SHIPPED_SPEECH))
+def speech() -> tuple[str, Path]:
+    """What the speech is, and its folder."""
+    if "MUOMNI_SPEECH_DIR" in os.environ:
+        return "recordings", Path(os.environ["MUOMNI_SPEECH_DIR"])
+    return "shipped speech", SHIPPED_SPEECH
 
 
 @functools.cache
@@ -68,7 +70,7 @@ def problem(sizes: Sizes, training: int = TRAINING_ROWS, held_out: int = HELD_OU
     """
     rvq = reference.RVQ(**sizes.config).eval()
     wide = rvq.n_mels // MEL.n_mels
-    train, held, _ = split_clips(find_clips(speech_folder()))
+    train, held, _ = split_clips(find_clips(speech()[1]))
     mel, rows = (_rows(clips, wide, n) for clips, n in ((train, training), (held, held_out)))
     with patch.multiple(codebook_health, KMEANS_STEPS=LLOYD_STEPS, nearest_code=_lowest_score):
         codebook_health.start_from_data(rvq, mel, torch.Generator().manual_seed(0))
