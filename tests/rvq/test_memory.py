@@ -11,12 +11,8 @@ from torch import Tensor
 from muomni_fast.kernels.rvq.code_sums import _code_sums_kernel, code_sums
 from muomni_fast.kernels.rvq.configs import ENCODE, decode_config
 from muomni_fast.kernels.rvq.decode import _rvq_decode_kernel, decode_constants, rvq_decode
-from muomni_fast.kernels.rvq.encode import (
-    _rvq_encode_kernel,
-    encode_constants,
-    half_norms_of,
-    rvq_encode,
-)
+from muomni_fast.kernels.rvq.encode import _rvq_encode_kernel, encode_constants, rvq_encode
+from muomni_fast.kernels.rvq.table import search_table
 
 pytestmark = ON_INTERPRETER
 CPU = torch.device("cpu")
@@ -27,9 +23,9 @@ def count() -> Tensor:
 
 
 def encode_launch(mel: Tensor, books: Tensor, weight: Tensor | None, **options) -> Launch:
-    norms = half_norms_of(books)
+    table = search_table(books, mark_repeats=True)
     with watched() as launches:
-        rvq_encode(mel, books, norms, weight, None, count(), **options)
+        rvq_encode(mel, books, table, weight, None, count(), **options)
     (launch,) = launches
     return launch
 
@@ -53,9 +49,6 @@ def test_decode_and_sums_stay_in_bounds_and_write_once(width):
         launches[0].check("out_ptr")
     with watched() as launches:
         code_sums(codes[:, 2], torch.randn(70, width), 20)
-    launches[0].check("out_ptr")
-    with watched() as launches:
-        half_norms_of(books)
     launches[0].check("out_ptr")
 
 
@@ -102,7 +95,7 @@ def test_encode_offsets_do_not_wrap(probe, beyond):
         weight_ptr=None,
         bias_ptr=None,
         codebooks_ptr=torch.zeros(16),
-        half_norms_ptr=torch.zeros(1),
+        table_ptr=torch.zeros(20),
         codes_ptr=codes,
         sums_ptr=None,
         nonfinite_ptr=count(),
