@@ -69,7 +69,7 @@ def generate(batch: int, frames: int, dtype: torch.dtype, train: bool) -> None:
 LARGE: dict[str, Callable[[], None]] = {  # terabytes, of each kind
     "frames": lambda: quantize(2**35, 2, 128, 64),
     "codes": lambda: quantize(2**20, 32, 2**22, 8),
-    "dimensions": lambda: quantize(2**17, 2**17, 16, 512),
+    "dimensions": lambda: quantize(2**21, 2**17, 16, 512),
     "items": lambda: generate(2**25, 1, torch.bfloat16, True),
     "rows": lambda: generate(2, 2**26, torch.bfloat16, False),
     "rows in float32": lambda: generate(2, 2**25, torch.float32, True),

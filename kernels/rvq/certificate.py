@@ -3,16 +3,18 @@
 The search compares scores (`table.py`), bias_k + x . word_k. Computed with operands rounded to u
 and sums that err by a, each is within
 
-    E_k = beta (||x|| radius_k + |bias_k|) + tiny,  beta = 2u + u^2 + a + 2^-22,
+    E_k = beta (||x|| radius_k + size_k) + tiny,  beta = 2u + u^2 + a + 2^-22,  size_k >= |bias_k|,
 
 of its value in real arithmetic: Cauchy-Schwarz on the products, then the rounding of the word, of
-the bias and of score - E itself; tiny is what underflow can lose. So k can be the nearest only if
-score_k - E_k <= score_j + E_j for every j. Each code has a bound of its own: a codeword a thousand
-times as long as the others puts none of them in doubt.
+the bias and of score - E itself; tiny is what underflow can lose. (Where sums start from the bias,
+which then is no rounded operand, as in the kernel, `bias_beta` will do for it.) So k can be the
+nearest only if score_k - E_k <= score_j + E_j for every j. Each code has a bound of its own: a
+codeword a thousand times as long as the others puts none of them in doubt.
 
 The encoder looks for the lowest score - E. Its code j is the nearest if no other score - E reaches
 score_j + E_j, with what is added for ties: distances that float64 cannot tell apart, to
-(D + 2) 2^-52 of themselves, count as equal. The sums of tensor cores are bounded as if every
+(D + 2) 2^-52 of themselves, count as equal. Of a row and codewords that is in `tie_slack` and far
+below E, of a centre far from zero in size. The sums of tensor cores are bounded as if every
 addition truncated, twice over.
 """
 
@@ -57,6 +59,11 @@ def bound_beta(dim: int, precision: str) -> float:
         ValueError: as `score_beta`.
     """
     return 1.001 * (score_beta(dim + 4, precision) + 2.0**-22)
+
+
+def bias_beta(dim: int) -> float:
+    """beta of a bias that sums in any precision start from: only they round it."""
+    return bound_beta(dim, "tf32x3")
 
 
 def tie_slack(dim: int) -> float:

@@ -55,7 +55,7 @@ def _rvq_encode_kernel(
     BLOCK_S: tl.constexpr,
     PRECISION: tl.constexpr,
     BETA: tl.constexpr,  # of bounds of scores in that precision, or 0
-    SLACK: tl.constexpr,  # what ties add to bounds, and what underflow does
+    SLACK: tl.constexpr,  # beta of biases, what ties add to bounds, and what underflow does
     EXACT: tl.constexpr,
 ):
     W: tl.constexpr = (D + 7) // 4 * 4  # table_width(D)
@@ -105,6 +105,7 @@ def _rvq_encode_kernel(
             BLOCK_K=BLOCK_K,
             PRECISION=PRECISION,
             BETA=BETA,
+            SLACK=SLACK,
         )
         if EXACT:
             limit = proof_limit(s1, i1, norm, words_ptr, D=D, W=W, BETA=BETA, SLACK=SLACK)
@@ -225,6 +226,10 @@ def encode_constants(
         "BLOCK_S": config.block_s,
         "PRECISION": config.precision,
         "BETA": certificate.bound_beta(dim, config.precision) if exact else 0.0,
-        "SLACK": (certificate.tie_slack(dim), certificate.flush_slack(dim)),
+        "SLACK": (
+            certificate.bias_beta(dim),
+            certificate.tie_slack(dim),
+            certificate.flush_slack(dim),
+        ),
         "EXACT": exact,
     }

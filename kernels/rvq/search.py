@@ -51,6 +51,7 @@ def lowest_bounds(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     BETA: tl.constexpr,
+    SLACK: tl.constexpr,
 ):
     """The three lowest of what each row's scores are at least, as `three_lowest` has them; of the
     scores as they are with a BETA of zero."""
@@ -66,7 +67,9 @@ def lowest_bounds(
             other=0.0,
         )  # [BLOCK_D, BLOCK_K]
         bias = tl.load(table_ptr + o_k * W + D, mask=m_k, other=0.0)
-        least = tl.where(m_k, bias - BETA * tl.abs(bias), float("inf"))
+        if BETA > 0:
+            bias -= SLACK[0] * tl.abs(bias)
+        least = tl.where(m_k, bias, float("inf"))
         product = tl.zeros([residual.shape[0], BLOCK_K], tl.float32)
         bounds = dot(residual, words, product, PRECISION=PRECISION) + least[None, :]
         if BETA > 0:
@@ -93,6 +96,7 @@ def proof_limit(
 ):
     """What the bounds of all other codes must exceed for i1, of bound s1, to be the nearest."""
     p_bias = table_ptr + i1 * W + D
-    reach = norm * tl.load(p_bias + 1) + tl.load(p_bias + 2)
-    ties = SLACK[0] * (tl.load(p_bias + 3) * norm * norm)
-    return s1 + (2.002 * BETA + 2.0**-21) * reach + ties + (2 * SLACK[1]) * (1 + norm)
+    reach = (2.002 * BETA + 2.0**-21) * (norm * tl.load(p_bias + 1))
+    reach += (2.002 * SLACK[0] + 2.0**-21) * tl.load(p_bias + 2)
+    ties = SLACK[1] * (tl.load(p_bias + 3) * norm * norm)
+    return s1 + reach + ties + (2 * SLACK[2]) * (1 + norm)

@@ -27,7 +27,7 @@ from muomni_fast.kernels.rvq.code_sums import code_sums
 from muomni_fast.kernels.rvq.configs import ENCODE
 from muomni_fast.kernels.rvq.decode import rvq_decode
 from muomni_fast.kernels.rvq.encode import encode_constants, rvq_encode
-from muomni_fast.kernels.rvq.table import search_table, table_width
+from muomni_fast.kernels.rvq.table import search_table
 
 pytestmark = ON_KERNELS
 
@@ -119,6 +119,53 @@ def test_worse_products_than_the_bound_allows_are_caught(monkeypatch):
     if DEVICE.type == "cpu":
         round_like_tensor_cores(monkeypatch, tf32="3 bits")
         assert mismatches(rows, books[0], encode(rows, books)[:, 0]) > 0
+
+
+def sphere() -> tuple[Tensor, Tensor]:
+    """Tiny rows, and words whose squared norms differ by less than their float32 halves can say."""
+    books = torch.randn(1, 32, 16)
+    return 2.0**-25 * torch.randn(40, 16), books / books.norm(dim=-1, keepdim=True)
+
+
+def near_ties() -> tuple[Tensor, Tensor]:
+    """Rows between the two words nearest to them, in few dimensions, where errors add up."""
+    books = torch.randn(1, 6, 4)
+    rows = midpoints(books[0], 100)
+    nearest = torch.cdist(rows, books[0]).topk(2, largest=False).values
+    return rows[(nearest[:, 1] - nearest[:, 0]) < 1e-5], books
+
+
+def far_ties() -> tuple[Tensor, Tensor]:
+    """Rows near zero and words so far away that float64 counts their distances as equal."""
+    books = torch.full((1, 32, 64), 1e6)
+    step = torch.randint(1, 10, (1, 32)) / 16
+    books[:, :, 0] += step
+    books[:, :, 1] -= step
+    return 1e-3 * torch.randn(20, 1).expand(-1, 64).contiguous(), books
+
+
+@pytest.mark.parametrize(
+    ("case", "column", "factor"),
+    [(near_ties, 1, 0.1), (sphere, 2, 0.0), (far_ties, 2, 0.0)],
+    ids=["radius", "size", "size of a far centre"],
+)
+def test_smaller_bounds_than_the_tables_are_caught(case, column, factor):
+    """Each column that bounds scores is needed: codes are right with it, and wrong without."""
+    rows, books = case()
+    table = search_table(books, mark_repeats=True)
+    assert stagewise_mismatches(rows, books, encode(rows, books, table)) == 0
+    table[..., books.shape[2] + column] *= factor
+    assert stagewise_mismatches(rows, books, encode(rows, books, table)) > 0
+
+
+def test_the_wrong_one_of_two_equal_codewords_marked_is_caught():
+    books = torch.randn(1, 32, 16)
+    books[0, 20] = books[0, 3]
+    rows = books[0, [3, 20]] + 0.01 * torch.randn(2, 16)
+    table = search_table(books, mark_repeats=True)
+    assert encode(rows, books, table).tolist() == [[3], [3]]
+    table[0, [3, 20]] = table[0, [20, 3]]
+    assert encode(rows, books, table).tolist() == [[20], [20]]
 
 
 def test_every_score_is_within_its_bound():
@@ -214,14 +261,18 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     if DEVICE.type == "cuda":
         pytest.skip("watches the interpreter")
     found = []
-    for name in ("nearest_in_float32", "nearest_in_float64"):
-        name = f"muomni_fast.kernels.rvq.encode.{name}"
 
-        def counted(row, *arguments, search=pkgutil.resolve_name(name), **named):
+    def watch(name: str) -> None:
+        search = pkgutil.resolve_name(name)
+
+        def counted(row, *arguments, **named):
             found.append(row)
             return search(row, *arguments, **named)
 
         monkeypatch.setattr(name, counted)
+
+    for name in ("nearest_in_float32", "nearest_in_float64"):
+        watch(f"muomni_fast.kernels.rvq.encode.{name}")
     return found
 
 
@@ -272,6 +323,24 @@ def test_biases_from_float32_sums_would_not_do():
     rows = torch.zeros(5, 512)
     for table in (None, search_table(books, mark_repeats=True)):
         assert stagewise_mismatches(rows, books, encode(rows, books, table)) == 0
+
+
+@pytest.mark.parametrize("marked", [None, False, True])
+def test_a_row_has_the_code_it_has_alone(marked):
+    """In any batch, at any place of it, with a table or none. The projection halves and pads, as
+    numpy's products, which are the interpreter's, round a row as its place in the tile has it."""
+    books, weight = torch.randn(2, 40, 16), torch.eye(16, 24) / 2
+    books[:, 30] = books[:, 11]
+    pool = torch.cat([torch.randn(237, 16), midpoints(books[0], 20)])[torch.randperm(257)]
+    pool = torch.cat([2 * pool, torch.randn(257, 8)], 1)
+    table = None if marked is None else search_table(books, mark_repeats=marked)
+    run = lambda mel: rvq_encode(mel, books, table, weight, None, count())[0]
+    codes = rvq_encode(pool, books, None, weight, None, count())[0]
+    for rows, start in ((257, 30), (129, 100), (128, 3), (63, 190), (1, 256)):
+        places = torch.arange(257).roll(start)[:rows]
+        assert torch.equal(run(pool[places]), codes[places]), rows
+    for row in range(0, 257, 64):
+        assert torch.equal(run(pool[row : row + 1]), codes[row : row + 1])
 
 
 def test_any_strides_and_dtypes():
