@@ -11,7 +11,7 @@ from support.oracle import midpoints, stagewise_mismatches, unexcused_mismatches
 from torch import Tensor
 
 from muomni_fast.kernels.rvq.encode import rvq_encode
-from muomni_fast.rvq import ops
+from muomni_fast.kernels.rvq.table import search_table
 
 # name -> (n_codebooks, codebook_size, codebook_dim), n_mels of a projection, rows to time
 SHAPES: dict[str, tuple[tuple[int, int, int], int | None, int]] = {
@@ -36,7 +36,8 @@ class Problem:
     weight: Tensor | None
 
     def __post_init__(self) -> None:
-        self.half_norms = ops.half_norms_of(self.books)
+        self.half_norms = (self.books.double().square().sum(-1) / 2).float()
+        self.table = search_table(self.books, mark_repeats=True)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -47,7 +48,7 @@ class Problem:
         """Codes by the kernel itself."""
         nonfinite = torch.zeros(1, dtype=torch.int32, device=self.mel.device)
         options = dict(exact=exact, config=config)
-        arguments = self.mel, self.books, self.half_norms, self.weight, None, nonfinite
+        arguments = self.mel, self.books, self.table, self.weight, None, nonfinite
         return rvq_encode(*arguments, **options)[0]
 
     def mismatches(self, codes: Tensor) -> int:

@@ -19,6 +19,7 @@ count as equal. The sums of tensor cores are bounded as if every addition trunca
 """
 
 import functools
+from typing import NamedTuple
 
 # Smallest normal float32: what a flushed product, square or operand may lose.
 FLUSH = 2.0**-126
@@ -52,27 +53,26 @@ def score_beta(dim: int, precision: str) -> float:
     return 2 * u + u * u + sums
 
 
+class Proof(NamedTuple):
+    """What proves a code the nearest: limit = lowest + twice (||x|| radius + size) + ties scale
+    ||x||^2, of the lowest score - E and its code, for E of `beta`."""
+
+    beta: float
+    twice: float
+    ties: float
+
+
 @functools.cache
-def bound_beta(dim: int, precision: str) -> float:
-    """beta of E; two per cent cover the rounding of ||x|| and of E itself, whose factors may be
-    operands too.
+def proof(dim: int, precision: str) -> Proof:
+    """Of scores in a precision. Where sums start from the bias, which then is no operand, as in the
+    kernel, the size may take "tf32x3"'s.
 
     Raises:
         ValueError: as `score_beta`.
     """
-    return 1.02 * (score_beta(dim + 4, precision) + 2.0**-22)
-
-
-@functools.cache
-def limit_terms(dim: int, precision: str) -> tuple[float, float]:
-    """a and t of limit = lowest + a (||x|| (radius + t scale ||x||) + size), for the lowest
-    score - E and the columns of its code.
-
-    Raises:
-        ValueError: as `score_beta`.
-    """
-    twice = 2.002 * bound_beta(dim, precision) + 2.0**-21
-    return twice, (dim + 2) * 2.0**-50 / twice
+    # Two per cent for the rounding of ||x|| and of E itself, whose factors may be operands too.
+    beta = 1.02 * (score_beta(dim + 4, precision) + 2.0**-22)
+    return Proof(beta, 2.002 * beta + 2.0**-21, (dim + 2) * 2.0**-50)
 
 
 def projection_error(n_mels: int, precision: str) -> float:

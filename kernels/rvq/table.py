@@ -39,7 +39,8 @@ def search_table(codebooks: Tensor, *, mark_repeats: bool) -> Tensor:
 
     Returns:
         (..., K, W), W = table_width(D): D columns of the word, then bias, radius, size and the
-        codebook's scale, then zeros. Radius and size are ||word|| and |bias|, rounded up.
+        codebook's scale, then zeros. The radius is ||word||, rounded up; the size |bias| and, of a
+        centre far away, what float64 loses there and counts as equal.
     """
     *lead, _, dim = codebooks.shape
     table = codebooks.new_zeros(*codebooks.shape[:-1], table_width(dim))
@@ -52,14 +53,17 @@ def search_table(codebooks: Tensor, *, mark_repeats: bool) -> Tensor:
     torch.mul(codebooks, scale, out=words)  # for now scaled codewords
     norms = torch.linalg.vector_norm(words, dim=-1, dtype=torch.float64)  # (..., K)
     # The mean of what is not much longer than most: one long codeword would move it from the rest.
-    usual = (norms <= 2 * norms.median(-1, keepdim=True).values).float()[..., None, :]
-    centre = usual @ words / usual.sum(-1, keepdim=True)  # (..., 1, D), scaled too
+    median = norms.sort(-1).values[..., (norms.shape[-1] - 1) // 2, None]
+    usual = (norms <= 2 * median).float()[..., None]
+    centre = (usual * words).sum(-2, keepdim=True) / usual.sum(-2, keepdim=True)  # (..., 1, D)
     shared = torch.linalg.vector_norm(centre, dim=-1, dtype=torch.float64)  # (..., 1)
-    bias.copy_((norms.square() - shared.square()) / (2 * scale.squeeze(-1).double()))
+    twice = 2 * scale.squeeze(-1).double()
+    bias.copy_((norms.square() - shared.square()) / twice)
     torch.sub(centre, words, out=words)
     norms = torch.linalg.vector_norm(words, dim=-1, dtype=torch.float64)
     radius.copy_(norms * (1 + 2.0**-22) + UNDERFLOW)
-    torch.abs(bias, out=size).add_(UNDERFLOW)
+    far = (shared.square() / twice).float() * ((dim + 5) * 2.0**-28)
+    size.copy_(bias.abs() + far + UNDERFLOW)
     scales.copy_(scale.squeeze(-1))
     if mark_repeats:
         radius.masked_fill_(repeats(codebooks), -torch.inf)

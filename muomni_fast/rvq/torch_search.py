@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.rvq.certificate import FLUSH, bound_beta, limit_terms
+from ..kernels.rvq.certificate import FLUSH, proof
 from ..kernels.rvq.table import UNDERFLOW, search_table, table_width
 from ..reference.rvq.search import nearest_code
 
@@ -55,8 +55,7 @@ class CertifiedSearch:
             table = torch.stack([search_table(c, mark_repeats=False) for c in codebooks])
         self.block = max(1, min(rows, BLOCK_SCORES * threads // size))
         self.codebooks = codebooks
-        self.beta = bound_beta(self.dim, precision)
-        self.twice, self.tie = limit_terms(self.dim, precision)
+        self.beta, self.twice, self.ties = proof(self.dim, precision)
         if table is None:  # scores are taken of the codewords, whose norms then are float32's
             self.beta, self.twice = 2 * self.beta, 2 * self.twice
         # On a CPU numpy's arrays, whose calls cost a fifth of torch's and whose argmin a twelfth;
@@ -103,7 +102,7 @@ class CertifiedSearch:
         lowest = scores[places]
         scores[places] = torch.inf
         second = self.light(self.lower.amin(1))
-        reach = norm * (radius[codes] + self.tie * scale * norm) + size[codes]
+        reach = norm * (radius[codes] + self.ties / self.twice * scale * norm) + size[codes]
         limit = lowest + self.twice * reach
         certain = second > limit  # not for NaN
         if certain.all():
