@@ -5,14 +5,16 @@ projects them once, streams each codebook past them in tiles, gathers the winner
 and goes on to the next codebook. Device memory sees each frame once, each code once and the
 weights; the projected frames, the residuals and the scores never leave the chip.
 
-Scores come from tensor cores in low precision. `certificate.py` bounds their error: a row with one
-candidate within the bound is done, a row with two compares them in float32 differences (or takes
+Scores come from tensor cores in low precision. `certificate.py` bounds their errors: a row with one
+candidate within the bounds is done, a row with two compares them in float32 differences (or takes
 the first of two equal ones), and a row that is still in doubt is measured against the whole
-codebook in float64, one at a time. All of it happens in the tile, so there is no list of rows, no
-second launch and no synchronisation. A row that is not finite has no distances: it gets code 0.
+codebook, one at a time: in float32, and in float64 where that cannot tell. All of it happens in the
+tile, so there is no list of rows, no second launch and no synchronisation. A row that is not finite
+has no distances: it gets code 0.
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -149,7 +151,7 @@ def _rvq_encode_kernel(
 
 def rvq_encode(
     mel: Tensor,
-    codebooks: Tensor,
+    codebooks: Tensor | Sequence[Tensor],
     table: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -163,7 +165,7 @@ def rvq_encode(
 
     Args:
         mel: (N, n_mels) float32, bfloat16 or float16.
-        codebooks: (Q, K, D) float32.
+        codebooks: (Q, K, D) float32; in a list alone, or as Q of (K, D), which are copied.
         table: (Q, K, W), what `search_table` gives, or None.
         weight: (D, n_mels) float32, or None when n_mels == D.
         bias: (D,) float32, or None.
@@ -176,6 +178,8 @@ def rvq_encode(
         codes (N, Q) int64, and (Q,) float32 sums over all rows of what each codebook leaves, or
         None.
     """
+    if not isinstance(codebooks, Tensor):
+        codebooks = codebooks[0] if codebooks[0].ndim == 3 else torch.stack(list(codebooks))
     n_codebooks, size, dim = codebooks.shape
     rows, n_mels = mel.shape
     config = config or ENCODE[launch.architecture(mel.device), power_of_two(dim)]
