@@ -5,12 +5,13 @@ projects them once, streams each codebook past them in tiles, gathers the winner
 and goes on to the next codebook. Device memory sees each frame once, each code once and the
 weights; the projected frames, the residuals and the scores never leave the chip.
 
-Scores come from tensor cores in low precision. `certificate.py` bounds their errors: a row with one
-candidate within the bounds is done, a row with two compares them in float32 differences (or takes
-the first of two equal ones), and a row that is still in doubt is measured against the whole
-codebook, one at a time: in float32, and in float64 where that cannot tell. All of it happens in the
-tile, so there is no list of rows, no second launch and no synchronisation. A row that is not finite
-has no distances: it gets code 0.
+Scores come from tensor cores in low precision, each with a bound of its error (`certificate.py`).
+A row with one candidate within the bounds is done, a row with two compares them in float32
+differences (or takes the first of two equal ones), and a row that is still in doubt is measured
+against the whole codebook, one at a time: in float32 differences, and where those are too close in
+float64. (A second look at the whole tile in three products would do for most, but spills.) All of
+it happens in the tile, so there is no list of rows, no second launch and no synchronisation. A row
+that is not finite has no distances: it gets code 0.
 """
 
 import functools
