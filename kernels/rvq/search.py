@@ -68,7 +68,8 @@ def lowest_bounds(
         )  # [BLOCK_D, BLOCK_K]
         bias = tl.load(table_ptr + o_k * W + D, mask=m_k, other=0.0)
         if EXACT:
-            bias -= PROOF[2] * tl.load(table_ptr + o_k * W + (D + 2), mask=m_k, other=0.0)
+            # What size has besides |bias| is the same for all codes: only the limit needs it.
+            bias -= PROOF[2] * tl.abs(bias)
         least = tl.where(m_k, bias, float("inf"))
         product = tl.zeros([residual.shape[0], BLOCK_K], tl.float32)
         bounds = dot(residual, words, product, PRECISION=PRECISION) + least[None, :]
@@ -95,5 +96,5 @@ def proof_limit(
 ):
     """What the bounds of all other codes must exceed for i1, of bound s1, to be the nearest."""
     p_bias = table_ptr + i1 * W + D
-    reach = PROOF[1] * (norm * tl.load(p_bias + 1)) + PROOF[3] * tl.load(p_bias + 2)
-    return s1 + reach + PROOF[4] * (tl.load(p_bias + 3) * norm * norm)
+    ties = (PROOF[4] * norm) * (norm * tl.load(p_bias + 3))
+    return s1 + ((PROOF[1] * norm) * tl.load(p_bias + 1) + PROOF[3] * tl.load(p_bias + 2) + ties)
