@@ -109,9 +109,13 @@ def check(rows: int, interpreted: bool = False) -> int:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, help="230,000 by default, 1,000 interpreted")
+    parser.add_argument(
+        "--rows", type=int, help="of all kinds together: 230,000 by default, 1,000 interpreted"
+    )
     parser.add_argument("--interpreted", action="store_true", help="the kernels")
     args = parser.parse_args()
+    if args.rows is not None and args.rows < 20:
+        parser.error(f"--rows: expected at least 20, two of each kind, got {args.rows}")
     if not args.interpreted:
         return bool(check(args.rows or ROWS))
     if os.environ | KERNELS != os.environ:  # which must be before anything imports triton

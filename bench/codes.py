@@ -230,9 +230,11 @@ def _verdict(ratio: float, goal: float) -> str:
 def main() -> None:
     """Measure, print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="of the first table")
     parser.add_argument("--out", type=Path, help="folder for codes-cpu.json")
     args = parser.parse_args()
+    if min(args.rows) < 1:
+        parser.error(f"--rows: expected positive numbers, got {min(args.rows)}")
     torch.set_num_threads(1)
     found = about(1, PACKAGES) | {"speech": speech()[0]}
     print(", ".join([found["machine"], f"torch {found['torch']}", found["date"], found["speech"]]))

@@ -144,6 +144,12 @@ def _tiny(rvq: reference.RVQ, rows: Tensor) -> Data:
     return _words(lambda words: 1e-20 * words)(rvq, 1e-20 * rows)
 
 
+def _broken(rvq: reference.RVQ, rows: Tensor) -> Data:
+    rows = rows.clone()
+    rows[::2] = torch.nan
+    return rvq, rows
+
+
 # What a search by scores finds hard, made of ordinary codebooks and rows.
 AWKWARD: dict[str, Change] = {
     "ordinary": lambda rvq, rows: (rvq, rows),
@@ -158,4 +164,5 @@ AWKWARD: dict[str, Change] = {
     "offset 100": _moved(100, first=True),
     "offset 100, all codebooks": _moved(100, first=False),
     "x 1e-20": _tiny,
+    "half of the rows NaN": _broken,
 }

@@ -28,11 +28,12 @@ def table_width(dim: int) -> int:
     return -(-(dim + 4) // 4) * 4
 
 
+@torch.no_grad()
 def search_table(codebooks: Tensor, *, mark_repeats: bool) -> Tensor:
     """What scores are taken of.
 
     Args:
-        codebooks: (..., K, D) float32, finite.
+        codebooks: (..., K, D), finite; half precision is upcast to float32.
         mark_repeats: give codewords that repeat an earlier one, which can never be a code, a
             radius of minus infinity, so that their lower bounds are infinite. On a GPU this waits
             for the device.
@@ -42,7 +43,8 @@ def search_table(codebooks: Tensor, *, mark_repeats: bool) -> Tensor:
         codebook's scale, then zeros. The radius is ||word||, rounded up; the size |bias| and, of a
         centre far away, what float64 loses there and counts as equal.
     """
-    *lead, _, dim = codebooks.shape
+    codebooks = codebooks.float()
+    dim = codebooks.shape[-1]
     table = codebooks.new_zeros(*codebooks.shape[:-1], table_width(dim))
     words = table[..., :dim]
     bias, radius, size, scales = table[..., dim : dim + 4].unbind(-1)

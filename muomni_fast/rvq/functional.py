@@ -52,8 +52,8 @@ def rvq_encode(
             both are exact.
         check_finite: raise if a frame holds a NaN or an infinity; otherwise it gets code 0 in every
             codebook and is counted (`muomni_fast.raise_if_errors`).
-        table: what `muomni_fast.kernels.rvq.table.search_table(codebooks, mark_repeats=True)`
-            gives, if at hand, to spare computing it; one of other codebooks gives wrong codes.
+        table: what `search_table(codebooks, mark_repeats=True)` gives of codebooks (Q, K, D), if at
+            hand, to spare computing it; one of other codebooks gives wrong codes.
 
     Returns:
         (..., Q) int64; the lowest index wins a tie.

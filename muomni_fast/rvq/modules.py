@@ -70,10 +70,13 @@ class RVQ(Preparable, reference.RVQ):
         """Codes of mel frames: (..., n_mels) -> (..., n_codebooks) int64; see
         `functional.rvq_encode`."""
         ready = None if self._prepared is None else self._current()
+        books: Any = None if ready is None else ready.codebooks
+        if books is None:
+            books = [codebook.weight for codebook in self.codebooks]
         layer = self.proj_in
         return functional.rvq_encode(
             mel,
-            [c.weight for c in self.codebooks] if ready is None else ready.codebooks,
+            books,
             None if layer is None else layer.weight,
             None if layer is None else layer.bias,
             precision=precision,

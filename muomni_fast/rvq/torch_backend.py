@@ -39,8 +39,8 @@ class _Float64Search:
         return self.residual
 
     def nearest(self, q: int) -> tuple[Tensor, Tensor | None]:
-        codes = nearest_code(self.residual, self.codebooks[q])
-        return codes, torch.ones_like(codes, dtype=torch.bool)
+        finite = self.residual.isfinite().all(1)
+        return nearest_code(self.residual, self.codebooks[q]), finite.logical_not_()
 
     def subtract(self, codes: Tensor, q: int) -> None:
         self.residual -= self.codebooks[q][codes]
@@ -88,8 +88,7 @@ def encode(
         for q in range(n_codebooks):
             index, strange = search.nearest(q)
             if q == 0 and strange is not None:
-                rows = residual[torch.as_tensor(strange)]
-                nonfinite += rows.isfinite().all(1).logical_not_().sum()
+                nonfinite += int(strange.sum())
             light_codes[start : start + search.block, q] = index
             if with_sums or q + 1 < n_codebooks:
                 search.subtract(index, q)

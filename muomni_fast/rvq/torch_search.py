@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.rvq.certificate import FLUSH, proof
+from ..kernels.rvq.certificate import proof
 from ..kernels.rvq.table import UNDERFLOW, search_table, table_width
 from ..reference.rvq.search import nearest_code
 
@@ -30,6 +30,7 @@ THREADS_FOR_TORCH = 12
 # A row's candidates are measured one by one unless they are more than this part of all codes.
 MOST_CANDIDATES = 1 / 8
 PAIR_NUMBERS = 1 << 18  # of rows and candidates measured at once
+TINY = 2.0**-100  # against any norm
 
 
 class CertifiedSearch:
@@ -86,10 +87,12 @@ class CertifiedSearch:
         return self.residual
 
     def nearest(self, q: int) -> tuple[Any, Any]:
-        """Codes of `residual` in codebook q: (n,) int64; and which rows may hold NaN or infinities,
+        """Codes of `residual` in codebook q: (n,) int64; and which rows hold a NaN or an infinity,
         if any: (n,) bool. Both `light`."""
-        norm = self.light(torch.linalg.vector_norm(self.residual, dim=1))
-        norm += (self.dim * FLUSH) ** 0.5  # what underflow can take from it
+        # In float64, which huge rows do not overflow, nor tiny ones underflow; and never zero, as a
+        # repeated codeword's radius is minus infinity.
+        norm = self.light(torch.linalg.vector_norm(self.residual, dim=1, dtype=torch.float64))
+        norm += TINY
         if self.tables is None:
             radius, size, scale = self._plain_scores(norm, q)
         else:
@@ -109,14 +112,16 @@ class CertifiedSearch:
             return codes, None
         scores[places] = lowest
         doubt = ~certain
+        strange = ~(norm < torch.inf)
+        codes[strange] = 0
+        doubt &= ~strange
         rows, codebook = self.residual[torch.as_tensor(doubt)], self.codebooks[q]
         if codebook.device.type == "cpu":
             near = np.asarray(self.least[doubt] <= limit[doubt, None])
             codes[doubt] = torch.as_tensor(nearest_of(rows.numpy(), codebook.numpy(), near))
         else:
             codes[doubt] = nearest_code(rows, codebook)
-        bounded = limit * 0 == 0
-        return codes, None if bounded.all() else ~bounded
+        return codes, strange
 
     def _plain_scores(self, norm: Any, q: int) -> tuple[Any, Any, float]:
         """Write every score - E to `lower`, without a table; radius and size of every code, and the
@@ -126,7 +131,7 @@ class CertifiedSearch:
         size = (radius.square() / 2).add_(UNDERFLOW)  # and bias, as what all share does not matter
         lower = size * (1 - self.beta)
         torch.addmm(lower, self.residual, codebook.t(), alpha=-1, out=self.lower)
-        self.lower.addr_(torch.as_tensor(norm), radius, alpha=-self.beta)
+        self.lower.addr_(torch.as_tensor(norm).float(), radius, alpha=-self.beta)
         return self.light(radius), self.light(size), 1.0
 
     def subtract(self, codes: Any, q: int) -> None:

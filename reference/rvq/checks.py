@@ -72,9 +72,11 @@ def require_encodable(
 def require_alike(name: str, tensors: Sequence[Tensor]) -> Tensor:
     """The first of several tensors; raise unless all have its shape, dtype and device."""
     if not tensors:
-        raise ValueError(f"{name}: expected a tensor, got none")
+        raise ValueError(f"{name}: expected at least one, got none")
     first = tensors[0]
     for index, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}[{index}]: expected a tensor, got {type(tensor).__name__}")
         same = tensor.shape == first.shape and tensor.dtype == first.dtype
         if not same or tensor.device != first.device:
             expected = f"{tuple(first.shape)} {first.dtype} on {first.device}, as the first"

@@ -71,6 +71,13 @@ def test_marking_the_first_of_equal_codewords_gives_wrong_codes():
     assert wrong(rows, codebook, planted) > 0
 
 
+def test_tables_of_parameters_and_of_half_precision():
+    codebook = torch.randn(16, 8).bfloat16().requires_grad_()
+    table = search_table(codebook, mark_repeats=True)
+    assert not table.requires_grad
+    assert torch.equal(table, search_table(codebook.detach().float(), mark_repeats=True))
+
+
 def test_repeats():
     codebook = torch.tensor([[0.0, 1], [-0.0, 1], [2, 1], [0, 1], [2, 1.5]])
     assert repeats(codebook).tolist() == [False, True, False, True, False]
@@ -89,6 +96,8 @@ def test_few_rows_are_measured_whatever_the_data(monkeypatch):
     twice, zeros, long = codebook.clone(), codebook.clone(), codebook.clone()
     twice[1::2], zeros[::2] = twice[::2], 0
     long[7] *= 1000
+    broken = rows.clone()
+    broken[::2], broken[1::4, 3] = torch.nan, torch.inf
     cases = {
         "ordinary": (rows, codebook),
         "every code twice": (rows, twice),
@@ -97,6 +106,7 @@ def test_few_rows_are_measured_whatever_the_data(monkeypatch):
         "one long": (rows, long),
         "offset 10": (rows + 10, codebook + 10),
         "tiny": (rows * 1e-20, codebook * 1e-20),
+        "not finite": (broken, codebook),
     }
     for name, (x, book) in cases.items():
         measured.clear()

@@ -218,7 +218,7 @@ def test_every_argument_must_fit():
             lambda: encode(mel, [books[0], books[1, :3]]),
             r"codebooks\[1\]: expected \(4, 8\) .* got \(3, 8\)",
         ),
-        (lambda: encode(mel, []), "codebooks: expected a tensor, got none"),
+        (lambda: encode(mel, []), "codebooks: expected at least one, got none"),
         (lambda: decode(codes, books, weight, bias[:3]), r"proj_out_bias: expected \(8,\)"),
         (lambda: decode(codes, books, None, bias), "proj_out_bias: expected None without"),
         (
@@ -472,3 +472,10 @@ def test_streaming_frame_by_frame_equals_the_batch():
         assert torch.equal(single, codes)
         decoded = torch.stack([model.decode(code) for code in codes])
         torch.testing.assert_close(decoded, frames, rtol=0, atol=1e-6)
+
+
+def test_modules_and_arrays_are_no_codebooks():
+    rvq, mel = muomni_fast.RVQ(), torch.randn(3, 64)
+    for wrong, got in ((rvq.codebooks, "Embedding"), ([torch.randn(4, 64).numpy()] * 2, "ndarray")):
+        with pytest.raises(TypeError, match=rf"codebooks\[0\]: expected a tensor, got {got}"):
+            functional.rvq_encode(mel, wrong)
