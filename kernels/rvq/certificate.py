@@ -64,8 +64,8 @@ class Proof(NamedTuple):
 
 @functools.cache
 def proof(dim: int, precision: str) -> Proof:
-    """Of scores in a precision. Where sums start from the bias, which then is no operand, as in the
-    kernel, the size may take "tf32x3"'s.
+    """Of scores in a precision. Where the bias is added to float32 sums and not rounded as their
+    operands are, as in the kernel, the size may take "tf32x3"'s.
 
     Raises:
         ValueError: as `score_beta`.

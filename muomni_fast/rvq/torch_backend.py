@@ -28,7 +28,7 @@ ROWS_IN_FLOAT64 = 1 << 12  # of a float64 quantizer, at once
 class _Float64Search:
     """`CertifiedSearch` of a float64 quantizer: every distance is measured."""
 
-    light = staticmethod(Tensor.detach)
+    as_array = staticmethod(Tensor.detach)
 
     def __init__(self, codebooks: Sequence[Tensor], rows: int) -> None:
         self.codebooks = codebooks
@@ -44,6 +44,9 @@ class _Float64Search:
 
     def subtract(self, codes: Tensor, q: int) -> None:
         self.residual -= self.codebooks[q][codes]
+
+    def finish(self) -> None:
+        """It keeps nothing."""
 
 
 # Rows that are not finite, or huge, give NaN and infinities, as they should.
@@ -75,7 +78,7 @@ def encode(
         search = _Float64Search(codebooks, len(mel))
     else:
         search = CertifiedSearch(codebooks, table, len(mel), matmul_precision(mel.device))
-    light_codes = search.light(codes)
+    found = search.as_array(codes)
     for start in range(0, len(mel), search.block):
         rows = mel[start : start + search.block]
         residual = search.start(len(rows))
@@ -86,14 +89,15 @@ def encode(
         else:
             residual.copy_(F.linear(rows, weight, bias))
         for q in range(n_codebooks):
-            index, strange = search.nearest(q)
-            if q == 0 and strange is not None:
-                nonfinite += int(strange.sum())
-            light_codes[start : start + search.block, q] = index
+            index, broken = search.nearest(q)
+            if q == 0 and broken is not None:
+                nonfinite += int(broken.sum())
+            found[start : start + search.block, q] = index
             if with_sums or q + 1 < n_codebooks:
                 search.subtract(index, q)
             if sums is not None:
                 sums[q] += residual.square().sum()
+    search.finish()
     return codes, None if sums is None else sums.to(codebooks[0].dtype)
 
 

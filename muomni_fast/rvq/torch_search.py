@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.rvq.certificate import proof
+from ..kernels.rvq.certificate import FLUSH, proof
 from ..kernels.rvq.table import UNDERFLOW, search_table, table_width
 from ..reference.rvq.search import nearest_code
 
-# Scores held at once for each thread: few enough for its cache, and so many rows that what the
-# product spends on the codebook alone does not show. Fastest of 2^16 to 2^20.
-BLOCK_SCORES = 1 << 18
+# Of a block of rows, scores and the rows themselves, for each thread: few enough for its cache, and
+# so many rows that what the product spends on the codebook alone does not show.
+BLOCK_NUMBERS = 1 << 19
+KEPT_NUMBERS = 1 << 22  # no larger buffers stay for the next call
 # For fewer rows, making a table costs more than it saves.
 ROWS_FOR_TABLE = 64
 # From so many threads on torch finds a lowest score sooner: numpy takes a twelfth of one thread's
@@ -31,6 +32,7 @@ THREADS_FOR_TORCH = 12
 MOST_CANDIDATES = 1 / 8
 PAIR_NUMBERS = 1 << 18  # of rows and candidates measured at once
 TINY = 2.0**-100  # against any norm
+OVERFLOW = 2.0**126  # scores up to here, and parts of their sums, are finite
 
 
 class CertifiedSearch:
@@ -54,7 +56,7 @@ class CertifiedSearch:
         device, threads = codebooks[0].device, torch.get_num_threads()
         if table is None and rows >= ROWS_FOR_TABLE:
             table = torch.stack([search_table(c, mark_repeats=False) for c in codebooks])
-        self.block = max(1, min(rows, BLOCK_SCORES * threads // size))
+        self.block = max(1, min(rows, BLOCK_NUMBERS * threads // (size + 2 * self.dim)))
         self.codebooks = codebooks
         self.beta, self.twice, self.ties = proof(self.dim, precision)
         if table is None:  # scores are taken of the codewords, whose norms then are float32's
@@ -62,20 +64,25 @@ class CertifiedSearch:
         # On a CPU numpy's arrays, whose calls cost a fifth of torch's and whose argmin a twelfth;
         # but it has one thread.
         few = device.type == "cpu" and threads < THREADS_FOR_TORCH
-        self.light: Any = Tensor.numpy if few else Tensor.detach
+        self.as_array: Any = Tensor.numpy if few else Tensor.detach
         shape = self.block, size, self.dim, self.beta, few, device
-        kept = getattr(_kept, "workspace", None)
+        # Taken out while it is in use: a signal handler, say, may encode meanwhile.
+        kept = _kept.__dict__.pop("workspace", None)
         if kept is None or kept.shape[1:] != shape[1:] or kept.shape[0] < self.block:
             kept = _Workspace(*shape)
-            if device.type == "cpu":
-                _kept.workspace = kept
         self.space = kept
         self.tables = None
         if table is not None:
             self.tables = table.transpose(1, 2).unbind()
-            columns = self.light(table)
+            columns = self.as_array(table)
             self.radii, self.sizes = columns[:, :, self.dim + 1], columns[:, :, self.dim + 2]
             self.scales = columns[:, 0, self.dim + 3].tolist()
+
+    def finish(self) -> None:
+        """Leave the buffers to the next call."""
+        block, size, dim, *_, device = self.space.shape
+        if device.type == "cpu" and block * (size + 2 * dim) <= KEPT_NUMBERS:
+            _kept.workspace = self.space
 
     def start(self, n: int) -> Tensor:
         """Where to write the rows that are searched for next: (n, D)."""
@@ -88,10 +95,10 @@ class CertifiedSearch:
 
     def nearest(self, q: int) -> tuple[Any, Any]:
         """Codes of `residual` in codebook q: (n,) int64; and which rows hold a NaN or an infinity,
-        if any: (n,) bool. Both `light`."""
+        if any: (n,) bool. Both as arrays."""
         # In float64, which huge rows do not overflow, nor tiny ones underflow; and never zero, as a
         # repeated codeword's radius is minus infinity.
-        norm = self.light(torch.linalg.vector_norm(self.residual, dim=1, dtype=torch.float64))
+        norm = self.as_array(torch.linalg.vector_norm(self.residual, dim=1, dtype=torch.float64))
         norm += TINY
         if self.tables is None:
             radius, size, scale = self._plain_scores(norm, q)
@@ -104,35 +111,38 @@ class CertifiedSearch:
         scores = self.space.scores
         lowest = scores[places]
         scores[places] = torch.inf
-        second = self.light(self.lower.amin(1))
+        second = self.as_array(self.lower.amin(1))
         reach = norm * (radius[codes] + self.ties / self.twice * scale * norm) + size[codes]
         limit = lowest + self.twice * reach
-        certain = second > limit  # not for NaN
+        # Where a sum may have overflowed, scores tell nothing; nor of NaN.
+        bounded = norm * radius.max() + size.max() < OVERFLOW
+        certain = (second > limit) & bounded
         if certain.all():
             return codes, None
         scores[places] = lowest
         doubt = ~certain
-        strange = ~(norm < torch.inf)
-        codes[strange] = 0
-        doubt &= ~strange
+        broken = ~(norm < torch.inf)
+        codes[broken] = 0
+        doubt &= ~broken
         rows, codebook = self.residual[torch.as_tensor(doubt)], self.codebooks[q]
         if codebook.device.type == "cpu":
-            near = np.asarray(self.least[doubt] <= limit[doubt, None])
+            near = np.asarray((self.least[doubt] <= limit[doubt, None]) & bounded[doubt, None])
             codes[doubt] = torch.as_tensor(nearest_of(rows.numpy(), codebook.numpy(), near))
         else:
             codes[doubt] = nearest_code(rows, codebook)
-        return codes, strange
+        return codes, broken
 
     def _plain_scores(self, norm: Any, q: int) -> tuple[Any, Any, float]:
         """Write every score - E to `lower`, without a table; radius and size of every code, and the
         scale."""
         codebook = self.codebooks[q]
-        radius = torch.linalg.vector_norm(codebook, dim=1).add_(UNDERFLOW)
+        radius = torch.linalg.vector_norm(codebook, dim=1)
         size = (radius.square() / 2).add_(UNDERFLOW)  # and bias, as what all share does not matter
+        radius += (self.dim * FLUSH) ** 0.5  # what its squares may have lost
         lower = size * (1 - self.beta)
         torch.addmm(lower, self.residual, codebook.t(), alpha=-1, out=self.lower)
         self.lower.addr_(torch.as_tensor(norm).float(), radius, alpha=-self.beta)
-        return self.light(radius), self.light(size), 1.0
+        return self.as_array(radius), self.as_array(size), 1.0
 
     def subtract(self, codes: Any, q: int) -> None:
         """Leave in `residual` what codebook q does not represent."""
@@ -147,8 +157,8 @@ class _Workspace:
     Attributes:
         augmented: (block, W), rows with the columns that scores are taken of; `residual` is the
             rows, `cut` the column -beta ||x||.
-        lower: (block, K), the least each score can be; `least` and `scores` are the same, `light`,
-            with its shape and without, `starts` where its rows start.
+        lower: (block, K), the least each score can be; as an array `least`, without a shape
+            `scores`, where its rows start at `starts`.
         words: (block, D), for codewords.
     """
 
@@ -156,17 +166,17 @@ class _Workspace:
         self, block: int, size: int, dim: int, beta: float, few: bool, device: torch.device
     ) -> None:
         self.shape = block, size, dim, beta, few, device
-        light: Any = Tensor.numpy if few else Tensor.detach
+        as_array: Any = Tensor.numpy if few else Tensor.detach
         with torch.inference_mode(False):
             self.augmented = torch.zeros(block, table_width(dim), device=device)
             self.augmented[:, dim] = 1
             self.augmented[:, dim + 2] = -beta
             self.residual = self.augmented[:, :dim]
-            self.cut = light(self.augmented[:, dim + 1])
+            self.cut = as_array(self.augmented[:, dim + 1])
             self.lower = torch.empty(block, size, device=device)
-            self.least = light(self.lower)
+            self.least = as_array(self.lower)
             self.scores = self.least.reshape(-1)
-            self.starts = light(torch.arange(block, device=device) * size)
+            self.starts = as_array(torch.arange(block, device=device) * size)
             self.words = torch.empty(block, dim, device=device)
 
 

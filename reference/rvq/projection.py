@@ -34,7 +34,7 @@ def project(mel: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None
         out = weight.new_empty(len(mel), len(weight))
     columns = weight.double().t()
     shift = None if bias is None else bias.double()
-    longest = float(torch.linalg.vector_norm(weight, dim=1).max())
+    longest = float(torch.linalg.vector_norm(weight, dim=1, dtype=torch.float64).max())
     largest = 0.0 if bias is None else float(bias.abs().max())
     for start in range(0, len(mel), ROWS):
         rows = mel[start : start + ROWS].double()
@@ -61,7 +61,8 @@ def project(mel: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None
         terms = rows[n] * columns.t()[d]
         if shift is not None:
             terms = torch.cat([terms, shift[d, None]], 1)
-        part[n, d] = torch.from_numpy(_rounded(terms.numpy(), total[n, 0].numpy()))
+        rounded = _rounded(terms.cpu().numpy(), total[n, 0].cpu().numpy())
+        part[n, d] = torch.from_numpy(rounded).to(part.device)
     return out
 
 

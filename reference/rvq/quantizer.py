@@ -183,14 +183,17 @@ def _project(
     """What the first codebook quantizes, and the codebooks, in the dtype of the work; in float32 on
     a CPU each number is the exact one, rounded once."""
     dtype = work_dtype(mel, codebooks)
-    z, books = _linear(mel.to(dtype), weight, bias), codebooks.to(dtype)
-    if weight is not None and dtype == torch.float32 and z.device.type == "cpu":
-        rows = mel.detach().reshape(-1, mel.shape[-1])
-        exact = project(
-            rows, weight.detach().float(), None if bias is None else bias.detach().float()
-        )
-        z = exact.reshape(z.shape) + (z - z.detach())  # with the gradient of the product
-    return z, books
+    books = codebooks.to(dtype)
+    if weight is None or dtype != torch.float32 or mel.device.type != "cpu":
+        return _linear(mel.to(dtype), weight, bias), books
+    shift = None if bias is None else bias.detach().float()
+    exact = project(mel.detach().reshape(-1, mel.shape[-1]), weight.detach().float(), shift)
+    exact = exact.reshape(*mel.shape[:-1], exact.shape[-1])
+    if not torch.is_grad_enabled():
+        return exact, books
+    # With the gradient of the product, which may overflow on the way where the exact one does not.
+    z = _linear(mel.to(dtype), weight, bias)
+    return exact + (z - z.detach()).nan_to_num(), books
 
 
 def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from muomni_fast import reference
 from muomni_fast.reference.rvq.projection import project, rounded_sum
 
 
@@ -63,6 +64,7 @@ HARD = {
         torch.randint(-(2**12), 2**12, (20, 70)).float(),
         torch.randint(-(2**12), 2**12, (9, 70)).float(),
     ),
+    "tiny weights": lambda: (torch.ones(1, 3), torch.tensor([[1, 2.0**-24, 2.0**-60]]) * 2.0**-80),
     "tiny": lambda: (1e-25 * torch.randn(20, 70), 1e-18 * torch.randn(9, 70)),
 }
 
@@ -96,3 +98,13 @@ def test_frames_that_are_not_finite_stay_so():
     mel[3, 1], mel[599, 0] = torch.nan, torch.inf
     found = project(mel, torch.randn(5, 12), torch.randn(5))
     assert found.isfinite().all(1).logical_not().nonzero()[:, 0].tolist() == [3, 599]
+
+
+def test_a_product_that_overflows_on_the_way_does_not_matter():
+    """Nor to the reference's gradients, whose forward sees the exact projection too."""
+    rvq = reference.RVQ(1, 4, 2, n_mels=4)
+    with torch.no_grad():
+        rvq.proj_in.weight.copy_(torch.tensor([[2.0, -2, 1, 0], [-2, 2, 0, 1]]))
+    mel = torch.tensor([[3e38, 3e38, 1, 0.5]])
+    assert rvq.project(mel).tolist() == [[1, 0.5]]
+    assert torch.equal(rvq(mel).codes, rvq.encode(mel))
