@@ -7,12 +7,14 @@ turns, and compares with the goals.
 import time
 from collections.abc import Callable, Iterator
 
-import codes
-import contenders
 import pytest
 import torch
-from speech_problems import AWKWARD, problem
-from timing import processor_seconds
+
+pytest.importorskip("soundfile")
+import codes  # noqa: E402
+import contenders  # noqa: E402
+from speech_problems import AWKWARD, problem  # noqa: E402
+from timing import processor_seconds  # noqa: E402
 
 pytestmark = pytest.mark.benchmark(timer=time.process_time)
 

@@ -76,7 +76,9 @@ def require_alike(name: str, tensors: Sequence[Tensor]) -> Tensor:
     first = tensors[0]
     for index, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}[{index}]: expected a tensor, got {type(tensor).__name__}")
+            raise TypeError(
+                f"{name}[{index}]: expected a torch.Tensor, got {type(tensor).__name__}"
+            )
         same = tensor.shape == first.shape and tensor.dtype == first.dtype
         if not same or tensor.device != first.device:
             expected = f"{tuple(first.shape)} {first.dtype} on {first.device}, as the first"

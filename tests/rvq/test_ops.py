@@ -477,5 +477,5 @@ def test_streaming_frame_by_frame_equals_the_batch():
 def test_modules_and_arrays_are_no_codebooks():
     rvq, mel = muomni_fast.RVQ(), torch.randn(3, 64)
     for wrong, got in ((rvq.codebooks, "Embedding"), ([torch.randn(4, 64).numpy()] * 2, "ndarray")):
-        with pytest.raises(TypeError, match=rf"codebooks\[0\]: expected a tensor, got {got}"):
+        with pytest.raises(TypeError, match=rf"codebooks\[0\]: expected a torch.Tensor, got {got}"):
             functional.rvq_encode(mel, wrong)
