@@ -11,7 +11,7 @@ from support.oracle import midpoints, stagewise_mismatches, unexcused_mismatches
 from torch import Tensor
 
 from muomni_fast.kernels.rvq.encode import rvq_encode
-from muomni_fast.rvq import ops
+from muomni_fast.kernels.rvq.table import search_table
 
 # name -> (n_codebooks, codebook_size, codebook_dim), n_mels of a projection, rows to time
 SHAPES: dict[str, tuple[tuple[int, int, int], int | None, int]] = {
@@ -36,7 +36,8 @@ class Problem:
     weight: Tensor | None
 
     def __post_init__(self) -> None:
-        self.half_norms = ops.half_norms_of(self.books)
+        self.half_norms = (self.books.double().square().sum(-1) / 2).float()
+        self.table = search_table(self.books, mark_repeats=True)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -47,7 +48,7 @@ class Problem:
         """Codes by the kernel itself."""
         nonfinite = torch.zeros(1, dtype=torch.int32, device=self.mel.device)
         options = dict(exact=exact, config=config)
-        arguments = self.mel, self.books, self.half_norms, self.weight, None, nonfinite
+        arguments = self.mel, self.books, self.table, self.weight, None, nonfinite
         return rvq_encode(*arguments, **options)[0]
 
     def mismatches(self, codes: Tensor) -> int:
@@ -59,12 +60,17 @@ class Problem:
 
 def problem(name: str) -> Problem:
     """Random data of a named shape, on the GPU."""
-    shape, n_mels, rows = SHAPES[name]
+    return Problem(*random_data(name, SHAPES[name][2], "cuda"))
+
+
+def random_data(name: str, rows: int, device: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Frames, codebooks and projection of a named shape, normally distributed."""
+    shape, n_mels, _ = SHAPES[name]
     torch.manual_seed(0)
-    mel = torch.randn(rows, n_mels or shape[2], device="cuda")
-    books = torch.randn(shape, device="cuda")
-    weight = torch.randn(shape[2], n_mels, device="cuda") / n_mels**0.5 if n_mels else None
-    return Problem(mel, books, weight)
+    mel = torch.randn(rows, n_mels or shape[2], device=device)
+    books = torch.randn(shape, device=device)
+    weight = torch.randn(shape[2], n_mels, device=device) / n_mels**0.5 if n_mels else None
+    return mel, books, weight
 
 
 def torch_way(mel: Tensor, books: Tensor, half_norms: Tensor, weight: Tensor | None) -> Tensor:
@@ -79,21 +85,32 @@ def torch_way(mel: Tensor, books: Tensor, half_norms: Tensor, weight: Tensor | N
 
 
 def hard_problems() -> dict[str, Callable[[], Problem]]:
-    """Near-ties, exact ties, offset data, tiny codewords and extreme scales, default shape."""
-    rows = 50_000
-    books = problem("default, 1 frame").books[:1]
-    device, dim = books.device, books.shape[2]
+    """`hard_data`, on the GPU."""
+    cases = hard_data(50_000, "cuda").items()
+    return {name: functools.partial(Problem, *case, None) for name, case in cases}
+
+
+def hard_data(rows: int, device: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Rows and a codebook each, default shape: near-ties, exact ties, offset data, tiny and huge
+    codewords, equal ones, and extreme scales."""
+    _, books, _ = random_data("default, 1 frame", 1, device)
+    books = books[:1]
+    size, dim = books.shape[1:]
     near = midpoints(books[0].cpu(), rows).to(device)
     ties = torch.randint(-2, 3, books.shape, device=device).float()
-    ties[:, len(ties[0]) // 2 :] = ties[:, : len(ties[0]) - len(ties[0]) // 2]
+    ties[:, size // 2 :] = ties[:, : size - size // 2]
     whole = torch.randint(-4, 5, (rows, dim), device=device).float()
     random = torch.randn(rows, dim, device=device)
-    cases = {
+    long = books.clone()
+    long[:, 1] *= 1000
+    return {
         "near-ties": (near, books),
         "exact ties": (whole, ties),
         "offset 10": (random + 10, books + 10),
+        "offset 100": (random + 100, books + 100),
         "tiny codewords": (random, books * 1e-6),
+        "one codeword x 1000": (random, long),
+        "every code twice": (near, torch.cat([books[:, : size // 2]] * 2, 1)),
         "scale 1e-18": (random * 1e-18, books * 1e-18),
         "scale 1e18": (random * 1e18, books * 1e18),
     }
-    return {name: functools.partial(Problem, *case, None) for name, case in cases.items()}

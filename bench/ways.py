@@ -70,8 +70,8 @@ def trips() -> dict[str, tuple[Callable[[], Any], str, Way]]:
     prepared.prepare()
     mel = torch.randn(1, plain.n_mels, 20)
     return {
-        "RVQ.encode, CPU": (lambda: rvq.encode(frames), "torch", Way(25, 7, 9)),
-        "RVQ.encode, kernels": (lambda: rvq.encode(frames), "triton", Way(35, 8, 11)),
+        "RVQ.encode, CPU": (lambda: rvq.encode(frames), "torch", Way(28, 9, 10)),
+        "RVQ.encode, kernels": (lambda: rvq.encode(frames), "triton", Way(35, 9, 11)),
         "HiFiGANVocoder.forward": (lambda: plain(mel), "torch", Way(120, 8, 30)),
         "HiFiGANVocoder.forward, prepared": (lambda: prepared(mel), "torch", Way(90, 7, 30)),
     }

@@ -5,7 +5,8 @@ scores on a CPU, both exact. So do residual blocks (`vocoder.ops`). `muomni_fast
 runs where.
 """
 
+from .kernels.rvq.table import search_table
 from .rvq.functional import code_sums, rvq_decode, rvq_encode, rvq_quantize
 from .vocoder.functional import mrf
 
-__all__ = ["code_sums", "mrf", "rvq_decode", "rvq_encode", "rvq_quantize"]
+__all__ = ["code_sums", "mrf", "rvq_decode", "rvq_encode", "rvq_quantize", "search_table"]

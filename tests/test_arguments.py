@@ -10,6 +10,7 @@ from torch import Tensor
 
 import muomni_fast
 from muomni_fast import functional, reference
+from muomni_fast.kernels.rvq.table import search_table
 from muomni_fast.reference.rvq import quantizer
 from muomni_fast.rvq import ops as rvq_ops
 from muomni_fast.vocoder import generator, plan
@@ -30,7 +31,8 @@ FLOATS = {  # function -> its floating point arguments, in order
     reference.log_mel: {"audio": AUDIO, "config": reference.MelConfig()},
 }
 FLOATS |= {getattr(functional, f.__name__): FLOATS[f] for f in [*FLOATS][:3]}
-FLOATS[functional.rvq_encode] = FLOATS[functional.rvq_encode] | {"half_norms": torch.randn(2, 8)}
+TABLE = search_table(BOOKS, mark_repeats=True)
+FLOATS[functional.rvq_encode] = FLOATS[functional.rvq_encode] | {"table": TABLE}
 
 
 def kinds(value: Tensor) -> dict[str, Tensor]:
@@ -114,7 +116,7 @@ OF_ENCODING = {
 }
 OF_DECODING = {"proj_out_weight": (WEIGHT[0], WEIGHT), "proj_out_bias": (BIAS, torch.ones(1, 6))}
 SHAPES: dict[Callable[..., object], dict[str, tuple[Tensor, ...]]] = {
-    functional.rvq_encode: OF_ENCODING | {"half_norms": (BOOKS[0], torch.ones(2, 7))},
+    functional.rvq_encode: OF_ENCODING | {"table": (BOOKS[0], torch.ones(2, 8, 4))},
     functional.rvq_decode: OF_DECODING | {"codes": OF_CODES, "codebooks": (BOOKS[0],)},
     functional.rvq_quantize: OF_ENCODING | OF_DECODING,
     functional.code_sums: {"codes": (CODES,), "rows": (MEL[:3], MEL[0])},

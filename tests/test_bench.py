@@ -149,7 +149,7 @@ def test_kernels_compiled_ahead_and_carried_elsewhere_are_found(tmp_path, monkey
     )
     assert compiled.returncode == 0, compiled.stderr[-3000:]
     count = lambda folder, kind="cubin": len(list(folder.glob(f"*/*.{kind}")))
-    assert count(caches[0]) == count(caches[0], "ptx") == 2
+    assert count(caches[0]) == count(caches[0], "ptx") == 1
     archive = tmp_path / "cache.tar.xz"
     monkeypatch.setattr("triton.knobs.cache.dir", str(caches[0]))
     gpu.pack(archive)
@@ -161,10 +161,10 @@ def test_kernels_compiled_ahead_and_carried_elsewhere_are_found(tmp_path, monkey
     )
     assert done.returncode == 0, done.stdout + (tmp_path / "out" / "gpu.log").read_text()[-3000:]
     # What is compiled leaves its PTX, which was not packed.
-    assert count(caches[1]) == 2 and count(caches[1], "ptx") == 0
+    assert count(caches[1]) == 1 and count(caches[1], "ptx") == 0
 
 
-PEERS = "rvq: one-stage peers"  # two kernels
+PEERS = "rvq: one-stage peers"  # one kernel
 AHEAD_OF_TIME = f"""
 import gpu_machine, gpu_step, pathlib, sys
 if __name__ == "__main__":

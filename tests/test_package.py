@@ -167,11 +167,11 @@ def test_what_is_not_a_tensor_is_refused_by_name():
         ("mel", lambda: rvq.encode(frames)),
         ("mel", lambda: rvq(frames)),
         ("codes", lambda: rvq.decode([[1, 2]])),
-        ("codebooks", lambda: functional.rvq_encode(torch.zeros(3, 64), [torch.zeros(8, 64)])),
+        ("codebooks", lambda: functional.rvq_encode(torch.zeros(3, 64), [frames[:, :64]])),
         ("mel", lambda: vocoder(frames[None])),
         ("x", lambda: muomni_fast.ResBlock(8, 3, (1,))(frames)),
     ):
-        with pytest.raises(TypeError, match=f"{name}: expected a torch.Tensor, got "):
+        with pytest.raises(TypeError, match=rf"{name}(\[0\])?: expected a torch.Tensor, got "):
             call()
     with pytest.raises(ValueError, match="resblocks: expected at least one"):
         functional.mrf(torch.zeros(1, 8, 3), [])

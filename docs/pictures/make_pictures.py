@@ -105,7 +105,7 @@ def rvq_encode() -> Figure:
     # What lies in device memory.
     box(axes, (4, 51), (16, 7), "mel frames\n(N, n_mels)", DATA)
     box(axes, (4, 41.5), (16, 7), "projection\nweights", DATA)
-    box(axes, (4, 25.5), (16, 13), "codebooks\n(Q, K, D)\nand half of each\nsquared norm", DATA)
+    box(axes, (4, 25.5), (16, 13), "codebooks\n(Q, K, D) and\ntheir centred\ntable", DATA)
     box(axes, (4, 6.5), (16, 7), "codes\n(N, Q) int64", DATA)
 
     # The way of a tile.
@@ -118,7 +118,7 @@ def rvq_encode() -> Figure:
         "2  score one tile\nof the codebook\nafter another\n(tensor cores)",
         WORK,
     )
-    box(axes, (52, 25.5), (17, 13), "keep the three\nlowest scores\nof every frame", WORK)
+    box(axes, (52, 25.5), (17, 13), "of every frame\nkeep the three\nlowest score - E", WORK)
     box(
         axes,
         (74, 46),
@@ -160,7 +160,7 @@ def rvq_encode() -> Figure:
         axes,
         (75.2, 16.7),
         (18.6, 5.2),
-        "more, or still too close:\nwhole codebook, float64",
+        "more, or still too close:\nfloat32, float64, all codes",
         DOUBT,
         fontsize=8,
     )

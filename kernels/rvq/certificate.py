@@ -1,17 +1,25 @@
 """When a low-precision score proves which codeword is nearest.
 
-The search compares h_k = ||c_k||^2 / 2 - x.c_k, which is half the squared distance less a term that
-all k share. Computed with operands rounded to u and sums that err by a, every h_k is within
+The search compares scores (`table.py`), bias_k + x . word_k. Computed with operands rounded to u
+and sums that err by a, each is within
 
-    E = beta ||x|| C + 2^-23 (C^2 / 2 + ||x|| C) + tiny,    beta = 2u + u^2 + a,  C = max_k ||c_k||
+    E_k = beta (||x|| radius_k + size_k),  beta = 2u + u^2 + a + 2^-22,
 
-of its value in real arithmetic (Cauchy-Schwarz on the products; the second term is the rounding of
-the half-norm and of the difference; tiny is what underflow can lose). So a code whose score exceeds
-the smallest by more than 2E cannot be the nearest. The sums of tensor cores are bounded as if every
-addition truncated, twice over.
+of its value in real arithmetic: Cauchy-Schwarz on the products, then the rounding of the word, of
+the bias and of score - E itself; the table's radius and size cover underflow. So k can be the
+nearest only if score_k - E_k <= score_j + E_j for every j. Each code has a bound of its own: a
+codeword a thousand times as long as the others puts none of them in doubt.
+
+The encoder looks for the lowest score - E. Its code j is the nearest if no other score - E reaches
+
+    limit = (score_j - E_j) + 2 E_j + the limit's own rounding + scale ||x||^2 (D + 2) 2^-50.
+
+The last term is for ties: distances that float64 cannot tell apart, to (D + 2) 2^-52 of themselves,
+count as equal. The sums of tensor cores are bounded as if every addition truncated, twice over.
 """
 
 import functools
+from typing import NamedTuple
 
 # Smallest normal float32: what a flushed product, square or operand may lose.
 FLUSH = 2.0**-126
@@ -43,6 +51,28 @@ def score_beta(dim: int, precision: str) -> float:
         "bf16": 2 * (dim + 4) * 2.0**-23,
     }[precision]
     return 2 * u + u * u + sums
+
+
+class Proof(NamedTuple):
+    """What proves a code the nearest: limit = lowest + twice (||x|| radius + size) + ties scale
+    ||x||^2, of the lowest score - E and its code, for E of `beta`."""
+
+    beta: float
+    twice: float
+    ties: float
+
+
+@functools.cache
+def proof(dim: int, precision: str) -> Proof:
+    """Of scores in a precision. Where the bias is added to float32 sums and not rounded as their
+    operands are, as in the kernel, the size may take "tf32x3"'s.
+
+    Raises:
+        ValueError: as `score_beta`.
+    """
+    # Two per cent for the rounding of ||x|| and of E itself, whose factors may be operands too.
+    beta = 1.02 * (score_beta(dim + 4, precision) + 2.0**-22)
+    return Proof(beta, 2.002 * beta + 2.0**-21, (dim + 2) * 2.0**-50)
 
 
 def projection_error(n_mels: int, precision: str) -> float:

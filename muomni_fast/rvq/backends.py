@@ -3,6 +3,7 @@
 A backend is a module: `torch_backend` or `triton_backend`.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -14,8 +15,8 @@ class Backend(Protocol):
     def encode(
         self,
         mel: Tensor,
-        codebooks: Tensor,
-        half_norms: Tensor | None,
+        codebooks: Sequence[Tensor],
+        table: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
         nonfinite: Tensor,
@@ -27,8 +28,8 @@ class Backend(Protocol):
 
         Args:
             mel: (N, n_mels).
-            codebooks: (Q, K, D).
-            half_norms: (Q, K), what `half_norms_of` gives, or None.
+            codebooks: one (Q, K, D), or Q of (K, D).
+            table: (Q, K, W), what `kernels.rvq.table.search_table` gives, or None.
             weight, bias: (D, n_mels) and (D,) of the projection, or None.
             nonfinite: one int32, raised by the number of rows with a NaN or an infinity.
             exact: certify codes; otherwise the lowest score may be taken as it is.
@@ -50,6 +51,3 @@ class Backend(Protocol):
 
     def code_sums(self, codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
         """(N,) int64, (N, D) -> sums of the rows of every code (codebook_size, D) float64."""
-
-    def half_norms_of(self, codebooks: Tensor) -> Tensor:
-        """||c||^2 / 2 of every codeword: (Q, K, D) -> (Q, K)."""

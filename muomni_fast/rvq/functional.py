@@ -4,12 +4,16 @@ They run as operators (`ops`): Triton kernels on a GPU, certified blocks of GEMM
 both exact. Dimension letters: N frames in all, Q codebooks, K codes each, D codebook_dim.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from ..kernels.rvq.table import table_width
 from ..operators import learning, refuse_transforms
 from ..reference.checks import require_float, require_integers, require_same_device
 from ..reference.rvq.checks import (
+    require_alike,
     require_decodable,
     require_encodable,
     require_finite_frames,
@@ -25,13 +29,13 @@ __all__ = ["code_sums", "rvq_decode", "rvq_encode", "rvq_quantize"]
 
 def rvq_encode(
     mel: Tensor,
-    codebooks: Tensor,
+    codebooks: Tensor | Sequence[Tensor],
     proj_in_weight: Tensor | None = None,
     proj_in_bias: Tensor | None = None,
     *,
     precision: str = "exact",
     check_finite: bool = False,
-    half_norms: Tensor | None = None,
+    table: Tensor | None = None,
 ) -> Tensor:
     """Codes of mel frames (SoundStream, algorithm 1); no gradient.
 
@@ -41,15 +45,15 @@ def rvq_encode(
 
     Args:
         mel: (..., n_mels), any float dtype but float8; half precision is upcast to float32.
-        codebooks: (Q, K, D).
+        codebooks: (Q, K, D), or Q of (K, D), which a CPU then need not copy.
         proj_in_weight: (D, n_mels), or None when n_mels == D.
         proj_in_bias: (D,).
         precision: "exact", or "fast" to let a GPU take the lowest TF32 score as it is. On a CPU
             both are exact.
         check_finite: raise if a frame holds a NaN or an infinity; otherwise it gets code 0 in every
             codebook and is counted (`muomni_fast.raise_if_errors`).
-        half_norms: (Q, K) float32, what `rvq.ops.half_norms_of` gives (||c||^2 / 2, summed in
-            float64), if at hand, to spare computing them; wrong ones give wrong codes.
+        table: what `search_table(codebooks, mark_repeats=True)` gives of codebooks (Q, K, D), if at
+            hand, to spare computing it; one of other codebooks gives wrong codes.
 
     Returns:
         (..., Q) int64; the lowest index wins a tie.
@@ -61,22 +65,29 @@ def rvq_encode(
         BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernel cannot run.
     """
     require_precision(precision)
-    require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
-    if half_norms is not None:
-        require_float("half_norms", half_norms)
-        if half_norms.shape != codebooks.shape[:2] or half_norms.dtype != torch.float32:
-            expected = tuple(codebooks.shape[:2])
-            got = tuple(half_norms.shape), half_norms.dtype
-            raise ValueError(f"half_norms: expected {expected} float32, got {got[0]} {got[1]}")
-        require_same_device(codebooks=codebooks, half_norms=half_norms)
+    if isinstance(codebooks, Tensor):
+        books, first = [codebooks], codebooks
+    else:
+        books = list(codebooks)
+        first = require_alike("codebooks", books)[None]
+    require_encodable(mel, first, proj_in_weight, proj_in_bias)
+    if table is not None:
+        require_float("table", table)
+        n_codebooks, size, dim = first.shape
+        n_codebooks *= len(books)  # one of the two is 1
+        expected = n_codebooks, size, table_width(dim)
+        if table.shape != expected or table.dtype != torch.float32:
+            got = f"{tuple(table.shape)} {table.dtype}"
+            raise ValueError(f"table: expected {expected} torch.float32, got {got}")
+        require_same_device(codebooks=first, table=table)
     if check_finite:
         require_finite_frames(mel)
-    dtype = work_dtype(mel, codebooks)
+    dtype = work_dtype(mel, first)
     with torch.no_grad():
         codes = ops.rvq_encode(
             _rows(mel, dtype),
-            codebooks.to(dtype),
-            half_norms,
+            books if first.dtype == dtype else [book.to(dtype) for book in books],
+            table,
             _cast(proj_in_weight, dtype),
             _cast(proj_in_bias, dtype),
             precision == "exact",

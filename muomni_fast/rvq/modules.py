@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from .. import reference
 from ..counters import begin_counting
+from ..kernels.rvq.table import search_table
 from ..preparable import Preparable
 from ..reference import RVQOutput
-from . import functional, ops
+from . import functional
 
 
 @dataclasses.dataclass
@@ -21,13 +22,13 @@ class PreparedRVQ:
 
     Attributes:
         codebooks: (Q, K, D), all in one tensor.
-        half_norms: (Q, K) float32, ||c||^2 / 2.
+        search_table: (Q, K, W), what `kernels.rvq.table.search_table` gives.
         tables: (Q, K, n_mels), the codewords already projected back, the first codebook's
             with the bias.
     """
 
     codebooks: Tensor
-    half_norms: Tensor
+    search_table: Tensor
     tables: Tensor
 
 
@@ -39,8 +40,9 @@ class RVQ(Preparable, reference.RVQ):
 
     @torch.no_grad()
     def prepare(self) -> Self:
-        """Compute once what encoding and decoding derive from the weights: stacked codebooks, their
-        norms, and codewords already projected back, so that decoding only gathers and adds.
+        """Compute once what encoding and decoding derive from the weights: stacked codebooks, what
+        is searched of them, and codewords already projected back, so that decoding only gathers and
+        adds.
 
         Decoded frames then differ by rounding (the projection is applied before the sum).
         `train()`, `load_state_dict()` and `to()` drop what was prepared; where weights have changed
@@ -61,21 +63,25 @@ class RVQ(Preparable, reference.RVQ):
         tables = tables.to(codebooks.dtype)
         if not tables.isfinite().all():
             raise ValueError("prepare: the codebooks or proj_out are not finite")
-        return self._keep(PreparedRVQ(codebooks, ops.half_norms_of(codebooks.float()), tables))
+        table = search_table(codebooks.float(), mark_repeats=True)
+        return self._keep(PreparedRVQ(codebooks, table, tables))
 
     def encode(self, mel: Tensor, precision: str = "exact", check_finite: bool = False) -> Tensor:
         """Codes of mel frames: (..., n_mels) -> (..., n_codebooks) int64; see
         `functional.rvq_encode`."""
         ready = None if self._prepared is None else self._current()
+        books: Any = None if ready is None else ready.codebooks
+        if books is None:
+            books = [codebook.weight for codebook in self.codebooks]
         layer = self.proj_in
         return functional.rvq_encode(
             mel,
-            _stacked(self.codebooks) if ready is None else ready.codebooks,
+            books,
             None if layer is None else layer.weight,
             None if layer is None else layer.bias,
             precision=precision,
             check_finite=check_finite,
-            half_norms=None if ready is None else ready.half_norms,
+            table=None if ready is None else ready.search_table,
         )
 
     def _decode(self, codes: Tensor) -> Tensor:

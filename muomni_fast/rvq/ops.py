@@ -29,29 +29,28 @@ def _backend(op: str, *tensors: Tensor) -> Backend:
     return triton_backend
 
 
-def half_norms_of(codebooks: Tensor) -> Tensor:
-    """||c||^2 / 2 of every codeword: (Q, K, D) float32 -> (Q, K) float32."""
-    return _backend("rvq_encode", codebooks).half_norms_of(codebooks)
-
-
 @operator("rvq_encode")
 def rvq_encode(
     mel: Tensor,
-    codebooks: Tensor,
-    half_norms: Tensor | None,
+    codebooks: Sequence[Tensor],
+    table: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     exact: bool,
 ) -> Tensor:
-    """(N, n_mels), (Q, K, D), (Q, K), (D, n_mels), (D,) -> codes (N, Q) int64."""
-    backend = _backend("rvq_encode", mel, codebooks)
+    """(N, n_mels), codebooks, (Q, K, W), (D, n_mels), (D,) -> codes (N, Q) int64.
+
+    Codebooks are one (Q, K, D), or Q of (K, D).
+    """
+    backend = _backend("rvq_encode", mel, codebooks[0])
     _, nonfinite = counters.known.get(mel.device) or counters.counters(mel.device)
-    return backend.encode(mel, codebooks, half_norms, weight, bias, nonfinite, exact=exact)[0]
+    return backend.encode(mel, codebooks, table, weight, bias, nonfinite, exact=exact)[0]
 
 
 @torch.library.register_fake("muomni::rvq_encode")
-def _(mel: Tensor, codebooks: Tensor, *rest: Any) -> Tensor:
-    return mel.new_empty(mel.shape[0], codebooks.shape[0], dtype=torch.int64)
+def _(mel: Tensor, codebooks: Sequence[Tensor], *rest: Any) -> Tensor:
+    n_codebooks = len(codebooks) if codebooks[0].ndim == 2 else codebooks[0].shape[0]
+    return mel.new_empty(mel.shape[0], n_codebooks, dtype=torch.int64)
 
 
 def _decode(codes: Tensor, tables: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -145,7 +144,7 @@ def rvq_quantize(
     backend = _backend("rvq_quantize", mel, codebooks)
     invalid, nonfinite = counters.known.get(mel.device) or counters.counters(mel.device)
     codes, sums = backend.encode(
-        mel, codebooks, None, in_weight, in_bias, nonfinite, with_sums=True
+        mel, [codebooks], None, in_weight, in_bias, nonfinite, with_sums=True
     )
     quantized = backend.decode(codes, codebooks, None, None, invalid)
     frames = _frames(quantized, out_weight, out_bias)

@@ -2,7 +2,6 @@
 
 from ..kernels.rvq.code_sums import code_sums
 from ..kernels.rvq.decode import rvq_decode as decode
-from ..kernels.rvq.encode import half_norms_of
 from ..kernels.rvq.encode import rvq_encode as encode
 
-__all__ = ["code_sums", "decode", "encode", "half_norms_of"]
+__all__ = ["code_sums", "decode", "encode"]

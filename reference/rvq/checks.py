@@ -1,6 +1,6 @@
 """What the quantizer's functions refuse: shapes, dtypes, devices and values that do not fit."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,24 @@ def require_encodable(
                 proj_in_weight=proj_in_weight,
                 proj_in_bias=proj_in_bias,
             )
+
+
+def require_alike(name: str, tensors: Sequence[Tensor]) -> Tensor:
+    """The first of several tensors; raise unless all have its shape, dtype and device."""
+    if not tensors:
+        raise ValueError(f"{name}: expected at least one, got none")
+    first = tensors[0]
+    for index, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{name}[{index}]: expected a torch.Tensor, got {type(tensor).__name__}"
+            )
+        same = tensor.shape == first.shape and tensor.dtype == first.dtype
+        if not same or tensor.device != first.device:
+            expected = f"{tuple(first.shape)} {first.dtype} on {first.device}, as the first"
+            got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+            raise ValueError(f"{name}[{index}]: expected {expected}, got {got}")
+    return first
 
 
 def require_decodable(

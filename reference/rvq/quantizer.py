@@ -31,6 +31,7 @@ from .checks import (
     without_padding,
     work_dtype,
 )
+from .projection import project
 from .search import nearest_code
 
 
@@ -179,8 +180,20 @@ def _mean_square(difference: Tensor) -> Tensor:
 def _project(
     mel: Tensor, codebooks: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    """What the first codebook quantizes, and the codebooks, in the dtype of the work; in float32 on
+    a CPU each number is the exact one, rounded once."""
     dtype = work_dtype(mel, codebooks)
-    return _linear(mel.to(dtype), weight, bias), codebooks.to(dtype)
+    books = codebooks.to(dtype)
+    if weight is None or dtype != torch.float32 or mel.device.type != "cpu":
+        return _linear(mel.to(dtype), weight, bias), books
+    shift = None if bias is None else bias.detach().float()
+    exact = project(mel.detach().reshape(-1, mel.shape[-1]), weight.detach().float(), shift)
+    exact = exact.reshape(*mel.shape[:-1], exact.shape[-1])
+    if not torch.is_grad_enabled():
+        return exact, books
+    # With the gradient of the product, which may overflow on the way where the exact one does not.
+    z = _linear(mel.to(dtype), weight, bias)
+    return exact + (z - z.detach()).nan_to_num(), books
 
 
 def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -290,7 +303,8 @@ class RVQ(nn.Module):
         return (None, None) if layer is None else (layer.weight, layer.bias)
 
     def project(self, mel: Tensor) -> Tensor:
-        """What the first codebook quantizes: (..., n_mels) -> (..., codebook_dim) float32."""
+        """What the first codebook quantizes: (..., n_mels) -> (..., codebook_dim) float32; on a CPU
+        each number is the exact one, rounded once."""
         with full_precision(mel):
             return _project(mel, self.stacked_codebooks(), *self._projection("proj_in"))[0]
 

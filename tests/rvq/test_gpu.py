@@ -28,6 +28,24 @@ def test_a_gpu_agrees_with_the_cpu(rvq):
         assert (a.grad.cpu() - b.grad).norm() < 1e-2 * b.grad.norm()
 
 
+def test_a_row_has_the_code_it_has_alone(rvq):
+    """In batches of 1 to 257 rows, at any place, prepared or not: near-ties of projected rows show
+    any other order of its projection's sums."""
+    from support.oracle import midpoints
+
+    weight, bias = rvq.proj_in.weight.detach(), rvq.proj_in.bias.detach()
+    near = midpoints(rvq.stacked_codebooks().detach()[0], 200) - bias
+    mel = (near.double() @ torch.linalg.pinv(weight.double()).T).float()
+    mel = torch.cat([mel, torch.randn(57, 128, device="cuda")])[torch.randperm(257)]
+    codes = rvq.encode(mel)
+    for prepared in (False, True):
+        if prepared:
+            rvq.prepare()
+        for rows in range(1, 258):
+            places = torch.arange(257).roll(61 * rows)[:rows]
+            assert torch.equal(rvq.encode(mel[places]), codes[places]), (prepared, rows)
+
+
 def test_cuda_graphs(rvq):
     mel = torch.randn(3000, 128, device="cuda")
     rvq.prepare()

@@ -26,8 +26,8 @@ from muomni_fast.kernels.rvq import certificate
 from muomni_fast.kernels.rvq.code_sums import code_sums
 from muomni_fast.kernels.rvq.configs import ENCODE
 from muomni_fast.kernels.rvq.decode import rvq_decode
-from muomni_fast.kernels.rvq.encode import encode_constants, half_norms_of, rvq_encode
-from muomni_fast.rvq import torch_backend as torch_rvq
+from muomni_fast.kernels.rvq.encode import encode_constants, rvq_encode
+from muomni_fast.kernels.rvq.table import search_table
 
 pytestmark = ON_KERNELS
 
@@ -36,8 +36,8 @@ def count() -> Tensor:
     return torch.zeros(1, dtype=torch.int32)
 
 
-def encode(rows: Tensor, codebooks: Tensor, **options) -> Tensor:
-    return rvq_encode(rows, codebooks, None, None, None, count(), **options)[0]
+def encode(rows: Tensor, codebooks: Tensor, table: Tensor | None = None, **options) -> Tensor:
+    return rvq_encode(rows, codebooks, table, None, None, count(), **options)[0]
 
 
 # Exactness
@@ -112,13 +112,60 @@ def test_worse_products_than_the_bound_allows_are_caught(monkeypatch):
     books, rows = torch.randn(1, 128, 64), torch.randn(3000, 64)
     assert mismatches(rows, books[0], encode(rows, books)[:, 0]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(certificate, "score_beta", lambda dim, precision: 0.0)
+        patch.setattr(certificate, "proof", lambda *_: certificate.Proof(0.0, 0.0, 0.0))
         encode_constants.cache_clear()
         assert mismatches(rows, books[0], encode(rows, books)[:, 0]) > 0
     encode_constants.cache_clear()
     if DEVICE.type == "cpu":
         round_like_tensor_cores(monkeypatch, tf32="3 bits")
         assert mismatches(rows, books[0], encode(rows, books)[:, 0]) > 0
+
+
+def sphere() -> tuple[Tensor, Tensor]:
+    """Tiny rows, and words whose squared norms differ by less than their float32 halves can say."""
+    books = torch.randn(1, 32, 16)
+    return 2.0**-25 * torch.randn(40, 16), books / books.norm(dim=-1, keepdim=True)
+
+
+def near_ties() -> tuple[Tensor, Tensor]:
+    """Rows between the two words nearest to them, in few dimensions, where errors add up."""
+    books = torch.randn(1, 6, 4)
+    rows = midpoints(books[0], 100)
+    nearest = torch.cdist(rows, books[0]).topk(2, largest=False).values
+    return rows[(nearest[:, 1] - nearest[:, 0]) < 1e-5], books
+
+
+def far_ties() -> tuple[Tensor, Tensor]:
+    """Rows near zero and words so far away that float64 counts their distances as equal."""
+    books = torch.full((1, 32, 64), 1e6)
+    step = torch.randint(1, 10, (1, 32)) / 16
+    books[:, :, 0] += step
+    books[:, :, 1] -= step
+    return 1e-3 * torch.randn(20, 1).expand(-1, 64).contiguous(), books
+
+
+@pytest.mark.parametrize(
+    ("case", "column", "factor"),
+    [(near_ties, 1, 0.1), (sphere, 2, 0.0), (far_ties, 2, 0.0)],
+    ids=["radius", "size", "size of a far centre"],
+)
+def test_smaller_bounds_than_the_tables_are_caught(case, column, factor):
+    """Each column that bounds scores is needed: codes are right with it, and wrong without."""
+    rows, books = case()
+    table = search_table(books, mark_repeats=True)
+    assert stagewise_mismatches(rows, books, encode(rows, books, table)) == 0
+    table[..., books.shape[2] + column] *= factor
+    assert stagewise_mismatches(rows, books, encode(rows, books, table)) > 0
+
+
+def test_the_wrong_one_of_two_equal_codewords_marked_is_caught():
+    books = torch.randn(1, 32, 16)
+    books[0, 20] = books[0, 3]
+    rows = books[0, [3, 20]] + 0.01 * torch.randn(2, 16)
+    table = search_table(books, mark_repeats=True)
+    assert encode(rows, books, table).tolist() == [[3], [3]]
+    table[0, [3, 20]] = table[0, [20, 3]]
+    assert encode(rows, books, table).tolist() == [[20], [20]]
 
 
 def test_every_score_is_within_its_bound():
@@ -168,12 +215,6 @@ def test_other_precisions(precision):
     assert stagewise_mismatches(rows, books, encode(rows, books, config=config)) == 0
 
 
-def test_half_norms():
-    books = torch.randn(3, 50, 20)
-    expected = (books.double().square().sum(-1) / 2).float()
-    assert torch.equal(half_norms_of(books), expected)
-
-
 # Bad input
 
 
@@ -215,17 +256,23 @@ def test_frames_that_are_finite_are_never_counted():
 
 @pytest.fixture
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Grows by one with every row that is measured against a whole codebook in float64."""
+    """Grows by one with every row that is measured against a whole codebook, and by another where
+    that takes float64."""
     if DEVICE.type == "cuda":
         pytest.skip("watches the interpreter")
-    name, found = "muomni_fast.kernels.rvq.encode.nearest_in_float64", []
-    search = pkgutil.resolve_name(name)
+    found = []
 
-    def counted(row, *arguments, **named):
-        found.append(row)
-        return search(row, *arguments, **named)
+    def watch(name: str) -> None:
+        search = pkgutil.resolve_name(name)
 
-    monkeypatch.setattr(name, counted)
+        def counted(row, *arguments, **named):
+            found.append(row)
+            return search(row, *arguments, **named)
+
+        monkeypatch.setattr(name, counted)
+
+    for name in ("nearest_in_float32", "nearest_in_float64"):
+        watch(f"muomni_fast.kernels.rvq.encode.{name}")
     return found
 
 
@@ -247,7 +294,13 @@ def test_two_equal_codewords_are_settled_at_once(searched):
         # Between two words there are four candidates: of all rows a few, of all stages.
         rows = torch.randn(200, 16)
         assert stagewise_mismatches(rows, books, encode(rows, books)) == 0
-        assert len(searched) < 40
+        assert 0 < len(searched) < 80
+        found = len(searched)
+        searched.clear()
+        # Two, where copies are marked.
+        table = search_table(books, mark_repeats=True)
+        assert stagewise_mismatches(rows, books, encode(rows, books, table)) == 0
+        assert len(searched) < found / 4
         searched.clear()
 
 
@@ -261,17 +314,33 @@ def test_codewords_that_are_almost_equal_are_still_told_apart():
     assert stagewise_mismatches(rows, books, encode(rows, books)) == 0
 
 
-def test_norms_from_float32_sums_would_not_do():
-    """Two words whose squared norms differ by less than their float32 sums err: the half-norms the
-    kernel is given must come from float64 sums, as both implementations' do."""
+def test_biases_from_float32_sums_would_not_do():
+    """Two words whose squared norms differ by less than their float32 sums err."""
     books = torch.full((1, 2, 512), 0.98 * 2.0**-24).sqrt()
     books[:, 1] = (1.02 * 2.0**-24) ** 0.5
     books[:, :, :32] = 1
     books[0, 0, 0] = 1 + 3 * 2.0**-22
     rows = torch.zeros(5, 512)
-    for norms in (half_norms_of(books), torch_rvq.half_norms_of(books)):
-        codes = rvq_encode(rows, books, norms, None, None, count())[0]
-        assert stagewise_mismatches(rows, books, codes) == 0
+    for table in (None, search_table(books, mark_repeats=True)):
+        assert stagewise_mismatches(rows, books, encode(rows, books, table)) == 0
+
+
+@pytest.mark.parametrize("marked", [None, False, True])
+def test_a_row_has_the_code_it_has_alone(marked):
+    """In any batch, at any place of it, with a table or none. The projection halves and pads, as
+    numpy's products, which are the interpreter's, round a row as its place in the tile has it."""
+    books, weight = torch.randn(2, 40, 16), torch.eye(16, 24) / 2
+    books[:, 30] = books[:, 11]
+    pool = torch.cat([torch.randn(237, 16), midpoints(books[0], 20)])[torch.randperm(257)]
+    pool = torch.cat([2 * pool, torch.randn(257, 8)], 1)
+    table = None if marked is None else search_table(books, mark_repeats=marked)
+    run = lambda mel: rvq_encode(mel, books, table, weight, None, count())[0]
+    codes = rvq_encode(pool, books, None, weight, None, count())[0]
+    for rows, start in ((257, 30), (129, 100), (128, 3), (63, 190), (1, 256)):
+        places = torch.arange(257).roll(start)[:rows]
+        assert torch.equal(run(pool[places]), codes[places]), rows
+    for row in range(0, 257, 64):
+        assert torch.equal(run(pool[row : row + 1]), codes[row : row + 1])
 
 
 def test_any_strides_and_dtypes():
@@ -296,11 +365,11 @@ def test_any_strides_and_dtypes():
         codes = rvq_encode(half, books, None, weight, bias, count())[0]
         assert torch.equal(codes, rvq_encode(half.float(), books, None, weight, bias, count())[0])
     strided = torch.stack([bias, -bias], 1)[:, 0]
-    norms = half_norms_of(books).T.contiguous().T
+    table = search_table(books, mark_repeats=True).transpose(1, 2).contiguous().transpose(1, 2)
     mel = base[:, 0].contiguous()
     expected = rvq_encode(mel, books, None, weight, bias, count())[0]
     assert torch.equal(
-        rvq_encode(mel, books, norms, weight.T.contiguous().T, strided, count())[0], expected
+        rvq_encode(mel, books, table, weight.T.contiguous().T, strided, count())[0], expected
     )
     assert rvq_encode(base[:0, 0], books, None, weight, bias, count())[0].shape == (0, 2)
 

@@ -11,12 +11,8 @@ from torch import Tensor
 from muomni_fast.kernels.rvq.code_sums import _code_sums_kernel, code_sums
 from muomni_fast.kernels.rvq.configs import ENCODE, decode_config
 from muomni_fast.kernels.rvq.decode import _rvq_decode_kernel, decode_constants, rvq_decode
-from muomni_fast.kernels.rvq.encode import (
-    _rvq_encode_kernel,
-    encode_constants,
-    half_norms_of,
-    rvq_encode,
-)
+from muomni_fast.kernels.rvq.encode import _rvq_encode_kernel, encode_constants, rvq_encode
+from muomni_fast.kernels.rvq.table import search_table
 
 pytestmark = ON_INTERPRETER
 CPU = torch.device("cpu")
@@ -27,9 +23,9 @@ def count() -> Tensor:
 
 
 def encode_launch(mel: Tensor, books: Tensor, weight: Tensor | None, **options) -> Launch:
-    norms = half_norms_of(books)
+    table = search_table(books, mark_repeats=True)
     with watched() as launches:
-        rvq_encode(mel, books, norms, weight, None, count(), **options)
+        rvq_encode(mel, books, table, weight, None, count(), **options)
     (launch,) = launches
     return launch
 
@@ -54,9 +50,6 @@ def test_decode_and_sums_stay_in_bounds_and_write_once(width):
     with watched() as launches:
         code_sums(codes[:, 2], torch.randn(70, width), 20)
     launches[0].check("out_ptr")
-    with watched() as launches:
-        half_norms_of(books)
-    launches[0].check("out_ptr")
 
 
 def test_the_watcher_sees_faults():
@@ -75,18 +68,20 @@ def test_the_watcher_sees_faults():
 
 
 def test_encode_moves_each_input_once():
-    """Device memory traffic of the default shape: inputs, codes and weights once each, and 2 %."""
+    """Device memory traffic of the default shape: inputs, codes and weights once each, to 2 %."""
     rows, books, weight = 1024, torch.randn(2, 128, 64) / 8, torch.randn(64, 128) / 11
     mel = torch.randn(rows, 128)
     launch = encode_launch(mel, books, weight)
-    once = sum(t.numel() * t.element_size() for t in (mel, books, weight, half_norms_of(books)))
-    once += rows * 2 * 8
-    assert once <= launch.dram_bytes() <= 1.02 * once
-    # Each program reads weight and codebooks again, from the cache: 99 KB beside its own frames.
+    size = lambda *tensors: sum(t.numel() * t.element_size() for t in tensors)
+    table = search_table(books, mark_repeats=True)
+    once = size(mel, weight, table, books) + rows * 2 * 8
+    assert 0.98 * once <= launch.dram_bytes() <= once
+    # Each program reads weight and table again, from the cache: 102 KB beside its own frames, and
+    # the codewords of their codes and second candidates.
     programs = rows // ENCODE["sm_80", 64].block_n
-    shared = sum(t.numel() * t.element_size() for t in (books, weight, half_norms_of(books)))
     frames = rows * (128 * 4 + 2 * 8)
-    assert frames + programs * shared <= launch.l2_bytes() <= 1.02 * (frames + programs * shared)
+    least = frames + 0.95 * programs * size(weight, table)
+    assert least <= launch.l2_bytes() <= frames + programs * size(weight, table, books)
 
 
 @pytest.mark.parametrize("beyond", [2**31, 2**33])
@@ -102,7 +97,7 @@ def test_encode_offsets_do_not_wrap(probe, beyond):
         weight_ptr=None,
         bias_ptr=None,
         codebooks_ptr=torch.zeros(16),
-        half_norms_ptr=torch.zeros(1),
+        table_ptr=torch.zeros(20),
         codes_ptr=codes,
         sums_ptr=None,
         nonfinite_ptr=count(),

@@ -142,7 +142,6 @@ print(json.dumps(found))
 # are no integers), each for a reason that stands at the kernel.
 A_MODELS_OWN = {
     "_rvq_encode_kernel": {"Q", "stride_xn"},
-    "_half_norms_kernel": {"rows"},
     "_code_sums_kernel": {"stride_rn", "K"},
     "_mrf_step_kernel": {"scale"},
     "_mrf_strip_kernel": {"scale"},

@@ -1,0 +1,216 @@
+"""The nearest codes of blocks of rows without Triton: scores by one matrix product, certified.
+
+With a table of codewords (`kernels.rvq.table`), rows get columns as it has: [x, 1, -beta ||x||,
+-beta] times [word, bias, radius, |bias|] is score - E, the least the score can be in real
+arithmetic (`kernels.rvq.certificate`), so that one product gives it for every code. A row whose
+lowest stands alone is done; the others are measured in float64 against their candidates, of which
+most have two.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.rvq.certificate import FLUSH, proof
+from ..kernels.rvq.table import UNDERFLOW, search_table, table_width
+from ..reference.rvq.search import nearest_code
+
+# Of a block of rows, scores and the rows themselves, for each thread: few enough for its cache, and
+# so many rows that what the product spends on the codebook alone does not show.
+BLOCK_NUMBERS = 1 << 19
+KEPT_NUMBERS = 1 << 22  # no larger buffers stay for the next call
+# For fewer rows, making a table costs more than it saves.
+ROWS_FOR_TABLE = 64
+# From so many threads on torch finds a lowest score sooner: numpy takes a twelfth of one thread's
+# time, but has only one.
+THREADS_FOR_TORCH = 12
+# A row's candidates are measured one by one unless they are more than this part of all codes.
+MOST_CANDIDATES = 1 / 8
+PAIR_NUMBERS = 1 << 18  # of rows and candidates measured at once
+TINY = 2.0**-100  # against any norm
+OVERFLOW = 2.0**126  # scores up to here, and parts of their sums, are finite
+
+
+class CertifiedSearch:
+    """Nearest codes of blocks of rows.
+
+    Args:
+        codebooks: Q of (K, D) float32.
+        table: (Q, K, W), what `search_table` gives, or None.
+        rows: of the whole batch.
+        precision: of float32 products: "ieee", "tf32" or "bf16".
+
+    Attributes:
+        block: most rows at once.
+        residual: (n, D), the rows that are searched for.
+    """
+
+    def __init__(
+        self, codebooks: Sequence[Tensor], table: Tensor | None, rows: int, precision: str
+    ) -> None:
+        size, self.dim = codebooks[0].shape
+        device, threads = codebooks[0].device, torch.get_num_threads()
+        if table is None and rows >= ROWS_FOR_TABLE:
+            table = torch.stack([search_table(c, mark_repeats=False) for c in codebooks])
+        self.block = max(1, min(rows, BLOCK_NUMBERS * threads // (size + 2 * self.dim)))
+        self.codebooks = codebooks
+        self.beta, self.twice, self.ties = proof(self.dim, precision)
+        if table is None:  # scores are taken of the codewords, whose norms then are float32's
+            self.beta, self.twice = 2 * self.beta, 2 * self.twice
+        # On a CPU numpy's arrays, whose calls cost a fifth of torch's and whose argmin a twelfth;
+        # but it has one thread.
+        few = device.type == "cpu" and threads < THREADS_FOR_TORCH
+        self.as_array: Any = Tensor.numpy if few else Tensor.detach
+        shape = self.block, size, self.dim, self.beta, few, device
+        # Taken out while it is in use: a signal handler, say, may encode meanwhile.
+        kept = _kept.__dict__.pop("workspace", None)
+        if kept is None or kept.shape[1:] != shape[1:] or kept.shape[0] < self.block:
+            kept = _Workspace(*shape)
+        self.space = kept
+        self.tables = None
+        if table is not None:
+            self.tables = table.transpose(1, 2).unbind()
+            columns = self.as_array(table)
+            self.radii, self.sizes = columns[:, :, self.dim + 1], columns[:, :, self.dim + 2]
+            self.scales = columns[:, 0, self.dim + 3].tolist()
+
+    def finish(self) -> None:
+        """Leave the buffers to the next call."""
+        block, size, dim, *_, device = self.space.shape
+        if device.type == "cpu" and block * (size + 2 * dim) <= KEPT_NUMBERS:
+            _kept.workspace = self.space
+
+    def start(self, n: int) -> Tensor:
+        """Where to write the rows that are searched for next: (n, D)."""
+        space = self.space
+        self.augmented, self.lower = space.augmented[:n], space.lower[:n]
+        self.residual, self.words = space.residual[:n], space.words[:n]
+        self.cut, self.least = space.cut[:n], space.least[:n]
+        self.starts = space.starts[:n]
+        return self.residual
+
+    def nearest(self, q: int) -> tuple[Any, Any]:
+        """Codes of `residual` in codebook q: (n,) int64; and which rows hold a NaN or an infinity,
+        if any: (n,) bool. Both as arrays."""
+        # In float64, which huge rows do not overflow, nor tiny ones underflow; and never zero, as a
+        # repeated codeword's radius is minus infinity.
+        norm = self.as_array(torch.linalg.vector_norm(self.residual, dim=1, dtype=torch.float64))
+        norm += TINY
+        if self.tables is None:
+            radius, size, scale = self._plain_scores(norm, q)
+        else:
+            self.cut[:] = norm * -self.beta
+            torch.mm(self.augmented, self.tables[q], out=self.lower)
+            radius, size, scale = self.radii[q], self.sizes[q], self.scales[q]
+        codes = self.least.argmin(1)
+        places = self.starts + codes
+        scores = self.space.scores
+        lowest = scores[places]
+        scores[places] = torch.inf
+        second = self.as_array(self.lower.amin(1))
+        reach = norm * (radius[codes] + self.ties / self.twice * scale * norm) + size[codes]
+        limit = lowest + self.twice * reach
+        # Where a sum may have overflowed, scores tell nothing; nor of NaN.
+        bounded = norm * radius.max() + size.max() < OVERFLOW
+        certain = (second > limit) & bounded
+        if certain.all():
+            return codes, None
+        scores[places] = lowest
+        doubt = ~certain
+        broken = ~(norm < torch.inf)
+        codes[broken] = 0
+        doubt &= ~broken
+        rows, codebook = self.residual[torch.as_tensor(doubt)], self.codebooks[q]
+        if codebook.device.type == "cpu":
+            near = np.asarray((self.least[doubt] <= limit[doubt, None]) & bounded[doubt, None])
+            codes[doubt] = torch.as_tensor(nearest_of(rows.numpy(), codebook.numpy(), near))
+        else:
+            codes[doubt] = nearest_code(rows, codebook)
+        return codes, broken
+
+    def _plain_scores(self, norm: Any, q: int) -> tuple[Any, Any, float]:
+        """Write every score - E to `lower`, without a table; radius and size of every code, and the
+        scale."""
+        codebook = self.codebooks[q]
+        radius = torch.linalg.vector_norm(codebook, dim=1)
+        size = (radius.square() / 2).add_(UNDERFLOW)  # and bias, as what all share does not matter
+        radius += (self.dim * FLUSH) ** 0.5  # what its squares may have lost
+        lower = size * (1 - self.beta)
+        torch.addmm(lower, self.residual, codebook.t(), alpha=-1, out=self.lower)
+        self.lower.addr_(torch.as_tensor(norm).float(), radius, alpha=-self.beta)
+        return self.as_array(radius), self.as_array(size), 1.0
+
+    def subtract(self, codes: Any, q: int) -> None:
+        """Leave in `residual` what codebook q does not represent."""
+        index = torch.as_tensor(codes)
+        self.residual -= torch.index_select(self.codebooks[q], 0, index, out=self.words)
+
+
+class _Workspace:
+    """Buffers for blocks of rows and one shape of codebooks. A CPU's are kept for the next call of
+    the thread: fresh memory costs a page fault for every 4 KB, together more than the search.
+
+    Attributes:
+        augmented: (block, W), rows with the columns that scores are taken of; `residual` is the
+            rows, `cut` the column -beta ||x||.
+        lower: (block, K), the least each score can be; as an array `least`, without a shape
+            `scores`, where its rows start at `starts`.
+        words: (block, D), for codewords.
+    """
+
+    def __init__(
+        self, block: int, size: int, dim: int, beta: float, few: bool, device: torch.device
+    ) -> None:
+        self.shape = block, size, dim, beta, few, device
+        as_array: Any = Tensor.numpy if few else Tensor.detach
+        with torch.inference_mode(False):
+            self.augmented = torch.zeros(block, table_width(dim), device=device)
+            self.augmented[:, dim] = 1
+            self.augmented[:, dim + 2] = -beta
+            self.residual = self.augmented[:, :dim]
+            self.cut = as_array(self.augmented[:, dim + 1])
+            self.lower = torch.empty(block, size, device=device)
+            self.least = as_array(self.lower)
+            self.scores = self.least.reshape(-1)
+            self.starts = as_array(torch.arange(block, device=device) * size)
+            self.words = torch.empty(block, dim, device=device)
+
+
+_kept = threading.local()
+
+
+def nearest_of(rows: Any, codebook: Any, near: Any) -> Any:
+    """Exact codes of rows in doubt, in numpy's arrays.
+
+    Args:
+        rows: (n, D) float32.
+        codebook: (K, D) float32.
+        near: (n, K) bool, their candidates; none where there is no telling.
+
+    Returns:
+        (n,) int64.
+    """
+    dim, size = rows.shape[1], len(codebook)
+    codes = np.empty(len(rows), np.int64)
+    count = np.count_nonzero(near, axis=1)
+    many = (count == 0) | (count > MOST_CANDIDATES * size)
+    if many.any():
+        codes[many] = nearest_code(torch.from_numpy(rows[many]), torch.from_numpy(codebook))
+        near[many] = False
+    row, code = near.nonzero()
+    distance = np.empty(len(row))
+    step = max(1, PAIR_NUMBERS // dim)
+    for pairs in range(0, len(row), step):
+        part = slice(pairs, pairs + step)
+        apart = torch.from_numpy(rows[row[part]]).double() - torch.from_numpy(codebook[code[part]])
+        distance[part] = apart.square_().sum(-1)
+    if len(row):
+        first = np.flatnonzero(np.diff(row, prepend=-1))  # of each row's pairs
+        limit = np.minimum.reduceat(distance, first) * (1 + (dim + 2) * 2.0**-52)
+        tied = distance <= np.repeat(limit, count[~many])
+        codes[row[tied][::-1]] = code[tied][::-1]  # the last that is written is the lowest
+    return codes

@@ -1,0 +1,198 @@
+"""Every bound of the search is needed: with any of them planted wrong, codes are."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+from support.oracle import midpoints, mismatches
+from torch import Tensor
+
+import muomni_fast
+from muomni_fast.functional import rvq_encode
+from muomni_fast.kernels.rvq import certificate
+from muomni_fast.kernels.rvq.table import UNDERFLOW, repeats, search_table
+from muomni_fast.rvq import torch_search
+
+
+def encode(rows: Tensor, codebook: Tensor, table: Tensor) -> Tensor:
+    return rvq_encode(rows, codebook[None], table=table[None])[:, 0]
+
+
+def wrong(rows: Tensor, codebook: Tensor, table: Tensor) -> int:
+    return mismatches(rows, codebook, encode(rows, codebook, table))
+
+
+def offset_midpoints() -> tuple[Tensor, Tensor]:
+    codebook = torch.randn(128, 64) + 100
+    return midpoints(codebook, 4000), codebook
+
+
+def with_long_words() -> tuple[Tensor, Tensor]:
+    """Near-ties of codewords a thousand times as long as the others, and of those."""
+    codebook = torch.randn(128, 64)
+    codebook[:8] *= 1000
+    return torch.cat([midpoints(codebook[:8], 2000), midpoints(codebook[8:], 2000)]), codebook
+
+
+def with_repeats() -> tuple[Tensor, Tensor]:
+    codebook = torch.randn(64, 32).repeat_interleave(2, 0)
+    return torch.randn(1000, 32), codebook
+
+
+@pytest.mark.parametrize("hard", [offset_midpoints, with_long_words, with_repeats])
+def test_codes_are_right(hard):
+    rows, codebook = hard()
+    for mark in (False, True):
+        assert wrong(rows, codebook, search_table(codebook, mark_repeats=mark)) == 0
+
+
+def test_radii_that_are_too_small_give_wrong_codes():
+    rows, codebook = with_long_words()
+    table = search_table(codebook, mark_repeats=True)
+    for words in (slice(8), slice(8, None)):  # of each kind: a bound for all would hide one
+        planted = table.clone()
+        planted[words, 65:67] = UNDERFLOW
+        assert wrong(rows, codebook, planted) > 0
+
+
+def test_a_centre_that_scores_do_not_account_for_gives_wrong_codes():
+    rows, codebook = offset_midpoints()
+    table = search_table(codebook, mark_repeats=True)
+    scale, words = table[0, 67], table[:, :64]
+    planted = table.clone()
+    planted[:, 64] = words.square().sum(1) / 2 / scale  # as if rows were centred too
+    assert wrong(rows, codebook, planted) > 0
+    planted = table.clone()
+    planted[:, 66] = planted[:, 65] = UNDERFLOW  # the rounding of the centred words
+    assert wrong(rows, codebook, planted) > 0
+
+
+def test_marking_the_first_of_equal_codewords_gives_wrong_codes():
+    rows, codebook = with_repeats()
+    table = search_table(codebook, mark_repeats=True)
+    assert torch.equal(table[:, 33] == -torch.inf, repeats(codebook))
+    planted = table.clone()
+    planted[0::2, 33], planted[1::2, 33] = table[1::2, 33], table[0::2, 33]
+    assert wrong(rows, codebook, planted) > 0
+
+
+def test_without_a_table_bounds_are_needed_too(monkeypatch):
+    codebook = torch.randn(128, 64) + 10
+    rows = midpoints(codebook, 1000)
+
+    def wrong_in_small_batches() -> int:
+        parts = [rvq_encode(part, codebook[None])[:, 0] for part in rows.split(50)]
+        return mismatches(rows, codebook, torch.cat(parts))
+
+    assert wrong_in_small_batches() == 0
+    monkeypatch.setattr(torch_search, "proof", lambda *_: certificate.Proof(0.0, 1e-30, 0.0))
+    assert wrong_in_small_batches() > 0
+
+
+def far_ties() -> tuple[Tensor, Tensor]:
+    """Rows near zero and words so far away that float64 counts their distances as equal."""
+    codebook = torch.full((32, 64), 1e6)
+    step = torch.randint(1, 10, (32,)) / 16
+    codebook[:, 0] += step
+    codebook[:, 1] -= step
+    return 1e-3 * torch.randn(100, 1).expand(-1, 64).contiguous(), codebook
+
+
+def ties_of_long_rows() -> tuple[Tensor, Tensor]:
+    """Rows so long that float64 counts their distances to all words as equal."""
+    return 1e9 * torch.randn(100, 8), 1e-9 * torch.randn(32, 8)
+
+
+@pytest.mark.parametrize("hard", [far_ties, ties_of_long_rows])
+@pytest.mark.parametrize("batch", [100, 10])
+def test_what_float64_cannot_tell_is_a_tie(hard, batch):
+    rows, codebook = hard()
+    for mark in (None, False, True):
+        table = None if mark is None else search_table(codebook, mark_repeats=mark)[None]
+        parts = [rvq_encode(x, codebook[None], table=table)[:, 0] for x in rows.split(batch)]
+        assert mismatches(rows, codebook, torch.cat(parts)) == 0
+
+
+@pytest.mark.parametrize(
+    "row, codebook",
+    [
+        ([2e19, 1.083e19], [[1.8e19, 0], [1e19, 1.2e19]]),
+        ([2.4e38, 0], [[3e38, 0], [1.9e38, 0], [-3e38, 0], [-1.9e38, 0]]),
+        ([1.5e19], [[-1e19], [1.9e19]]),
+        ([2.0**62], [[0], [1400], [2.0**127]]),
+        ([1e37, -1e37], [[20.0, 1], [1, 20], [-3, 4]]),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 100])
+def test_scores_that_overflow_tell_nothing(row, codebook, rows):
+    x, words = torch.tensor([row] * rows), torch.tensor(codebook)
+    assert mismatches(x, words, rvq_encode(x, words[None])[:, 0]) == 0
+    assert wrong(x, words, search_table(words, mark_repeats=True)) == 0
+
+
+def test_an_encoding_may_interrupt_another():
+    """As a signal handler or a finalizer may, between any two lines: buffers are not shared."""
+    rvq, mel = muomni_fast.RVQ().eval(), torch.randn(300, 128)
+    codes = rvq.encode(mel)
+    real, depth = torch_search.CertifiedSearch.nearest, []
+
+    def interrupted(search: torch_search.CertifiedSearch, q: int) -> object:
+        if not depth:
+            depth.append(q)
+            rvq.encode(torch.randn(300, 128))
+            depth.pop()
+        return real(search, q)
+
+    with patch.object(torch_search.CertifiedSearch, "nearest", interrupted):
+        assert torch.equal(rvq.encode(mel), codes)
+
+
+def test_buffers_that_are_kept_are_small():
+    for size, dim in ((2, 512), (16, 512), (128, 64), (2048, 256)):
+        rvq_encode(torch.randn(5000, dim), torch.randn(1, size, dim))
+        space = torch_search._kept.workspace
+        held = space.augmented, space.lower, space.words
+        assert (
+            sum(x.numel() for x in held) <= 3 * torch_search.BLOCK_NUMBERS * torch.get_num_threads()
+        )
+
+
+def test_tables_of_parameters_and_of_half_precision():
+    codebook = torch.randn(16, 8).bfloat16().requires_grad_()
+    table = search_table(codebook, mark_repeats=True)
+    assert not table.requires_grad
+    assert torch.equal(table, search_table(codebook.detach().float(), mark_repeats=True))
+
+
+def test_repeats():
+    codebook = torch.tensor([[0.0, 1], [-0.0, 1], [2, 1], [0, 1], [2, 1.5]])
+    assert repeats(codebook).tolist() == [False, True, False, True, False]
+
+
+def test_few_rows_are_measured_whatever_the_data(monkeypatch):
+    """What makes the search fast: hard data puts hardly more rows in doubt than ordinary ones."""
+    measured = []
+    real = torch_search.nearest_of
+    monkeypatch.setattr(
+        torch_search, "nearest_of", lambda *args: measured.append(len(args[0])) or real(*args)
+    )
+    rows, codebook = torch.randn(4000, 64), torch.randn(256, 64)
+    twice, zeros, long = codebook.clone(), codebook.clone(), codebook.clone()
+    twice[1::2], zeros[::2] = twice[::2], 0
+    long[7] *= 1000
+    broken = rows.clone()
+    broken[::2], broken[1::4, 3] = torch.nan, torch.inf
+    cases = {
+        "ordinary": (rows, codebook),
+        "every code twice": (rows, twice),
+        "zeros": (rows, torch.zeros_like(codebook)),
+        "half zeros": (rows, zeros),
+        "one long": (rows, long),
+        "offset 10": (rows + 10, codebook + 10),
+        "tiny": (rows * 1e-20, codebook * 1e-20),
+        "not finite": (broken, codebook),
+    }
+    for name, (x, book) in cases.items():
+        measured.clear()
+        encode(x, book, search_table(book, mark_repeats=True))
+        assert sum(measured) < 80, (name, sum(measured))  # 2 %
