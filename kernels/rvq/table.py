@@ -19,7 +19,7 @@ EXPONENT_BITS = 0x7F800000  # of a float32
 LARGEST_SCALE = 2.0**80  # so that rows far longer than the codewords do not overflow
 # Added to radius and |bias|, so that E covers what underflow can lose of a score: 8 D (1 + ||x||)
 # 2^-126, where E is beta (||x|| radius + |bias|), and D < 2^24 beta.
-UNDERFLOW = 2.0**-98
+UNDERFLOW_MARGIN = 2.0**-98
 
 
 @functools.cache
@@ -63,9 +63,9 @@ def search_table(codebooks: Tensor, *, mark_repeats: bool) -> Tensor:
     bias.copy_((norms.square() - shared.square()) / twice)
     torch.sub(centre, words, out=words)
     norms = torch.linalg.vector_norm(words, dim=-1, dtype=torch.float64)
-    radius.copy_(norms * (1 + 2.0**-22) + UNDERFLOW)
+    radius.copy_(norms * (1 + 2.0**-22) + UNDERFLOW_MARGIN)
     far = (shared.square() / twice).float() * ((dim + 5) * 2.0**-28)
-    size.copy_(bias.abs() + far + UNDERFLOW)
+    size.copy_(bias.abs() + far + UNDERFLOW_MARGIN)
     scales.copy_(scale.squeeze(-1))
     if mark_repeats:
         radius.masked_fill_(repeats(codebooks), -torch.inf)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.rvq.certificate import FLUSH, proof
-from ..kernels.rvq.table import UNDERFLOW, search_table, table_width
+from ..kernels.rvq.table import UNDERFLOW_MARGIN, search_table, table_width
 from ..reference.rvq.search import nearest_code
 
 # Of a block of rows, scores and the rows themselves, for each thread: few enough for its cache, and
@@ -137,7 +137,9 @@ class CertifiedSearch:
         scale."""
         codebook = self.codebooks[q]
         radius = torch.linalg.vector_norm(codebook, dim=1)
-        size = (radius.square() / 2).add_(UNDERFLOW)  # and bias, as what all share does not matter
+        size = (radius.square() / 2).add_(
+            UNDERFLOW_MARGIN
+        )  # and bias, as what all share does not matter
         radius += (self.dim * FLUSH) ** 0.5  # what its squares may have lost
         lower = size * (1 - self.beta)
         torch.addmm(lower, self.residual, codebook.t(), alpha=-1, out=self.lower)

@@ -58,7 +58,8 @@ def require_encodable(
     n_mels = dim if proj_in_weight is None else proj_in_weight.shape[1]
     if mel.ndim < 1 or mel.shape[-1] != n_mels:
         raise ValueError(f"mel: expected (..., {n_mels}), got {tuple(mel.shape)}")
-    _require_bias("proj_in", proj_in_weight, proj_in_bias, dim)
+    if proj_in_bias is not None:
+        _require_bias("proj_in", proj_in_weight, proj_in_bias, dim)
     for tensor in (codebooks, proj_in_weight, proj_in_bias):
         if tensor is not None and tensor.device != mel.device:
             require_same_device(
@@ -116,15 +117,14 @@ def require_projection_back(
             f"proj_out_weight: expected (n_mels, {dim}), got {tuple(proj_out_weight.shape)}"
         )
     n_mels = dim if proj_out_weight is None else proj_out_weight.shape[0]
-    _require_bias("proj_out", proj_out_weight, proj_out_bias, n_mels)
+    if proj_out_bias is not None:
+        _require_bias("proj_out", proj_out_weight, proj_out_bias, n_mels)
     require_same_device(
         codebooks=codebooks, proj_out_weight=proj_out_weight, proj_out_bias=proj_out_bias
     )
 
 
-def _require_bias(name: str, weight: Tensor | None, bias: Tensor | None, size: int) -> None:
-    if bias is None:
-        return
+def _require_bias(name: str, weight: Tensor | None, bias: Tensor, size: int) -> None:
     if weight is None:
         raise ValueError(f"{name}_bias: expected None without {name}_weight")
     if bias.shape != (size,):

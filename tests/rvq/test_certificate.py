@@ -4,13 +4,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from support.oracle import midpoints, mismatches
+from support.oracle import far_ties, midpoints, mismatches
 from torch import Tensor
 
 import muomni_fast
 from muomni_fast.functional import rvq_encode
 from muomni_fast.kernels.rvq import certificate
-from muomni_fast.kernels.rvq.table import UNDERFLOW, repeats, search_table
+from muomni_fast.kernels.rvq.table import UNDERFLOW_MARGIN, repeats, search_table
 from muomni_fast.rvq import torch_search
 
 
@@ -51,7 +51,7 @@ def test_radii_that_are_too_small_give_wrong_codes():
     table = search_table(codebook, mark_repeats=True)
     for words in (slice(8), slice(8, None)):  # of each kind: a bound for all would hide one
         planted = table.clone()
-        planted[words, 65:67] = UNDERFLOW
+        planted[words, 65:67] = UNDERFLOW_MARGIN
         assert wrong(rows, codebook, planted) > 0
 
 
@@ -63,7 +63,7 @@ def test_a_centre_that_scores_do_not_account_for_gives_wrong_codes():
     planted[:, 64] = words.square().sum(1) / 2 / scale  # as if rows were centred too
     assert wrong(rows, codebook, planted) > 0
     planted = table.clone()
-    planted[:, 66] = planted[:, 65] = UNDERFLOW  # the rounding of the centred words
+    planted[:, 66] = planted[:, 65] = UNDERFLOW_MARGIN  # the rounding of the centred words
     assert wrong(rows, codebook, planted) > 0
 
 
@@ -89,24 +89,15 @@ def test_without_a_table_bounds_are_needed_too(monkeypatch):
     assert wrong_in_small_batches() > 0
 
 
-def far_ties() -> tuple[Tensor, Tensor]:
-    """Rows near zero and words so far away that float64 counts their distances as equal."""
-    codebook = torch.full((32, 64), 1e6)
-    step = torch.randint(1, 10, (32,)) / 16
-    codebook[:, 0] += step
-    codebook[:, 1] -= step
-    return 1e-3 * torch.randn(100, 1).expand(-1, 64).contiguous(), codebook
-
-
-def ties_of_long_rows() -> tuple[Tensor, Tensor]:
+def ties_of_long_rows(rows: int) -> tuple[Tensor, Tensor]:
     """Rows so long that float64 counts their distances to all words as equal."""
-    return 1e9 * torch.randn(100, 8), 1e-9 * torch.randn(32, 8)
+    return 1e9 * torch.randn(rows, 8), 1e-9 * torch.randn(32, 8)
 
 
 @pytest.mark.parametrize("hard", [far_ties, ties_of_long_rows])
 @pytest.mark.parametrize("batch", [100, 10])
 def test_what_float64_cannot_tell_is_a_tie(hard, batch):
-    rows, codebook = hard()
+    rows, codebook = hard(100)
     for mark in (None, False, True):
         table = None if mark is None else search_table(codebook, mark_repeats=mark)[None]
         parts = [rvq_encode(x, codebook[None], table=table)[:, 0] for x in rows.split(batch)]

@@ -11,6 +11,7 @@ from support.environment import DEVICE, ON_KERNELS
 from support.interpreter import round_like_tensor_cores, truncated
 from support.oracle import (
     HARD,
+    far_ties,
     midpoints,
     mismatches,
     stagewise_mismatches,
@@ -135,18 +136,14 @@ def near_ties() -> tuple[Tensor, Tensor]:
     return rows[(nearest[:, 1] - nearest[:, 0]) < 1e-5], books
 
 
-def far_ties() -> tuple[Tensor, Tensor]:
-    """Rows near zero and words so far away that float64 counts their distances as equal."""
-    books = torch.full((1, 32, 64), 1e6)
-    step = torch.randint(1, 10, (1, 32)) / 16
-    books[:, :, 0] += step
-    books[:, :, 1] -= step
-    return 1e-3 * torch.randn(20, 1).expand(-1, 64).contiguous(), books
+def few_far_ties() -> tuple[Tensor, Tensor]:
+    rows, codebook = far_ties(20)
+    return rows, codebook[None]
 
 
 @pytest.mark.parametrize(
     ("case", "column", "factor"),
-    [(near_ties, 1, 0.1), (sphere, 2, 0.0), (far_ties, 2, 0.0)],
+    [(near_ties, 1, 0.1), (sphere, 2, 0.0), (few_far_ties, 2, 0.0)],
     ids=["radius", "size", "size of a far centre"],
 )
 def test_smaller_bounds_than_the_tables_are_caught(case, column, factor):

@@ -156,6 +156,15 @@ def permuted(rows: int) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, 1).expand(-1, 64).contiguous(), codebook
 
 
+def far_ties(rows: int) -> tuple[Tensor, Tensor]:
+    """Rows near zero and words so far away that float64 counts their distances as equal."""
+    codebook = torch.full((32, 64), 1e6)
+    step = torch.randint(1, 10, (32,)) / 16
+    codebook[:, 0] += step
+    codebook[:, 1] -= step
+    return 1e-3 * torch.randn(rows, 1).expand(-1, 64).contiguous(), codebook
+
+
 HARD = [crowded, two_near_zero, permuted]
 
 
