@@ -46,7 +46,8 @@ def cancelling() -> tuple[Tensor, Tensor]:
 
 def in_the_middle() -> tuple[Tensor, Tensor]:
     """Sums half-way between two float32, exactly and all but."""
-    mel = torch.tensor([[1.0, 2.0**-24, s * 2.0**-60, 2.0**-23] for s in (0, 1, -1)])
+    tiny = 0, 2.0**-60, -(2.0**-60), 2.0**-57, -(2.0**-57)
+    mel = torch.tensor([[1.0, 2.0**-24, term, 2.0**-23] for term in tiny])
     weight = torch.tensor([[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], [-1.0, -1.0, 1.0, 0.0]])
     return mel, weight
 
@@ -74,6 +75,12 @@ HARD = {
 def test_numbers_are_rounded_once(name, biased):
     mel, weight = HARD[name]()
     bias = weight[:, 0] * 3 if biased else None
+    assert torch.equal(project(mel, weight, bias), expected(mel, weight, bias))
+
+
+def test_a_bias_can_be_the_largest_term():
+    mel = torch.tensor([[2.0**-24, 2.0**-60], [2.0**-24, -(2.0**-60)]])
+    weight, bias = torch.ones(1, 2), torch.ones(1)
     assert torch.equal(project(mel, weight, bias), expected(mel, weight, bias))
 
 
