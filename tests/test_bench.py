@@ -151,7 +151,7 @@ def test_kernels_compiled_ahead_and_carried_elsewhere_are_found(tmp_path, monkey
     count = lambda folder, kind="cubin": len(list(folder.glob(f"*/*.{kind}")))
     assert count(caches[0]) == count(caches[0], "ptx") == 1
     archive = tmp_path / "cache.tar.xz"
-    monkeypatch.setattr("triton.knobs.cache.dir", str(caches[0]))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(caches[0]))
     gpu.pack(archive)
     shutil.rmtree(caches[0])
     done = run(
