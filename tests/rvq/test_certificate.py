@@ -187,3 +187,15 @@ def test_few_rows_are_measured_whatever_the_data(monkeypatch):
         measured.clear()
         encode(x, book, search_table(book, mark_repeats=True))
         assert sum(measured) < 80, (name, sum(measured))  # 2 %
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-30, 1.0, 3e19, 1e38])
+def test_no_table_exceeds_what_its_scale_tells(factor):
+    """From it the search knows which rows' scores cannot overflow."""
+    torch.manual_seed(0)
+    for codebook in (torch.randn(128, 64), torch.ones(16, 64), with_long_words()[1] / 1000):
+        codebook = (codebook * factor).clamp(-3e38, 3e38)
+        table = search_table(codebook, mark_repeats=False).double()
+        radius, size, scale = table[:, 65:68].unbind(1)
+        assert radius.max() < 5 * 64**0.5
+        assert (size <= 3 * 64 / scale).all() or not size.isfinite().all()
