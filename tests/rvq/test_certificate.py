@@ -198,4 +198,4 @@ def test_no_table_exceeds_what_its_scale_tells(factor):
         table = search_table(codebook, mark_repeats=False).double()
         radius, size, scale = table[:, 65:68].unbind(1)
         assert radius.max() < 5 * 64**0.5
-        assert (size <= 3 * 64 / scale).all() or not size.isfinite().all()
+        assert (size.clamp(max=2.0**127) <= 3 * 64 / scale).all()  # what overflows is infinite
