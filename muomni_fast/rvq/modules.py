@@ -37,6 +37,7 @@ class RVQ(Preparable, reference.RVQ):
     __doc__ = reference.RVQ.__doc__
 
     code_sums = staticmethod(functional.code_sums)
+    nearest_code = staticmethod(functional.nearest_code)
     _prepared: PreparedRVQ | None = None
 
     @torch.no_grad()

@@ -272,7 +272,9 @@ class RVQ(nn.Module):
             projections are needed but off.
     """
 
+    # What a subclass with faster kernels replaces.
     code_sums = staticmethod(code_sums)
+    nearest_code = staticmethod(nearest_code)
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ den Oord et al., "Neural discrete representation learning" (2017), appendix A.1;
 et al., "Jukebox" (2020).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..rvq.quantizer import RVQ, code_sums
 from ..rvq.search import nearest_code
 
+Nearest = Callable[[Tensor, Tensor], Tensor]  # (N, D), (K, D) -> (N,)
 KMEANS_STEPS = 30
 KMEANS_ROWS = 40000  # a start needs no more frames than this
 
@@ -41,8 +43,12 @@ def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
     return torch.stack(columns).double()
 
 
-def kmeans(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def kmeans(
+    rows: Tensor, size: int, generator: torch.Generator, nearest: Nearest = nearest_code
+) -> Tensor:
     """Lloyd's algorithm: (N, D) float32 on the CPU -> (size, D).
+
+    `nearest` is any exact search, and changes nothing but the time.
 
     Starts from distinct rows; an empty cluster restarts at the row farthest from its codeword. With
     fewer rows than clusters, the rest are copies moved by a thousandth of the data's spread.
@@ -54,7 +60,7 @@ def kmeans(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
         return torch.cat([rows, rows[extra] + noise * spread])
     centres = rows[_drawn(len(rows), size, generator)].clone()
     for _ in range(KMEANS_STEPS):
-        codes = nearest_code(rows, centres)
+        codes = nearest(rows, centres)
         counts = torch.bincount(codes, minlength=size)
         means = code_sums(codes, rows, size) / counts[:, None].clamp(min=1)
         empty = counts == 0
@@ -104,9 +110,9 @@ def start_from_data(rvq: RVQ, mel: Tensor, generator: torch.Generator) -> None:
         mel = mel[_drawn(len(mel), KMEANS_ROWS, generator)]
     residual = rvq.project(mel.to(rvq.codebook_weights()[0].device)).cpu()
     for weight in rvq.codebook_weights():
-        centres = kmeans(residual, rvq.codebook_size, generator)
+        centres = kmeans(residual, rvq.codebook_size, generator, rvq.nearest_code)
         weight.copy_(centres)
-        residual = residual - centres[nearest_code(residual, centres)]
+        residual = residual - centres[rvq.nearest_code(residual, centres)]
 
 
 class CodebookHealth:

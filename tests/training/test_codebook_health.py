@@ -3,9 +3,10 @@
 import pytest
 import torch
 from support.ranks import on_two_ranks
-from support.training import clustered, health_on_a_rank, with_dead_codes
+from support.training import assert_same, clustered, health_on_a_rank, with_dead_codes
 from torch.nn import functional as F
 
+import muomni_fast
 from muomni_fast.reference import RVQ, nearest_code
 from muomni_fast.reference.training.codebook_health import (
     CodebookHealth,
@@ -261,3 +262,12 @@ def test_a_codebook_that_no_row_reached_stays_as_it_is():
     assert health.after_step(mel, codes) == 0
     assert torch.equal(rvq.codebooks[1].weight, before)
     assert health.counts[1].tolist() == [0.001] * 4
+
+
+def test_a_start_is_the_same_whichever_library_searches():
+    mel, states = torch.randn(700, 20) @ torch.randn(20, 20), []
+    for lib in (RVQ, muomni_fast.RVQ):
+        rvq = lib(3, 64, 12, n_mels=20)
+        start_from_data(rvq, mel, torch.Generator().manual_seed(0))
+        states.append(rvq.state_dict())
+    assert_same(*states)
