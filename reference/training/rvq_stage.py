@@ -64,6 +64,9 @@ class RVQStage(SpeechStage):
     recipes = {
         "smoke": RVQRecipe(steps=24, batch_size=4, model={"codebook_size": 16, "codebook_dim": 16}),
         "muomni": RVQRecipe(steps=20_000),
+        "muomni-4": RVQRecipe(steps=20_000, model={"n_codebooks": 4}),
+        "muomni-8": RVQRecipe(steps=20_000, model={"n_codebooks": 8}),
+        "muomni-62": RVQRecipe(steps=20_000, model={"n_codebooks": 8}),
     }
     starts_from_data = True
     by_length = True
@@ -170,7 +173,7 @@ class RVQStage(SpeechStage):
                 figures[name] = notes["start"]
                 continue
             shape = {"n_codebooks": n_codebooks, "codebook_size": size}
-            rvq = RVQ(**(self.recipe.shape(config) | shape))
+            rvq = self.backend.RVQ(**(self.recipe.shape(config) | shape))
             start_from_data(rvq, rows, self._generator())
             figures[name] = validate_rvq(rvq, mels, config.frames_per_code, config.pooling)
         return {"sizes": figures}
