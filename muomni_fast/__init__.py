@@ -6,6 +6,7 @@ Importing this needs torch and numpy only; triton is used where it is installed.
 
 from . import functional
 from .backend import BackendUnavailableError, doctor, explain
+from .code_files import CodeInfo, read_codes, write_codes
 from .codec import SpeechCodec
 from .counters import CodeRangeError, raise_if_errors
 from .loading import load, save
@@ -19,13 +20,20 @@ from .reference import (
     pool_frames,
     unpool_frames,
 )
-from .reference.errors import AudioFormatError, CheckpointError, DataError, TrainingError
+from .reference.errors import (
+    AudioFormatError,
+    CheckpointError,
+    CodeFileError,
+    DataError,
+    TrainingError,
+)
 from .rvq.modules import RVQ
 from .vocoder.modules import MRF, HiFiGANVocoder, NeuralVocoder, ResBlock
 
 # Pickled models name the public module, wherever a class lies inside.
 for _class in (
     BackendUnavailableError,
+    CodeInfo,
     CodeRangeError,
     MRF,
     RVQ,
@@ -44,6 +52,8 @@ __all__ = [
     "AudioFormatError",
     "BackendUnavailableError",
     "CheckpointError",
+    "CodeFileError",
+    "CodeInfo",
     "CodeRangeError",
     "DataError",
     "GriffinLimVocoder",
@@ -63,6 +73,8 @@ __all__ = [
     "log_mel",
     "pool_frames",
     "raise_if_errors",
+    "read_codes",
     "save",
     "unpool_frames",
+    "write_codes",
 ]

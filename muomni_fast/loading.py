@@ -106,7 +106,7 @@ def save(model: nn.Module, path: str | Path, mel: MelConfig | None = None, **ext
         make_folder(folder)
         if isinstance(vocoder, reference.NeuralVocoder):
             vocoder = vocoder.vocoder
-        settings = {"frames_per_code": model.frames_per_code}
+        settings = {"frames_per_code": model.frames_per_code, "pooling": model.pooling}
         if not isinstance(vocoder, reference.GriffinLimVocoder):  # which has no weights
             save(vocoder, folder / "vocoder.json", model.config, **extra)
         save(model.rvq, folder / "rvq.json", model.config, **settings, **extra)

@@ -9,6 +9,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint, or its config, is missing, damaged, refused, or does not fit the model."""
 
 
+class CodeFileError(ValueError):
+    """A file of codes is damaged, or no such file; or codes cannot be what such a file holds."""
+
+
 class DataError(ValueError):
     """A data folder or manifest holds nothing to train on, or is malformed."""
 

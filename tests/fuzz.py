@@ -12,8 +12,9 @@ from pathlib import Path
 
 from support.fuzz_audio import fuzz_audio
 from support.fuzz_checkpoints import fuzz_checkpoints
+from support.fuzz_codes import fuzz_codes
 
-PARTS = {"audio": fuzz_audio, "checkpoints": fuzz_checkpoints}
+PARTS = {"audio": fuzz_audio, "checkpoints": fuzz_checkpoints, "codes": fuzz_codes}
 
 
 def main() -> None:

@@ -67,6 +67,16 @@ def test_a_codec_of_griffin_lim(tmp_path):
     assert isinstance(muomni_fast.load(tmp_path).vocoder.vocoder, reference.GriffinLimVocoder)
 
 
+def test_a_codec_of_stacked_frames(tmp_path):
+    stacked = dict(frames_per_code=3, pooling="stack")
+    codec = SpeechCodec(quantizer(n_mels=12), reference.GriffinLimVocoder(MEL), MEL, **stacked)
+    muomni_fast.save(codec, tmp_path)
+    again = muomni_fast.load(tmp_path)
+    assert (again.frames_per_code, again.pooling) == (3, "stack")
+    audio = torch.randn(1, 60)
+    assert torch.equal(again.encode(audio), codec.encode(audio))
+
+
 @pytest.mark.parametrize("normed", [True, False], ids=["normed", "folded"])
 @pytest.mark.parametrize("name", ["g_00000020", "generator_v2", "model.pth"])
 def test_a_folder_of_hifigans_own_code(tmp_path, name, normed):
