@@ -19,7 +19,7 @@ from muomni_fast.reference.errors import CheckpointError
 from muomni_fast.reference.rvq.digest import quantizer_digest
 
 MODEL = "0123456789abcdef" * 4
-INFO = CodeInfo(9000, 3, 100, MODEL, MelConfig(fmin=20.5), 5, "stack", 44100, 24807)
+INFO = CodeInfo(8900, 3, 100, MODEL, MelConfig(fmin=20.5), 5, "stack", 44100, 24807)
 
 
 def codes_of(info: CodeInfo) -> np.ndarray:
@@ -101,8 +101,8 @@ WRONG = {
     "empty": (b"", "not a file of codes"),
     "text": (b"RIFF of something else" * 20, "not a file of codes: it begins with b'RIFF"),
     "short": (GOOD[:50], "header of 120 bytes, got 50"),
-    "cut": (GOOD[:-1], "bytes for 9,000 samples"),
-    "longer": (GOOD + b"\0", "bytes for 9,000 samples"),
+    "cut": (GOOD[:-1], "bytes for 8,900 samples"),
+    "longer": (GOOD + b"\0", "bytes for 8,900 samples"),
     "flipped": (GOOD[:130] + bytes([GOOD[130] ^ 1]) + GOOD[131:], "damaged: its checksum"),
     "version": (changed(version=2), "expected version 1, got 2"),
     "pooling": (changed(pooling=2), "pooling: expected 0 to 1, got 2"),
@@ -150,7 +150,7 @@ def test_what_cannot_be_written_is_refused():
     for wrong, kind, message in (
         (codes.tolist(), TypeError, "codes: expected an array of integers, got list"),
         (codes.astype(np.float32), TypeError, "got float32"),
-        (codes[:-1], ValueError, r"expected \(8, 3\) for 9,000 samples, got \(7, 3\)"),
+        (codes[:-1], ValueError, r"expected \(7, 3\) for 8,900 samples, got \(6, 3\)"),
         (codes + 90, ValueError, "codes: expected 0 to 99"),
         (codes - 90, ValueError, "codes: expected 0 to 99"),
     ):
