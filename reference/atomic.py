@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import CheckpointError
 
@@ -17,18 +19,33 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     Raises:
         CheckpointError: the file cannot be written; names the path and its size.
     """
+    with written_atomically(path, f"{len(content):,} bytes") as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def written_atomically(path: str | Path, what: str) -> Iterator[BinaryIO]:
+    """A file that becomes the one at `path`, as by `write_atomically`, once the block ends well.
+
+    Args:
+        path: of the file.
+        what: what to say could not be written.
+
+    Raises:
+        CheckpointError: the file cannot be written; names the path.
+    """
     path = Path(path)
     # One writer at a time. The name is shortened because a file may have the longest name there is.
     temporary = path.with_name(f".{shortened(path.name, 200)}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot write {len(content):,} bytes: {error.strerror or error}; "
+            f"{path}: cannot write {what}: {error.strerror or error}; "
             "the previous file, if any, is intact"
         ) from error
     finally:

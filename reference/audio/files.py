@@ -5,7 +5,7 @@ Needs soundfile, and soxr where rates differ (`pip install "muomni-fast[train]"`
 
 import contextlib
 import dataclasses
-import io
+import itertools
 import os
 import stat
 import struct
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic import write_atomically
 from ..errors import AudioFormatError
 from .containers import SAMPLE_BYTES, check_declared
+from .wav import wav_writer
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus")
 # By libsndfile's names. These declare their length in bytes:
@@ -32,6 +32,7 @@ SUBTYPES = {  # sample formats by container
 SAMPLE_RATES = (1000, 384000)  # Hz, least and most
 MAX_SECONDS = 3600.0
 MAX_SAMPLES = 1 << 28  # over all channels, 1 GiB once decoded
+MAX_STREAMED_SECONDS = 360000.0  # of a file that is never in memory as a whole: 100 hours
 MAX_CHANNELS = 64
 MAX_PEAK = 1e6  # full scale is 1; nothing that is computed of this overflows
 BLOCK_SAMPLES = 1 << 18  # decoded at once, over all channels
@@ -47,8 +48,12 @@ class AudioInfo:
     channels: int
 
 
-def audio_info(path: str | Path) -> AudioInfo:
+def audio_info(path: str | Path, streamed: bool = False) -> AudioInfo:
     """Read and check a header without decoding.
+
+    Args:
+        path: of the file.
+        streamed: it will be read by `audio_blocks`, so that it may be MAX_STREAMED_SECONDS long.
 
     WAV (also RIFX, RF64 and W64), AIFF, AU, CAF and FLAC declare their length, and are refused
     where they hold less. Ogg does not: a file that ends early is as long as what is left, which
@@ -60,7 +65,7 @@ def audio_info(path: str | Path) -> AudioInfo:
             long, an unusual container or sample format, or shorter than it declares; names the file
             and the value.
     """
-    with _opened(path) as (_, info):
+    with _opened(path, streamed) as (_, info):
         return info
 
 
@@ -81,33 +86,63 @@ def read_audio(path: str | Path, sample_rate: int | None = None) -> tuple[np.nda
         AudioFormatError: as `audio_info`; or fewer frames than declared, NaN or infinite samples,
             or a peak above MAX_PEAK.
     """
-    blocks = []
     with _opened(path) as (file, info):
-        # Block by block, so that memory grows with what the file holds, not with what it declares.
-        frames = BLOCK_SAMPLES // info.channels
-        while True:
-            block = file.read(frames, dtype="float32", always_2d=True)  # (frames, channels)
-            if len(block) == 0:
-                break
-            if info.channels > 1:
-                with np.errstate(invalid="ignore"):  # infinite channels are refused below
-                    block = block.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
-            blocks.append(block[:, 0])
-    mono = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
-    if len(mono) != info.frames:
-        raise AudioFormatError(f"{path}: declares {info.frames:,} frames, holds {len(mono):,}")
-    _require_plausible(path, mono)
+        blocks = [*_blocks(path, file, info, sample_rate)]
+    audio = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+    return audio, info.sample_rate if sample_rate is None else sample_rate
+
+
+def audio_blocks(path: str | Path, sample_rate: int | None = None) -> Iterator[np.ndarray]:
+    """What `read_audio` gives, to the bit, in blocks and bounded memory.
+
+    Args:
+        path: of the file, at most MAX_STREAMED_SECONDS long.
+        sample_rate: Hz wanted; None keeps the file's.
+
+    Yields:
+        (n,) float32, n >= 1, about BLOCK_SAMPLES samples of the file at a time.
+
+    Raises:
+        AudioFormatError: as `read_audio`, but for the length; what is wrong with samples, when it
+            comes to them.
+    """
+    with _opened(path, streamed=True) as (file, info):
+        yield from _blocks(path, file, info, sample_rate)
+
+
+def _blocks(
+    path: str | Path, file: Any, info: AudioInfo, sample_rate: int | None
+) -> Iterator[np.ndarray]:
+    """Mono blocks of an opened file, at another rate if one is given; raises as `read_audio`."""
     if sample_rate is None or sample_rate == info.sample_rate:
-        return mono, info.sample_rate
+        yield from _decoded(path, file, info)
+        return
     import soxr
 
-    audio = soxr.resample(mono, info.sample_rate, sample_rate, quality="HQ")
-    _require_plausible(path, audio)  # it overshoots
-    return audio, sample_rate
+    resampler = soxr.ResampleStream(info.sample_rate, sample_rate, 1, quality="HQ")
+    for block in itertools.chain(_decoded(path, file, info), [np.empty(0, np.float32)]):
+        audio = resampler.resample_chunk(block, last=len(block) == 0)
+        _require_plausible(path, audio)  # it overshoots
+        if len(audio):
+            yield audio
+
+
+def _decoded(path: str | Path, file: Any, info: AudioInfo) -> Iterator[np.ndarray]:
+    """Mono blocks at the file's own rate: memory grows with what it holds, not what it declares."""
+    frames, held = BLOCK_SAMPLES // info.channels, 0
+    while len(block := file.read(frames, dtype="float32", always_2d=True)):  # (frames, channels)
+        if info.channels > 1:
+            with np.errstate(invalid="ignore"):  # infinite channels are refused below
+                block = block.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+        held += len(block)
+        _require_plausible(path, block)
+        yield block[:, 0]
+    if held != info.frames:
+        raise AudioFormatError(f"{path}: declares {info.frames:,} frames, holds {held:,}")
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[Any, AudioInfo]]:
+def _opened(path: str | Path, streamed: bool = False) -> Iterator[tuple[Any, AudioInfo]]:
     """A `soundfile.SoundFile` of which the header has been checked.
 
     Raises:
@@ -124,7 +159,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, AudioInfo]]:
             soundfile.SoundFile(raw.fileno(), closefd=False) as file,
         ):
             info = AudioInfo(file.samplerate, file.frames, file.channels)
-            _require_supported(path, file.format, file.subtype, info)
+            _require_supported(path, file.format, file.subtype, info, streamed)
             if file.format in DECLARING:
                 at = raw.tell()
                 check_declared(raw, file.subtype, info.channels, info.frames)
@@ -154,7 +189,9 @@ def _require_regular(path: str | Path) -> None:
         raise AudioFormatError(f"{path}: not readable as audio: empty")
 
 
-def _require_supported(path: str | Path, container: str, subtype: str, info: AudioInfo) -> None:
+def _require_supported(
+    path: str | Path, container: str, subtype: str, info: AudioInfo, streamed: bool
+) -> None:
     if container not in SUBTYPES:
         raise AudioFormatError(f"{path}: container {container} is not supported")
     if subtype not in SUBTYPES[container]:
@@ -167,10 +204,12 @@ def _require_supported(path: str | Path, container: str, subtype: str, info: Aud
         raise AudioFormatError(f"{path}: holds no samples")
     if info.frames == UNKNOWN_FRAMES:
         raise AudioFormatError(f"{path}: declares no length")
-    if info.frames > MAX_SECONDS * info.sample_rate:
-        seconds = info.frames / info.sample_rate
-        raise AudioFormatError(f"{path}: declares {seconds:.0f} s, more than {MAX_SECONDS:.0f} s")
-    if info.frames * info.channels > MAX_SAMPLES:
+    seconds, most = info.frames / info.sample_rate, MAX_SECONDS
+    if streamed:
+        most = MAX_STREAMED_SECONDS
+    if seconds > most:
+        raise AudioFormatError(f"{path}: declares {seconds:.0f} s, more than {most:.0f} s")
+    if not streamed and info.frames * info.channels > MAX_SAMPLES:
         raise AudioFormatError(
             f"{path}: declares {info.frames * info.channels:,} samples, more than {MAX_SAMPLES:,}"
         )
@@ -194,15 +233,10 @@ def write_audio(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
         ValueError: not one-dimensional, empty, or holding NaN or infinite samples.
         CheckpointError: the file cannot be written.
     """
-    import soundfile
-
     if audio.ndim != 1 or len(audio) == 0:
         raise ValueError(f"audio: expected (samples >= 1,), got {audio.shape}")
-    if not np.isfinite(audio).all():
-        raise ValueError(f"audio: refusing to write NaN or infinite samples to {path}")
-    peak = float(np.abs(audio).max())
-    if peak > 1:
-        warnings.warn(f"{path}: peak {peak:.2f} is beyond full scale, clipped", stacklevel=2)
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(audio, -1, 1), sample_rate, subtype="PCM_16", format="WAV")
-    write_atomically(path, buffer.getvalue())
+    with wav_writer(path, sample_rate) as file:
+        file.write(audio)
+    if file.peak > 1:
+        message = f"{path}: peak {file.peak:.2f} is beyond full scale, clipped"
+        warnings.warn(message, stacklevel=2)
