@@ -1,6 +1,8 @@
-"""`python -m muomni_fast doctor`: what is installed, and what will run each operation."""
+"""`muomni-fast`, also by `python -m muomni_fast`: the commands of `cli/`, or `doctor` alone where
+the extra `cli` is not installed."""
 
 import argparse
+import importlib.util
 import json
 from collections.abc import Sequence
 
@@ -10,10 +12,24 @@ from .backend import doctor
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line's entry; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="muomni-fast", description=__doc__)
-    parser.add_argument("command", choices=["doctor"], help="print the installation as JSON")
+    if importlib.util.find_spec("typer") is None:
+        return doctor_alone(argv)
+    from .cli.app import run
+
+    return run(argv)
+
+
+def doctor_alone(argv: Sequence[str] | None = None) -> int:
+    """`doctor` and `--version`, which need torch and numpy only."""
+    extra = 'all other commands need: pip install "muomni-fast[cli]"'
+    parser = argparse.ArgumentParser(prog="muomni-fast", epilog=extra)
+    parser.add_argument("command", help="doctor: print the installation as JSON")
     parser.add_argument("--version", action="version", version=__version__)
-    parser.parse_args(argv)
+    options, rest = parser.parse_known_args(argv)
+    if options.command != "doctor":
+        parser.error(f"{options.command}: {extra}")
+    if rest:
+        parser.error(f"doctor takes no arguments, got {' '.join(rest)}")
     try:
         print(json.dumps(doctor(), indent=2))
     except ValueError as error:

@@ -84,6 +84,8 @@ def test_pieces_become_one_file(tmp_path):
     with wav_writer(path, RATE, "made of abc") as file:
         for piece in np.split(NOISE, [1, 5000]):
             file.write(piece)
+        file.write(NOISE)
+        file.cut(len(NOISE))
         assert not path.exists()
     with soundfile.SoundFile(path) as sound:
         assert (sound.comment, sound.samplerate, sound.subtype) == ("made of abc", RATE, "PCM_16")

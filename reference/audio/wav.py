@@ -25,7 +25,7 @@ class WavWriter:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.samples = 0
         self.peak = 0.0
-        self._file, self._path = file, path
+        self._file, self._path, self._start = file, path, file.tell()
 
     def write(self, audio: np.ndarray) -> None:
         """Append (n,) samples; those beyond full scale are clipped.
@@ -42,6 +42,12 @@ class WavWriter:
         if 2 * self.samples > MOST_BYTES:
             raise AudioFormatError(f"{self._path}: {self.samples:,} samples are too many for WAV")
         self._file.write(np.rint(np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
+
+    def cut(self, samples: int) -> None:
+        """Keep the first `samples` only, of those written."""
+        self.samples = min(samples, self.samples)
+        self._file.seek(self._start + 2 * self.samples)
+        self._file.truncate()
 
 
 @contextlib.contextmanager

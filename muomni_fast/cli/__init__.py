@@ -1,0 +1,1 @@
+"""The command line `muomni-fast`; needs the extra `cli`, and nothing here is imported without."""

@@ -1,0 +1,91 @@
+"""Which files a command reads, and where it writes what becomes of each."""
+
+import glob
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..reference.audio.files import EXTENSIONS
+
+# Taken from folders; other files are tried where they are named.
+AUDIO = (*EXTENSIONS, ".aiff", ".aif", ".aifc", ".au", ".caf", ".rf64", ".w64")
+
+
+class UsageError(ValueError):
+    """A command cannot begin as it was called: exit code 2."""
+
+
+class Pair(NamedTuple):
+    """A file to read, the file to write, and why not, where that is known before."""
+
+    source: Path
+    target: Path
+    wrong: str = ""
+
+
+def pairs(
+    inputs: Sequence[str], out: str, suffix: str, kinds: Collection[str], what: str
+) -> list[Pair]:
+    """What to read and where to write it.
+
+    Args:
+        inputs: files, of any ending; folders, of which all files ending in one of `kinds` are taken
+            at any depth; patterns that the shell did not expand.
+        out: the file to write, if it ends in `suffix` and `inputs` is one file; else a folder, in
+            which files of a folder keep their places.
+        suffix: of what is written.
+        kinds: endings of files that are read, in lower case.
+        what: such files are, for messages.
+
+    Raises:
+        UsageError: there is nothing to read, or `out` ends otherwise.
+    """
+    found = [entry for given in inputs for entry in _found(given, Path(out), kinds)]
+    if not found:
+        raise UsageError(f"no {what} in {', '.join(inputs)} (endings: {', '.join(kinds)})")
+    target = Path(out)
+    one = len(inputs) == 1 and not Path(inputs[0]).is_dir() and len(found) == 1
+    if one and target.suffix and not target.is_dir() and not out.endswith(os.sep):
+        if target.suffix != suffix:
+            raise UsageError(f"-o {out}: expected a file that ends in {suffix}, or a folder")
+        targets = [target]
+    elif target.exists() and not target.is_dir():
+        raise UsageError(f"-o {out}: expected a folder for {len(found)} files, got a file")
+    else:
+        targets = [target / relative.with_suffix(suffix) for _, relative in found]
+    return [*_checked([source for source, _ in found], targets)]
+
+
+def _found(given: str, out: Path, kinds: Collection[str]) -> Iterator[tuple[Path, Path]]:
+    """Files that an argument means, each with its place in the folder to write."""
+    path = Path(given)
+    if not path.exists() and glob.has_magic(given):
+        for match in sorted(glob.glob(given, recursive=True)):
+            if os.path.isfile(match):
+                yield Path(match), Path(Path(match).name)
+        return
+    if not path.is_dir():  # one that is not there is reported with those that cannot be read
+        yield path, Path(path.name)
+        return
+    written = out.resolve()
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if (Path(folder) / name).resolve() != written)
+        for name in sorted(names):
+            file = Path(folder) / name
+            if file.suffix.lower() in kinds and not name.startswith("."):
+                yield file, file.relative_to(path)
+
+
+def _checked(sources: list[Path], targets: list[Path]) -> Iterator[Pair]:
+    """Pairs of which none overwrites what is read, or another one's file."""
+    read, taken = {path.resolve() for path in sources}, dict[Path, Path]()
+    for source, target in zip(sources, targets, strict=True):
+        place, wrong = target.resolve(), ""
+        if place in read:
+            wrong = f"{source}: would be written to {target}, which is read"
+        elif place in taken:
+            wrong = f"{source}: would be written to {target}, as {taken[place]} is"
+        else:
+            taken[place] = source
+        yield Pair(source, target, wrong)
