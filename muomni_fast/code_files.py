@@ -200,10 +200,11 @@ def unpack(content: bytes, count: int, width: int) -> np.ndarray:
         if bits[n * width :].any():
             raise ValueError("damaged: expected zeros after the last code")
         rows = bits[: n * width].reshape(n, width)
-        block = np.zeros(n, np.uint16)
+        block = codes[start : start + n]
+        block[:] = 0
         for place in range(width):
-            block = (block << 1) | rows[:, place]
-        codes[start : start + n] = block
+            block <<= 1
+            block |= rows[:, place]
     return codes
 
 

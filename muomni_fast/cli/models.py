@@ -116,7 +116,8 @@ def open_coder(path: Path, device: torch.device, quiet: bool = False) -> Coder:
         what = f"a {type(model).__name__} alone, without the settings of its mels"
         raise UsageError(f"--model {path}: expected a codec, got {what}")
     digest = quantizer_digest(model.rvq, model.frames_per_code, model.pooling)
-    model.rvq.to(device).prepare()
+    quantizer: Any = model.rvq  # ours, whatever the codec's annotations say
+    quantizer.to(device).prepare()
     return Coder(model, digest)
 
 

@@ -49,7 +49,11 @@ class Report:
         self._worked += seconds
         if self._bar is not None:
             self._bar.set_postfix_str(f"{self.factor:.1f} x real time", refresh=False)
-            self._bar.update(seconds)
+            self._forward(seconds)
+
+    def _forward(self, seconds: float) -> None:
+        # Not past the end: the last frame of a clip is longer than what is left of it.
+        self._bar.update(min(seconds, self._bar.total - self._bar.n))
 
     @property
     def factor(self) -> float:
@@ -66,7 +70,7 @@ class Report:
         """What would be written is there."""
         self._add(pair, "skipped", seconds)
         if self._bar is not None:
-            self._bar.update(seconds)
+            self._forward(seconds)
 
     def failed(self, pair: Pair, why: str | Exception) -> None:
         """A file could not be read or written; the others go on."""

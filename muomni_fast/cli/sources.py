@@ -1,6 +1,7 @@
 """Where mels come from: files of codes, audio through the codec, audio or mels as they are."""
 
 import contextlib
+import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -142,10 +143,12 @@ def _require_same_model(path: Path, info: CodeInfo, coder: Coder) -> None:
 def _open_mel(path: Path, mel: MelConfig) -> np.ndarray:
     """The array in a file, which stays on disk."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if not path.is_file():  # reading a pipe may never end
+            raise OSError("no such file" if not path.exists() else "not a regular file")
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (EOFError, OSError, SyntaxError, ValueError, tokenize.TokenError) as error:
         raise AudioFormatError(f"{path}: not an array that numpy saved: {error}") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+    if array.dtype.kind != "f":
         raise AudioFormatError(f"{path}: expected one array of floats")
     if array.ndim != 2 or array.shape[0] != mel.n_mels or array.shape[1] == 0:
         expected = f"({mel.n_mels}, T >= 1)"

@@ -44,7 +44,7 @@ def small_codec(
 ) -> SpeechCodec:
     """A codec of random weights, saved in a folder."""
     rvq = muomni_fast.RVQ(
-        2, **SIZES, n_mels=MEL.n_mels * (frames_per_code if pooling == "stack" else 1)
+        2, **SIZES, n_mels=MEL.n_mels * (frames_per_code if pooling == "stack" else 1), bias=True
     )
     voice: Any = GriffinLimVocoder(MEL)
     if vocoder:
@@ -52,6 +52,7 @@ def small_codec(
     with torch.no_grad():
         for weight in rvq.codebook_weights():
             weight.mul_(3)
+        rvq.proj_out.bias.fill_(-9)  # not louder than full scale
     codec = SpeechCodec(rvq, voice, MEL, frames_per_code, pooling).eval()
     muomni_fast.save(codec, folder)
     return codec

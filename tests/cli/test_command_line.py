@@ -1,0 +1,181 @@
+"""How commands are called: what is said, by which exit code, and what is handed on."""
+
+import importlib.util
+import io
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import muomni_fast
+from muomni_fast import __main__ as entry
+
+for _needed in ("typer", "soundfile", "soxr", "safetensors", "tqdm"):
+    pytest.importorskip(_needed)
+from support.command_line import MEL, RATE, call, small_codec, speech  # noqa: E402
+
+from muomni_fast.cli import app, options  # noqa: E402
+from muomni_fast.reference import evaluate, train  # noqa: E402
+
+COMMANDS = "encode", "decode", "resynth", "vocode", "speak", "info", "doctor", "train", "evaluate"
+
+
+def test_help_names_every_command_and_the_exit_codes():
+    said = call("--help")
+    assert said.code == 0
+    assert tuple(re.findall(r"^  (\w+) ", said.out.split("Commands:")[1], re.M)) == COMMANDS
+    for code in ("0 all", "1 a file failed", "2 the command", "130 it was"):
+        assert code in re.sub(r"\s+", " ", said.out)
+    for command in COMMANDS[:6]:
+        said = call(command, "--help")
+        assert said.code == 0 and f"\n  muomni-fast {command} " in said.out, command  # an example
+    assert call().code in (0, 2)
+    assert call("--version").out == f"{muomni_fast.__version__}\n"
+
+
+def test_every_example_in_the_help_could_be_called(monkeypatch):
+    seen = []
+    monkeypatch.setattr(app, "pairs", lambda *args: seen.append(args) or exit_here())
+
+    def exit_here():
+        raise app.UsageError("here")
+
+    for command in ("encode", "decode", "resynth", "vocode"):
+        for example in re.findall(r"^  muomni-fast (.*)$", call(command, "--help").out, re.M):
+            assert call(*example.split()).err == "error: here\n", example
+    assert len(seen) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("encode", "a.wav"), "--out"),
+        (("encode", "-o", "out"), "IN"),
+        (("encode", "a.wav", "-o", "out"), "no model comes with this version"),
+        (("encode", "a.wav", "-o", "a.mp3", "--model", "m"), "ends in .muc"),
+        (("decode", "a.muc", "-o", "a.mp3", "--model", "m"), "ends in .wav"),
+        (("encode", "{tmp}/nothing", "-o", "out", "--model", "m"), "no audio files in"),
+        (("decode", "{tmp}/*.muc", "-o", "out", "--model", "m"), "no files of codes in"),
+        (("encode", "a.wav", "b.wav", "-o", "{tmp}/file", "--model", "m"), "got a file"),
+        (("encode", "a.wav", "-o", "out", "--model", "{tmp}/none"), "none: "),
+        (("encode", "a", "-o", "out", "--model", "{tmp}/model", "--n-codebooks", "3"), "1 to 2"),
+        (("encode", "a.wav", "-o", "out", "--model", "{tmp}/model/vocoder.json"), "a codec, got a"),
+        (("vocode", "a.wav", "-o", "out", "--model", "{tmp}/model/rvq.json"), "a vocoder, got a"),
+        (("encode", "a.wav", "-o", "out", "--model", "m", "--device", "abacus"), "--device abacus"),
+        (("encode", "a.wav", "-o", "out", "--format", "zip"), "muc, npz or parquet, got zip"),
+        (("decode", "a.muc", "-o", "out", "--model", "{tmp}/model", "--dtype", "int8"), "--dtype"),
+        (("encode", "a.wav", "-o", "out", "--batch", "0"), "--batch"),
+        (("speak", "Hello.", "-o", "a.wav", "--model", "m"), "train --resume RUN --stage talker"),
+        (("speak", "Hello.", "-o", "a.wav"), "no model comes with this version"),
+        (("sing",), "sing"),
+    ],
+)  # fmt: skip
+def test_what_cannot_begin(tmp_path, arguments, message):
+    small_codec(tmp_path / "model")
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "file").touch()
+    done = call(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert done.code == 2 and done.out == "" and message in done.err
+    assert "Traceback" not in done.err and not (tmp_path / "out").exists()
+
+
+def test_info(tmp_path):
+    codec = small_codec(tmp_path / "model")
+    (path,) = speech(tmp_path / "speech", a=500).values()
+    call("encode", path, "-o", tmp_path / "a.muc", "--model", tmp_path / "model")
+    paths = path, tmp_path / "a.muc", tmp_path / "model", tmp_path / "model" / "vocoder.json"
+    audio, codes, model, vocoder = json.loads(call("info", *paths, "--json").out)
+    assert (audio["kind"], audio["frames"], audio["sample_rate"]) == ("audio", 500, RATE)
+    assert codes["codes"] == [11, 2] and codes["model"] == model["model"]
+    assert codes["bits_per_second"] == pytest.approx(2 * torch.tensor(11.0).log2() * 8000 / 48)
+    assert codes["bytes"] == (tmp_path / "a.muc").stat().st_size
+    assert model["kind"] == "codec" and model["mel"]["hop_length"] == MEL.hop_length
+    assert model["quantizer"]["n_codebooks"] == codec.rvq.n_codebooks
+    assert vocoder["parameters"] == model["vocoder"]["parameters"] > 100
+    said = call("info", tmp_path / "a.muc", tmp_path / "none.muc")
+    assert said.code == 1 and "\nmel:\n  sample_rate: 8000\n" in said.out
+    assert "error: " in said.out and "No such file" in said.out
+
+
+@pytest.mark.parametrize(("name", "module"), [("train", train), ("evaluate", evaluate)])
+def test_arguments_are_handed_on(monkeypatch, name, module):
+    seen = []
+    monkeypatch.setattr(module, "main", lambda argv: seen.append(argv) or 7)
+    assert call(name, "--preset", "quick", "--help", "RUN", "-x").code == 7
+    assert seen == [["--preset", "quick", "--help", "RUN", "-x"]]
+
+
+def test_trainings_own_help_and_errors(tmp_path):
+    assert "--preset" in call("train", "--help").out
+    assert call("train", "--preset", "none").code == 2
+    done = call("evaluate", tmp_path / "none")
+    assert done.code == 1 and done.err.startswith("error: ")
+
+
+def test_without_the_extra_there_is_doctor_alone(monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "typer" else find(name)
+    )
+    assert entry.main(["doctor"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(muomni_fast.doctor()))
+    for wrong, message in ((["encode", "a.wav", "-o", "b"], "[cli]"), (["doctor", "x"], "got x")):
+        with pytest.raises(SystemExit, match="2"):
+            entry.main(wrong)
+        assert message in capsys.readouterr().err
+    monkeypatch.undo()
+    assert entry.main(["doctor"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(muomni_fast.doctor()))
+
+
+def test_importing_the_library_imports_no_command():
+    optional = "typer", "soundfile", "soxr", "rich", "pydantic"
+    code = f"import sys, muomni_fast; print([m for m in {optional} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_is_for_terminals(tmp_path, monkeypatch):
+    small_codec(tmp_path / "model")
+    (path,) = speech(tmp_path / "speech", a=8000).values()
+    command = [
+        "encode",
+        str(path),
+        "-o",
+        str(tmp_path / "a.muc"),
+        "--model",
+        str(tmp_path / "model"),
+    ]
+    assert call(*command).err == ""
+    (tmp_path / "a.muc").unlink()
+    stderr = Terminal()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert app.run(command) == 0
+    assert "100%" in stderr.getvalue() and "1/1 s of audio" in stderr.getvalue()
+    assert re.search(r"\d+\.\d x real time", stderr.getvalue())
+
+
+def test_what_a_command_lacks_is_named(monkeypatch, tmp_path):
+    def missing(*args):
+        raise ModuleNotFoundError("No module named 'soxr'", name="soxr")
+
+    small_codec(tmp_path / "model")
+    (path,) = speech(tmp_path / "speech", a=500).values()
+    monkeypatch.setattr(app.Encoder, "run", missing)
+    done = call("encode", path, "-o", tmp_path / "out", "--model", tmp_path / "model")
+    assert done.code == options.USAGE and 'soxr is not installed: pip install "muomni' in done.err
+
+    def exhausted(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(app.Encoder, "run", exhausted)
+    done = call("encode", path, "-o", tmp_path / "out", "--model", tmp_path / "model")
+    assert done.code == options.FAILED and "smaller --batch" in done.err
