@@ -132,6 +132,13 @@ def as_it_is(words: list[str], env: dict[str, str], folder: Path) -> str:
     return in_this_process(*words[1:], cwd=folder, **env)
 
 
+def ours(words: list[str], env: dict[str, str], folder: Path) -> str:
+    """The installed command."""
+    for needed in ("typer", "soxr", "tqdm"):
+        pytest.importorskip(needed)
+    return in_this_process("-m", "muomni_fast", *words[1:], cwd=folder, **env)
+
+
 def its_help(words: list[str], env: dict[str, str], folder: Path) -> str:
     """Trains, takes long or needs a GPU: the script's `--help` has every option and choice."""
     at = next(i for i, word in enumerate(words) if word.endswith(".py"))
@@ -176,6 +183,7 @@ def files_of_tests(words: list[str], env: dict[str, str], folder: Path) -> str:
 # How a command is run, by what it begins with; the longest beginning counts.
 RULES: dict[str, Callable[[list[str], dict[str, str], Path], str]] = {
     "python -m muomni_fast": as_it_is,
+    "muomni-fast": ours,
     "python examples/": as_it_is,
     "python docs/pictures/make_pictures.py": as_it_is,
     "python reference/train.py": its_help,
