@@ -25,6 +25,7 @@ from support.command_line import (  # noqa: E402
 
 from muomni_fast import SpeechCodec, read_codes  # noqa: E402
 from muomni_fast.cli import encoding, exports  # noqa: E402
+from muomni_fast.reference.audio import files  # noqa: E402
 from muomni_fast.reference.audio.files import read_audio  # noqa: E402
 from muomni_fast.reference.rvq.digest import quantizer_digest  # noqa: E402
 
@@ -108,10 +109,13 @@ def test_a_rerun_does_nothing(tmp_path, codec):
     assert call(*command, tmp_path / "other", "--n-codebooks", 1).json["done"] == 3
 
 
-def test_broken_files_among_good_ones(tmp_path, codec):
+def test_broken_files_among_good_ones(tmp_path, codec, monkeypatch):
+    """One of them breaks in the middle, while blocks of others wait to be encoded."""
+    monkeypatch.setattr(encoding, "BLOCK_SECONDS", 0.02)
+    monkeypatch.setattr(files, "BLOCK_SAMPLES", 300)
     paths = speech(tmp_path / "speech", **{f"good{i}": 300 + 100 * i for i in range(5)})
     (tmp_path / "speech" / "folder.wav").mkdir()
-    broken = [tmp_path / "speech" / f"bad{i}.wav" for i in range(9)]
+    broken = [tmp_path / "speech" / f"good{i % 5}-bad{i}.wav" for i in range(9)]
     content = paths["good4"].read_bytes()
     for i, path in enumerate(broken):
         path.write_bytes([b"", b"RIFF", content[:60], os.urandom(500)][i % 4])
@@ -121,7 +125,7 @@ def test_broken_files_among_good_ones(tmp_path, codec):
     missing = tmp_path / "missing.wav"
     out = tmp_path / "codes"
     done = call("encode", tmp_path / "speech", missing, "-o", out, "--model", tmp_path / "model",
-                "--batch", 4)  # fmt: skip
+                "--batch", 64)  # fmt: skip
     assert done.code == 1 and "5 done, 0 there already, 10 failed" in done.out
     for path in (*broken, missing):
         assert len([line for line in done.err.splitlines() if str(path) in line]) == 1
