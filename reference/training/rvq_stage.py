@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..audio.mel import pool_frames
-from ..checks import require_n_mels
-from ..codec import Quantizer, SpeechCodec, decode_mel, encode_mel
+from ..codec import Quantizer, SpeechCodec, decode_mel, encode_mel, require_pooled
 from ..rvq.quantizer import RVQ
 from ..vocoder.griffin_lim import GriffinLimVocoder
-from ..vocoder.hifigan import PRESETS as PUBLISHED
 from .codebook_health import CodebookHealth, start_from_data, usage
 from .config import Recipe, TrainConfig
 from .data import HeldOut, SpeechDataset
@@ -43,7 +41,12 @@ class RVQRecipe(Recipe):
 
     def check(self, config: TrainConfig) -> None:
         with torch.device("meta"):  # checks arguments without making weights
-            require_n_mels(RVQ(**self.model).n_mels, config.mel.n_mels, "the quantizer")
+            n_mels = RVQ(**self.shape(config)).n_mels
+        require_pooled(n_mels, config.mel.n_mels, config.frames_per_code, config.pooling)
+
+    def shape(self, config: TrainConfig) -> dict[str, Any]:
+        """The quantizer's arguments; `n_mels` is the config's own unless `model` has it."""
+        return {"n_mels": config.pooled_width, **self.model}
 
 
 class RVQStage(SpeechStage):
@@ -54,7 +57,6 @@ class RVQStage(SpeechStage):
     recipes = {
         "smoke": RVQRecipe(steps=24, batch_size=4, model={"codebook_size": 16, "codebook_dim": 16}),
         "muomni": RVQRecipe(steps=20_000),
-        **{name: RVQRecipe(model={"n_mels": 80}) for name in PUBLISHED},
     }
     starts_from_data = True
     by_length = True
@@ -67,12 +69,21 @@ class RVQStage(SpeechStage):
         return backend.RVQ
 
     def build(self) -> dict[str, nn.Module]:
-        self.rvq: RVQ = self.backend.RVQ(**self.recipe.model).to(self.device)
+        self.rvq: RVQ = self.backend.RVQ(**self.recipe.shape(self.config)).to(self.device)
         return {"rvq": self.rvq}
 
     def start(self, data: SpeechDataset) -> None:
-        pooled = pool_frames(data.frames(START_FRAMES), self.config.frames_per_code)
-        start_from_data(self.rvq, pooled, torch.Generator().manual_seed(self.config.seed))
+        start_from_data(self.rvq, self._start_rows(data), self._generator())
+
+    def _start_rows(self, data: SpeechDataset) -> Tensor:
+        """(N, rvq.n_mels)."""
+        return self._pooled(data.frames(START_FRAMES))
+
+    def _pooled(self, frames: Tensor) -> Tensor:
+        return pool_frames(frames, self.config.frames_per_code, self.config.pooling)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.config.seed)
 
     def begin(self) -> None:
         codebooks = self.rvq.codebook_weights()
@@ -87,9 +98,7 @@ class RVQStage(SpeechStage):
         )
 
     def loss(self, pass_name: str, batch: Batch, earlier: Results = NOTHING) -> StepResult:
-        mel = pool_frames(
-            batch["mel"].transpose(1, 2), self.config.frames_per_code
-        )  # (B, S, n_mels)
+        mel = self._pooled(batch["mel"].transpose(1, 2))  # (B, S, rvq.n_mels)
         out = self.rvq(mel)
         mse = F.mse_loss(out.mel, mel)
         commitment, codebook = out.commitment_loss.sum(), out.codebook_loss.sum()
@@ -105,7 +114,7 @@ class RVQStage(SpeechStage):
 
     def validate(self, clips: Sequence[HeldOut]) -> dict[str, float]:
         mels = [clip.mel.to(self.device) for clip in clips]
-        return validate_rvq(self.rvq, mels, self.config.frames_per_code)
+        return validate_rvq(self.rvq, mels, self.config.frames_per_code, self.config.pooling)
 
     def extra_state(self) -> dict[str, Any]:
         return self.health.state_dict()
@@ -123,8 +132,8 @@ class RVQStage(SpeechStage):
         equal bits; one codebook with all of the config's bits would have more codes than there are
         frames.
         """
-        mels, per_code = [clip.mel for clip in clips], self.config.frames_per_code
-        frames = pool_frames(data.frames(START_FRAMES), per_code)
+        mels, config = [clip.mel for clip in clips], self.config
+        rows = self._start_rows(data)
         own_size = (self.rvq.n_codebooks, self.rvq.codebook_size)
         figures = {}
         for n_codebooks, size in dict.fromkeys([(1, own_size[1]), own_size, *EQUAL_BITS]):
@@ -133,9 +142,9 @@ class RVQStage(SpeechStage):
                 figures[name] = notes["start"]
                 continue
             shape = {"n_codebooks": n_codebooks, "codebook_size": size}
-            rvq = RVQ(**(self.recipe.model | shape))
-            start_from_data(rvq, frames, torch.Generator().manual_seed(self.config.seed))
-            figures[name] = validate_rvq(rvq, mels, per_code)
+            rvq = RVQ(**(self.recipe.shape(config) | shape))
+            start_from_data(rvq, rows, self._generator())
+            figures[name] = validate_rvq(rvq, mels, config.frames_per_code, config.pooling)
         return {"sizes": figures}
 
     @classmethod
@@ -143,7 +152,9 @@ class RVQStage(SpeechStage):
         cls, clip: HeldOut, config: TrainConfig, products: Mapping[str, Any]
     ) -> dict[str, Tensor]:
         vocoder = GriffinLimVocoder(config.mel)
-        codec = SpeechCodec(products[cls.name], vocoder, config.mel, config.frames_per_code)
+        codec = SpeechCodec(
+            products[cls.name], vocoder, config.mel, config.frames_per_code, config.pooling
+        )
         return {"codec-griffin-lim": codec.decode(codec.encode(clip.audio[None]))[0]}
 
     @classmethod
@@ -171,14 +182,14 @@ class RVQStage(SpeechStage):
 
 @torch.no_grad()
 def validate_rvq(
-    rvq: Quantizer, mels: Sequence[Tensor], frames_per_code: int = 1
+    rvq: Quantizer, mels: Sequence[Tensor], frames_per_code: int = 1, pooling: str = "mean"
 ) -> dict[str, float]:
     """Error over all frames of log-mels (n_mels, T), and each codebook's use of its codes."""
     squared = absolute = count = 0.0
     all_codes = []
     for mel in mels:
-        codes = encode_mel(rvq, mel, frames_per_code)  # (S, Q)
-        error = decode_mel(rvq, codes, frames_per_code)[:, : mel.shape[1]] - mel
+        codes = encode_mel(rvq, mel, frames_per_code, pooling)  # (S, Q)
+        error = decode_mel(rvq, codes, frames_per_code, pooling)[:, : mel.shape[1]] - mel
         squared += float(error.double().square().sum())
         absolute += float(error.double().abs().sum())
         count += error.numel()

@@ -204,7 +204,9 @@ class VocoderStage(SpeechStage):
         vocoder = products[cls.name]
         sounds = {"mel-hifigan": vocoder(clip.mel[None])[0]}
         if "rvq" in products:
-            codec = SpeechCodec(products["rvq"], vocoder, config.mel, config.frames_per_code)
+            codec = SpeechCodec(
+                products["rvq"], vocoder, config.mel, config.frames_per_code, config.pooling
+            )
             sounds["codec-hifigan"] = codec.decode(codec.encode(clip.audio[None]))[0]
         return sounds
 

@@ -118,9 +118,11 @@ def test_quantizer_figures():
     assert figures["usage_1"] == 0.75
 
 
-def test_codes_of_several_frames_are_judged_at_the_full_rate():
-    config = dataclasses.replace(SMOKE, frames_per_code=5)
+@pytest.mark.parametrize("pooling, n_mels", [("mean", 128), ("stack", 640)])
+def test_codes_of_several_frames_are_judged_at_the_full_rate(pooling, n_mels):
+    config = dataclasses.replace(SMOKE, frames_per_code=5, pooling=pooling)
     stage = RVQStage(config, reference, CPU)
+    assert stage.product.n_mels == n_mels
     clip = HeldOut(Clip(Path(), ""), torch.zeros(1), torch.randn(128, 23))
     assert stage.validate([clip])["mel_mse"] > 0
     stage.begin()

@@ -17,6 +17,7 @@ import torch
 from support.environment import SPEECH
 from support.training import SCRIPT, assert_same, losses, main, rows, run
 
+import muomni_fast
 from muomni_fast.reference.training.presets import TrainConfig, presets
 
 soundfile = pytest.importorskip("soundfile")
@@ -151,12 +152,18 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
         np.testing.assert_allclose(two, one, rtol=1e-5 if stage == "rvq" else 1e-2)
 
 
-def test_codes_of_five_frames_and_half_precision(tmp_path):
-    options = ["--frames-per-code", "5", "--amp", "bf16", "--steps", "3"]
+def test_codes_of_five_stacked_frames_and_half_precision(tmp_path, failing):
+    options = ["--frames-per-code", "5", "--pooling", "stack", "--amp", "bf16", "--steps", "3"]
     assert main(*SMOKE, *options, "--out", tmp_path / "run") == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
     assert config["frames_per_code"] == 5 and config["segment_samples"] % (5 * 256) == 0
+    assert config["pooling"] == "stack"
     assert np.isfinite(losses(tmp_path / "run", "vocoder")).all()
+    saved = tmp_path / "run" / "checkpoints" / "rvq.json"
+    codec = muomni_fast.SpeechCodec.from_checkpoints(saved)
+    assert codec.rvq.n_mels == 640 and codec.encode(torch.randn(1, 6400)).shape == (1, 5, 2)
+    said = failing("--resume", tmp_path / "run", "--pooling", "mean")
+    assert "was begun with pooling = stack, not mean" in said
 
 
 def test_one_stage_alone(tmp_path):
@@ -321,6 +328,19 @@ def test_settings_that_do_not_fit_are_named():
         replace(config, mel=replace(config.mel, n_mels=80))
     with pytest.raises(ValueError, match="segment_samples.*2000"):
         replace(config, segment_samples=2000)
+    with pytest.raises(ValueError, match='pooling: expected "mean" or "stack", got .sum.'):
+        replace(config, pooling="sum")
+    fixed = config.with_recipes(["rvq"], model={"n_mels": 128})
+    with pytest.raises(ValueError, match="n_mels = 128, but frames_per_code = 5 .* 128 have 640"):
+        replace(fixed, frames_per_code=5, pooling="stack", segment_samples=2560)
+
+
+def test_a_config_without_pooling_is_of_means():
+    from dataclasses import asdict
+
+    saved = asdict(presets()["muomni"])
+    del saved["pooling"]
+    assert TrainConfig.from_dict(saved) == presets()["muomni"]
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
