@@ -1,7 +1,7 @@
 """The Talker: a decoder-only transformer that reads text and says it in codes.
 
-Pre-norm blocks with RMSNorm (Zhang and Sennrich, 2019), rotary positions (Su et al., "RoFormer",
-2021, section 3.4) and SwiGLU (Shazeer, 2020); no biases, and embeddings that no head shares.
+An item is one sequence: a speaker, the text's bytes and an end-of-text id, then steps of codes in
+the delay pattern (`delay.py`). No head shares its weights with an embedding.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from ..values import (
     require_int,
     require_parameters,
 )
+from .blocks import Block, Cache, rotary_table
 from .checks import require_batch, require_digest, require_names, speaker_ids
 from .delay import delayed
 from .generation import Generated, generate
 from .text import TEXT_SIZE
 
-ROTARY_BASE = 10_000.0
 INITIAL = 0.02  # standard deviation of weights at first
 
 
@@ -42,71 +42,6 @@ class TalkerOutput:
 
     logits: Tensor
     targets: Tensor
-
-
-@dataclasses.dataclass
-class Cache:
-    """Keys and values of the positions that an item has, of fixed size.
-
-    Attributes:
-        keys, values: of each layer, (B, n_heads, L, head_dim).
-        rotary: cosines and sines of L positions.
-        position: (B,) int64, where an item's next one goes.
-        filled: positions that any item may have, a number that needs no look at a GPU.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    rotary: tuple[Tensor, Tensor]
-    position: Tensor
-    filled: int
-
-
-class Block(nn.Module):
-    """Attention, then SwiGLU, each on what RMSNorm makes of the sum so far."""
-
-    def __init__(self, dim: int, n_heads: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.n_heads = n_heads
-        self.attention_norm = nn.RMSNorm(dim, eps=1e-6)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
-        self.mlp_norm = nn.RMSNorm(dim, eps=1e-6)
-        self.gate_up = nn.Linear(dim, 2 * hidden_dim, bias=False)
-        self.down = nn.Linear(hidden_dim, dim, bias=False)
-
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """All positions at once: (B, L, D) -> (B, L, D), and keys and values to cache."""
-        query, key, value = self._heads(x, rotary)
-        x = self._join(x, F.scaled_dot_product_attention(query, key, value, is_causal=True))
-        return x, key, value
-
-    def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache, layer: int) -> Tensor:
-        """The next position of each item: (B, 1, D) -> (B, 1, D); writes into the cache."""
-        query, key, value = self._heads(x, rotary)
-        keys, values = cache.keys[layer], cache.values[layer]
-        items = torch.arange(len(x), device=x.device)
-        keys[items, :, cache.position] = key[:, :, 0].to(keys.dtype)
-        values[items, :, cache.position] = value[:, :, 0].to(values.dtype)
-        filled = cache.filled + 1
-        # Items are unequally far: what lies beyond an item's own position is none of its own.
-        seen = torch.arange(filled, device=x.device) <= cache.position[:, None]
-        attended = F.scaled_dot_product_attention(
-            query, keys[:, :, :filled], values[:, :, :filled], attn_mask=seen[:, None, None]
-        )
-        return self._join(x, attended)
-
-    def _heads(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        batch, length, dim = x.shape
-        packed = self.qkv(self.attention_norm(x))
-        packed = packed.view(batch, length, 3, self.n_heads, dim // self.n_heads)
-        query, key, value = packed.permute(2, 0, 3, 1, 4)  # (B, H, L, head_dim) each
-        return rotate(query, rotary), rotate(key, rotary), value
-
-    def _join(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
 
 
 class Talker(nn.Module):
@@ -281,9 +216,9 @@ class Talker(nn.Module):
     def step(self, codes: Tensor, cache: Cache) -> Tensor:
         """Logits of a batch's next step: (B, Q) of what is read -> (B, Q, K + 1)."""
         x = self.embed_codes(codes)[:, None]  # (B, 1, D)
-        rotary = tuple(table[cache.position][:, None, None] for table in cache.rotary)
-        for layer, block in enumerate(self.blocks):
-            x = block.step(x, rotary, cache, layer)
+        at = cache.next_place()
+        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+            x = block.step(x, at, keys, values)
         cache.position = cache.position + 1
         cache.filled += 1
         return self.logits(x)[:, 0]
@@ -329,18 +264,3 @@ class Talker(nn.Module):
                 `max_text` bytes; a speaker is not known; a number is out of range.
         """
         return generate(self, texts, speakers, temperature, top_k, seed, max_frames)
-
-
-def rotary_table(length: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of positions 0 ... length - 1: (length, head_dim / 2), dtype of `like`."""
-    exponents = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32) / head_dim
-    positions = torch.arange(length, device=like.device, dtype=torch.float32)
-    angles = torch.outer(positions, ROTARY_BASE**-exponents)
-    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
-
-
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn pairs (i, i + head_dim / 2) of queries or keys (B, H, L, head_dim) by their angles."""
-    cosine, sine = rotary
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], -1)
