@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +30,9 @@ class RVQRecipe(Recipe):
     The codebooks learn from the reconstruction error itself and need a high rate; the projections
     start at principal components, where a straight-through gradient mostly does harm, so theirs is
     low.
+
+    `codebook_dropout` is the share of segments that go through a random number of codebooks only, 1
+    to all of them, so that the first few alone are worth as much as a quantizer of so many.
     """
 
     steps: int = 500
@@ -38,8 +42,11 @@ class RVQRecipe(Recipe):
     commitment_weight: float = 0.1
     codebook_weight: float = 0.0
     ema_decay: float | None = None
+    codebook_dropout: float = 0.0
 
     def check(self, config: TrainConfig) -> None:
+        if not 0 <= self.codebook_dropout <= 1:
+            raise ValueError(f"rvq: codebook_dropout: expected 0 to 1, got {self.codebook_dropout}")
         with torch.device("meta"):  # checks arguments without making weights
             n_mels = RVQ(**self.shape(config)).n_mels
         require_pooled(n_mels, config.mel.n_mels, config.frames_per_code, config.pooling)
@@ -85,6 +92,21 @@ class RVQStage(SpeechStage):
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.config.seed)
 
+    def split(self, batch: dict[str, Any], n: int) -> list[Batch]:
+        parts = super().split(batch, n)
+        if self.recipe.codebook_dropout:
+            drawn = torch.tensor([self._drawn_codebooks(int(p)) for p in batch["positions"]])
+            for part, chunk in zip(parts, drawn.to(self.device).chunk(n), strict=True):
+                part["n_codebooks"] = chunk
+        return parts
+
+    def _drawn_codebooks(self, position: int) -> int:
+        """Codebooks that the segment at a position goes through: the same after a resume, and in
+        whichever process it is."""
+        draw = np.random.default_rng((self.config.seed, position, 2))  # apart from the crop's
+        some = int(draw.integers(1, self.rvq.n_codebooks + 1))
+        return some if draw.random() < self.recipe.codebook_dropout else self.rvq.n_codebooks
+
     def begin(self) -> None:
         codebooks = self.rvq.codebook_weights()
         others = [p for name, p in self.rvq.named_parameters() if "codebooks" not in name]
@@ -99,9 +121,15 @@ class RVQStage(SpeechStage):
 
     def loss(self, pass_name: str, batch: Batch, earlier: Results = NOTHING) -> StepResult:
         mel = self._pooled(batch["mel"].transpose(1, 2))  # (B, S, rvq.n_mels)
-        out = self.rvq(mel)
+        out = self.rvq(mel, batch.get("n_codebooks"))
         mse = F.mse_loss(out.mel, mel)
-        commitment, codebook = out.commitment_loss.sum(), out.codebook_loss.sum()
+        commitment, codebook = out.commitment_loss, out.codebook_loss
+        if "n_codebooks" in batch:
+            # Of all rows rather than those that reach a codebook: so micro-batches add up.
+            order = torch.arange(self.rvq.n_codebooks, device=mel.device)
+            share = (batch["n_codebooks"][:, None] > order).to(commitment.dtype).mean(0)  # (Q,)
+            commitment, codebook = commitment * share, codebook * share
+        commitment, codebook = commitment.sum(), codebook.sum()
         loss = mse + self.recipe.commitment_weight * commitment
         loss = loss + self.recipe.codebook_weight * codebook
         figures = {"mel_mse": mse, "commitment": commitment, "codebook": codebook}

@@ -131,3 +131,25 @@ def test_codes_of_several_frames_are_judged_at_the_full_rate(pooling, n_mels):
     _, codes = result.kept
     assert codes.shape == (4, 2, 2) and result.loss.isfinite()
     assert set(batch) == {"mel"}
+
+
+def test_dropped_codebooks_are_drawn_by_position_and_micro_batches_add_up():
+    config = SMOKE.with_recipes(["rvq"], codebook_dropout=0.5)
+    stage = RVQStage(config, reference, CPU)
+    stage.begin()
+    batch = {"audio": torch.zeros(64, 1), "mel": torch.randn(64, 128, 4)}
+    batch["positions"] = list(range(64, 128))
+    (whole,) = stage.split(batch, 1)
+    parts = stage.split(batch, 4)
+    counts = whole["n_codebooks"]
+    assert torch.equal(torch.cat([part["n_codebooks"] for part in parts]), counts)
+    assert 8 <= (counts == 1).sum() <= 24  # a quarter of 64 on average
+    assert counts.unique().tolist() == [1, 2]
+    together = stage.loss("rvq", whole)
+    _, codes = together.kept
+    assert torch.equal((codes >= 0).sum(2), counts[:, None].expand(64, 4))
+    losses = torch.stack([stage.loss("rvq", part).loss for part in parts])
+    torch.testing.assert_close(losses.mean(), together.loss)
+    assert "n_codebooks" not in RVQStage(SMOKE, reference, CPU).split(batch, 1)[0]
+    with pytest.raises(ValueError, match="codebook_dropout: expected 0 to 1, got 1.5"):
+        SMOKE.with_recipes(["rvq"], codebook_dropout=1.5)
