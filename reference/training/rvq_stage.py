@@ -62,6 +62,8 @@ class RVQStage(SpeechStage):
     name = "rvq"
     recipe_class = RVQRecipe
     recipes = {
+        # 12.5 codes/s, so that few steps of the Talker say a sentence; eight make up for it.
+        "quick": RVQRecipe(model={"n_codebooks": 8}),
         "smoke": RVQRecipe(steps=24, batch_size=4, model={"codebook_size": 16, "codebook_dim": 16}),
         "muomni": RVQRecipe(steps=20_000),
     }
@@ -156,15 +158,17 @@ class RVQStage(SpeechStage):
     ) -> dict[str, Any]:
         """Figures at the PCA + k-means start of several sizes of quantizer.
 
-        One codebook, the config's number of them (known from training), and two small quantizers of
-        equal bits; one codebook with all of the config's bits would have more codes than there are
-        frames.
+        One codebook, two, the config's number of them (known from training), and two small
+        quantizers of equal bits; one codebook with all of the config's bits would have more codes
+        than there are frames.
         """
         mels, config = [clip.mel for clip in clips], self.config
         rows = self._start_rows(data)
         own_size = (self.rvq.n_codebooks, self.rvq.codebook_size)
         figures = {}
-        for n_codebooks, size in dict.fromkeys([(1, own_size[1]), own_size, *EQUAL_BITS]):
+        for n_codebooks, size in dict.fromkeys(
+            [(1, own_size[1]), (2, own_size[1]), own_size, *EQUAL_BITS]
+        ):
             name = f"{n_codebooks} x {size}"
             if (n_codebooks, size) == own_size:
                 figures[name] = notes["start"]

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..talker.delay import NO_TARGET
 
-STRENGTH = 2.0  # occurrences of the unigram's guess that a bigram starts from
+STRENGTH = 32.0  # occurrences of the unigram's guess that a bigram starts from
 
 
 class Tally:
@@ -58,7 +59,7 @@ def guesses(
     classes, begin = codebook_size + 1, codebook_size  # begin: the place before the first code
     rows = [with_ends(codes.long(), codebook_size) for codes in training]
     tallies = {"unigram": Tally(n_codebooks), "bigram": Tally(n_codebooks)}
-    scores = {name: [] for name in tallies}
+    scores: dict[str, list[Tensor]] = {name: [] for name in tallies}
     for q in range(n_codebooks):
         after = torch.zeros(classes, classes, dtype=torch.float64)
         for row in rows:
@@ -89,12 +90,19 @@ def warped_distance(a: Tensor, b: Tensor) -> float:
         the sum of Euclidean distances along the best path of steps (1, 0), (0, 1) and (1, 1), by
         S + T.
     """
-    best: list[float] = [0.0] + [torch.inf] * len(b)
-    for costs in torch.cdist(a.double(), b.double()).tolist():
-        corner, best[0] = best[0], torch.inf
-        for j, cost in enumerate(costs, start=1):
-            corner, best[j] = best[j], cost + min(corner, best[j], best[j - 1])
-    return best[-1] / (len(a) + len(b))
+    costs = torch.cdist(a.double(), b.double()).numpy()
+    rows, columns = costs.shape
+    # Diagonal by diagonal, i + j = k, each from the two before it; place 0 is outside.
+    earlier, before = np.full(rows + 1, np.inf), np.full(rows + 1, np.inf)
+    earlier[0] = 0
+    for k in range(rows + columns - 1):
+        low, high = max(0, k - columns + 1), min(rows, k + 1)
+        i = np.arange(low, high)
+        shorter = np.minimum(before[low:high], before[low + 1 : high + 1])
+        best = np.full(rows + 1, np.inf)
+        best[low + 1 : high + 1] = costs[i, k - i] + np.minimum(shorter, earlier[low:high])
+        earlier, before = before, best
+    return float(before[-1]) / (rows + columns)
 
 
 def rank(said: Tensor, clips: Sequence[Tensor], true: int) -> int:

@@ -98,7 +98,8 @@ class TalkerStage(Stage[TalkerData]):
     def _models(self, speakers: Sequence[str]) -> dict[str, nn.Module]:
         shape = {"n_codebooks": self.rvq.n_codebooks, "codebook_size": self.rvq.codebook_size}
         own = {**shape, "speakers": speakers, "quantizer": self.digest}
-        self.talker = Talker(**(self.recipe.model | own)).to(self.device)
+        model_class: Any = self.model_class(self.backend)
+        self.talker = model_class(**(self.recipe.model | own)).to(self.device)
         return {"talker": self.talker}
 
     def dataset(self, corpus: Corpus) -> TalkerData:
@@ -149,7 +150,9 @@ class TalkerStage(Stage[TalkerData]):
 
     def loss(self, pass_name: str, batch: Items, earlier: Results = NOTHING) -> StepResult:
         out: TalkerOutput = self.talker(**batch)
-        nats = F.cross_entropy(out.logits.float().flatten(0, 2), out.targets.flatten())
+        # Half precision would lose what a sum over classes adds.
+        logits = out.logits.to(torch.promote_types(out.logits.dtype, torch.float32))
+        nats = F.cross_entropy(logits.flatten(0, 2), out.targets.flatten())
         first = out.targets[..., 0]
         right = out.logits[..., 0, :].argmax(-1) == first
         counts = first != NO_TARGET
@@ -216,8 +219,7 @@ class TalkerStage(Stage[TalkerData]):
         an end that is not the Talker's own would come later."""
         true = [codes.to(self.device) for codes in data.codes[:RECALLED]]
         speakers = [clip.speaker for clip in data.clips[:RECALLED]]
-        most = 2 * max(map(len, true))
-        said = self._say(data.texts[:RECALLED], speakers, most)
+        said = self._say(data.texts[:RECALLED], speakers, _most_frames(data))
         exact = sum(torch.equal(a, b) for a, b in zip(said, true, strict=True))
         return {"exact": exact, "of": len(true)}
 
@@ -227,8 +229,8 @@ class TalkerStage(Stage[TalkerData]):
         """Of new sentences: the true clip's rank among those of the same voice, by text."""
         ranks: dict[str, dict[str, int]] = {}
         asked = spoken[:RANKED]
-        most = 2 * max(len(codes) for *_, codes in asked)
-        said = self._say([text for _, text, _ in asked], [c.speaker for c, *_ in asked], most)
+        texts, speakers = [text for _, text, _ in asked], [clip.speaker for clip, *_ in asked]
+        said = self._say(texts, speakers, _most_frames(data))
         for (clip, text, codes), own in zip(asked, said, strict=True):
             others = [
                 c for other, _, c in spoken if other != clip and other.speaker == clip.speaker
@@ -297,3 +299,8 @@ class TalkerStage(Stage[TalkerData]):
                 "understood"
             )
         return lines
+
+
+def _most_frames(data: TalkerData) -> int:
+    """One more than the longest clip has: by then an end has come, or will not."""
+    return 1 + max(map(len, data.codes))
