@@ -12,17 +12,17 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from support.environment import ROOT, SPEECH
-from support.talker_stage import Talker64
 from support.training import assert_same, losses, main, rows
 
 from muomni_fast import DataError, reference
 
-pytest.importorskip("soundfile")
+soundfile = pytest.importorskip("soundfile")
 for module in ("safetensors", "soxr", "matplotlib", "tqdm"):
     pytest.importorskip(module)
+
+from support.talker_stage import Talker64  # noqa: E402
 
 from muomni_fast.reference import Talker, train  # noqa: E402
 from muomni_fast.reference.checkpoint import load_training_state, restore  # noqa: E402

@@ -35,7 +35,7 @@ SMOKE = ["--preset", "smoke"]
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One unbroken run of both stages."""
+    """One unbroken run of all stages."""
     folder = tmp_path_factory.mktemp("smoke") / "run"
     done = run(*SMOKE, "--out", folder)
     assert done.returncode == 0, done.stderr
@@ -49,12 +49,16 @@ def test_a_run_leaves_what_it_promises(smoke):
     expected |= {
         "metrics-rvq.csv",
         "metrics-vocoder.csv",
+        "metrics-talker.csv",
         "checkpoints/rvq.json",
         "checkpoints/vocoder.json",
+        "checkpoints/talker.json",
     }
     assert expected <= names
-    assert sum(name.startswith("mels-") for name in names) == 3
-    audio = sorted((smoke / "audio").iterdir())
+    assert sum(name.startswith("mels-") for name in names) == 4  # one is of a training clip
+    found = sorted((smoke / "audio").iterdir())
+    # What the Talker says has a length of its own.
+    audio = [p for p in found if "talker" not in p.name and not p.name.startswith("training")]
     assert len(audio) == 15
     for path in audio:
         clip = path.name[2:8]
@@ -198,7 +202,7 @@ def test_a_config_with_two_fields_for_each_stage_loads():
     again = TrainConfig.from_dict(saved)
     assert json.dumps(again, default=vars) == json.dumps(config, default=vars)
     saved["recipes"] = {"unheard": {}}
-    with pytest.raises(ValueError, match="unheard is not a stage; there are rvq, vocoder"):
+    with pytest.raises(ValueError, match="unheard is not a stage; there are rvq, vocoder, talker"):
         TrainConfig.from_dict(saved)
 
 
