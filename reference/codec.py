@@ -130,22 +130,24 @@ class SpeechCodec(nn.Module):
             return cls(quantizer, neural, saved.mel, per_code, pooling).eval()
 
     @torch.no_grad()
-    def encode(self, audio: Tensor) -> Tensor:
+    def encode(self, audio: Tensor, n_codebooks: int | None = None, beam: int = 1) -> Tensor:
         """Codes of audio at `config.sample_rate`.
 
         Args:
             audio: (B, L) or (B, 1, L).
+            n_codebooks, beam: as `RVQ.encode` takes them.
 
         Returns:
             (B, S, n_codebooks) int64, S codes per clip.
 
         Raises:
-            TypeError: `audio` is not a float32 or float64 tensor.
-            ValueError: the shape is not (B, L >= 1) or (B, 1, L >= 1).
+            TypeError: `audio` is not a float32 or float64 tensor; an option is not an integer.
+            ValueError: the shape is not (B, L >= 1) or (B, 1, L >= 1); an option is out of range.
         """
         audio = mono("audio", audio)
-        mel = log_mel(audio, self.config)
-        return encode_mel(self.rvq, mel, self.frames_per_code, self.pooling)
+        mel = log_mel(audio, self.config).transpose(-1, -2)
+        rows = pool_frames(mel, self.frames_per_code, self.pooling)
+        return self.rvq.encode(rows, n_codebooks=n_codebooks, beam=beam)
 
     @torch.no_grad()
     def decode(

@@ -21,6 +21,7 @@ from ..values import (
     require_int,
     require_parameters,
 )
+from .beam import MOST_BEAM, beam_search
 from .checks import (
     code_range_error,
     codebooks_reached,
@@ -349,22 +350,35 @@ class RVQ(nn.Module):
         precision: str = "exact",
         check_finite: bool = False,
         n_codebooks: int | None = None,
+        beam: int = 1,
     ) -> Tensor:
         """Codes of mel frames: (..., n_mels) -> (..., n_codebooks) int64; see `rvq_encode`.
 
         Args:
             mel, precision, check_finite: as there.
-            n_codebooks: stop after so many; None is all. What is left out changes no code before.
+            n_codebooks: stop after so many; None is all. What is left out changes no code before,
+                unless there is a beam.
+            beam: paths through the codebooks to keep, 1 to 1024. With more than one the error is at
+                most greedy's, and mostly less; codes then are not certified (`beam.beam_search`).
         """
         if n_codebooks is not None:
             require_int("n_codebooks", n_codebooks, 1, self.n_codebooks)
-        return rvq_encode(
+        codes = rvq_encode(
             mel,
             self.stacked_codebooks()[:n_codebooks],
             *self._projection("proj_in"),
             precision=precision,
             check_finite=check_finite,
         )
+        return self._by_beam(mel, codes, beam) if beam != 1 or beam is True else codes
+
+    def _by_beam(self, mel: Tensor, greedy: Tensor, beam: int) -> Tensor:
+        """Codes (..., k) by a beam, from the greedy ones."""
+        beam = require_int("beam", beam, 1, MOST_BEAM)
+        with torch.no_grad():
+            z = self.project(mel)
+        books = self.stacked_codebooks()[: greedy.shape[-1]].detach()
+        return beam_search(z, books.to(z.dtype), greedy, beam)
 
     def decode(self, codes: Tensor, padding_code: int | None = None) -> Tensor:
         """Mel frames of codes: (..., k <= n_codebooks) -> (..., n_mels); see `rvq_decode`.

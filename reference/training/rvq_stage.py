@@ -56,6 +56,11 @@ class RVQRecipe(Recipe):
         return {"n_mels": config.pooled_width, **self.model}
 
 
+# Every prefix of the codebooks is a codec. The projections stay at principal components, as on 20
+# minutes of speech learning them took back all that the codebooks won, and more.
+PREFIXES = RVQRecipe(steps=20_000, projection_learning_rate=0.0, codebook_dropout=0.5)
+
+
 class RVQStage(SpeechStage):
     """Learns the quantizer: mel reconstruction error plus commitment, from a start on data."""
 
@@ -65,7 +70,10 @@ class RVQStage(SpeechStage):
         # 12.5 codes/s, so that few steps of the Talker say a sentence; eight make up for it.
         "quick": RVQRecipe(model={"n_codebooks": 8}),
         "smoke": RVQRecipe(steps=24, batch_size=4, model={"codebook_size": 16, "codebook_dim": 16}),
-        "muomni": RVQRecipe(steps=20_000),
+        "muomni": dataclasses.replace(PREFIXES, model={}),
+        "muomni-4": dataclasses.replace(PREFIXES, model={"n_codebooks": 4}),
+        "muomni-8": dataclasses.replace(PREFIXES, model={"n_codebooks": 8}),
+        "muomni-62": dataclasses.replace(PREFIXES, model={"n_codebooks": 8}),
     }
     starts_from_data = True
     by_length = True
@@ -174,7 +182,7 @@ class RVQStage(SpeechStage):
                 figures[name] = notes["start"]
                 continue
             shape = {"n_codebooks": n_codebooks, "codebook_size": size}
-            rvq = RVQ(**(self.recipe.shape(config) | shape))
+            rvq = self.backend.RVQ(**(self.recipe.shape(config) | shape))
             start_from_data(rvq, rows, self._generator())
             figures[name] = validate_rvq(rvq, mels, config.frames_per_code, config.pooling)
         return {"sizes": figures}

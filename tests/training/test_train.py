@@ -179,7 +179,8 @@ def test_one_stage_alone(tmp_path):
 
 def test_presets_are_the_published_shapes():
     all_presets = presets()
-    assert set(all_presets) == {"quick", "smoke", "muomni", "v1", "v2", "v3"}
+    muomni = {"muomni", "muomni-4", "muomni-8", "muomni-62"}
+    assert set(all_presets) == {"quick", "smoke", "v1", "v2", "v3"} | muomni
     for name in ("v1", "v2", "v3"):
         config, recipe = all_presets[name], all_presets[name].recipe("vocoder")
         assert config.mel.sample_rate == 22050 and config.mel.n_mels == 80
@@ -190,6 +191,21 @@ def test_presets_are_the_published_shapes():
     assert not rvq_keys & set(all_presets["muomni"].recipe("rvq").model)  # the default shape
     saved = json.loads(json.dumps(presets()["v3"], default=vars))
     assert TrainConfig.from_dict(saved).recipe("vocoder").learning_rate == 2e-4
+
+
+@pytest.mark.parametrize(
+    "name, codes_per_second, n_codebooks, n_mels",
+    [("muomni", 12.5, 2, 128), ("muomni-4", 12.5, 4, 640), ("muomni-8", 12.5, 8, 640)]
+    + [("muomni-62", 62.5, 8, 128)],
+)
+def test_presets_of_one_mel_at_several_rates(name, codes_per_second, n_codebooks, n_mels):
+    config = presets()[name]
+    with torch.device("meta"):
+        rvq = muomni_fast.RVQ(**config.recipe("rvq").shape(config))
+    assert config.mel.frame_rate / config.frames_per_code == codes_per_second
+    assert (rvq.n_codebooks, rvq.codebook_size, rvq.n_mels) == (n_codebooks, 128, n_mels)
+    assert config.mel == presets()["muomni"].mel
+    assert config.recipe("vocoder") == presets()["muomni"].recipe("vocoder")
 
 
 def test_a_config_with_two_fields_for_each_stage_loads():
