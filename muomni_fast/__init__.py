@@ -14,12 +14,14 @@ from .reference import (
     MultiPeriodDiscriminator,
     MultiScaleDiscriminator,
     RVQOutput,
+    TalkerOutput,
     log_mel,
     pool_frames,
     unpool_frames,
 )
 from .reference.errors import AudioFormatError, CheckpointError, DataError, TrainingError
 from .rvq.modules import RVQ
+from .talker.modules import Talker
 from .vocoder.modules import MRF, HiFiGANVocoder, NeuralVocoder, ResBlock
 
 # Pickled models name the public module, wherever a class lies inside.
@@ -32,6 +34,7 @@ for _class in (
     NeuralVocoder,
     ResBlock,
     SpeechCodec,
+    Talker,
 ):
     _class.__module__ = __name__
 
@@ -54,6 +57,8 @@ __all__ = [
     "RVQOutput",
     "ResBlock",
     "SpeechCodec",
+    "Talker",
+    "TalkerOutput",
     "TrainingError",
     "doctor",
     "explain",

@@ -33,9 +33,21 @@ def quantizer_digest(rvq: nn.Module, frames_per_code: int, pooling: str = "mean"
     return digest.hexdigest()
 
 
-def require_quantizer(talker: "Talker", digest: str) -> None:
-    """Raise ValueError if a Talker was trained on other codes than those of this digest."""
-    if talker.quantizer and talker.quantizer != digest:
+def require_talker(talker: "Talker", rvq: nn.Module, frames_per_code: int, pooling: str) -> None:
+    """Raise ValueError if a Talker speaks other codes than this quantizer's.
+
+    One that knows of no quantizer (`Talker.quantizer` is "") is compared by the codes' shape only.
+    """
+    for name in ("n_codebooks", "codebook_size"):
+        if getattr(talker, name) != getattr(rvq, name):
+            raise ValueError(
+                f"talker: has {name} = {getattr(talker, name)}, but the quantizer has "
+                f"{getattr(rvq, name)}"
+            )
+    if not talker.quantizer:
+        return
+    digest = quantizer_digest(rvq, frames_per_code, pooling)
+    if talker.quantizer != digest:
         raise ValueError(
             f"talker: expected the quantizer it was trained with, {talker.quantizer[:12]}..., "
             f"got {digest[:12]}..."

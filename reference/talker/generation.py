@@ -93,13 +93,7 @@ class Steps:
         longest = int(lengths.max())
         codes = undelayed(torch.stack(grid, 1), longest)
         past = torch.arange(longest, device=codes.device) >= lengths[:, None]
-        cut = [i for i, steps in enumerate(end.tolist()) if steps > self.max_frames]
-        if cut:
-            log.warning(
-                "no end of speech within %d frames, and cut there: %s",
-                self.max_frames,
-                ", ".join(repr(texts[i][:40].decode(errors="ignore")) for i in cut),
-            )
+        self._warn([texts[i] for i, at in enumerate(end.tolist()) if at > self.max_frames])
         return Generated(codes.masked_fill(past[..., None], NO_FRAME), lengths)
 
     @torch.no_grad()
@@ -130,6 +124,29 @@ class Steps:
             out = (frame < 0) | (frame >= end.clamp(max=self.max_frames)[:, None])
             row = codes.masked_fill(out, talker.pad)
             yield row, end
+
+    @torch.no_grad()
+    def frames(self, text: bytes, speaker: int) -> Iterator[Tensor]:
+        """One text frame by frame: yields (1, 1, Q), each as soon as it is complete."""
+        rows: list[Tensor] = []
+        delay = self.talker.n_codebooks - 1
+        for step, (row, end) in enumerate(self.rows([text], [speaker])):
+            rows = [*rows[-delay:], row] if delay else [row]
+            frame, ended = step - delay, int(end)
+            last = min(ended, self.max_frames)
+            if 0 <= frame < last:
+                yield undelayed(torch.stack(rows, 1), 1)
+            if frame + 1 >= last:
+                break
+        self._warn([text] if ended > self.max_frames else [])
+
+    def _warn(self, cut: Sequence[bytes]) -> None:
+        if cut:
+            log.warning(
+                "no end of speech within %d frames, and cut there: %s",
+                self.max_frames,
+                ", ".join(repr(text[:40].decode(errors="ignore")) for text in cut),
+            )
 
     def draw(self, logits: Tensor) -> Tensor:
         """A class for each codebook: (B, Q, K + 1) -> (B, Q)."""

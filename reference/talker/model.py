@@ -5,7 +5,7 @@ the delay pattern (`delay.py`). No head shares its weights with an embedding.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -217,7 +217,8 @@ class Talker(nn.Module):
         """Logits of a batch's next step: (B, Q) of what is read -> (B, Q, K + 1)."""
         x = self.embed_codes(codes)[:, None]  # (B, 1, D)
         at = cache.next_place()
-        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+        blocks: Iterable[Any] = self.blocks
+        for block, keys, values in zip(blocks, cache.keys, cache.values, strict=True):
             x = block.step(x, at, keys, values)
         cache.position = cache.position + 1
         cache.filled += 1

@@ -71,7 +71,10 @@ class TalkerStage(Stage[TalkerData]):
             warmup=2,
             model={"dim": 16, "n_layers": 1, "n_heads": 2},
         ),
-        "muomni": TalkerRecipe(model={"dim": 256, "n_layers": 6}),
+        **{
+            name: TalkerRecipe(model={"dim": 256, "n_layers": 6})
+            for name in ("muomni", "muomni-4", "muomni-8", "muomni-62")
+        },
     }
     requires = ("rvq",)
     max_grad_norm = 1.0
@@ -81,7 +84,7 @@ class TalkerStage(Stage[TalkerData]):
 
     @classmethod
     def model_class(cls, backend: ModuleType) -> type[nn.Module]:
-        return Talker
+        return backend.Talker
 
     @classmethod
     def obstacle(cls, clips: Sequence[Clip]) -> str | None:
@@ -261,13 +264,12 @@ class TalkerStage(Stage[TalkerData]):
             return {}
         neural = "vocoder" in products
         vocoder = products["vocoder"] if neural else GriffinLimVocoder(config.mel)
-        codec = SpeechCodec(rvq, vocoder, config.mel, config.frames_per_code, config.pooling)
+        pooled = config.frames_per_code, config.pooling
+        codec = SpeechCodec(rvq, vocoder, config.mel, *pooled, talker=talker)
         speaker = clip.clip.speaker if clip.clip.speaker in talker.speakers else None
         true = codec.encode(clip.audio[None])
-        codes, lengths = talker.generate(text, speaker, max_frames=2 * true.shape[1])
-        if not int(lengths):
-            return {}
-        return {f"talker-{'hifigan' if neural else 'griffin-lim'}": codec.decode(codes)[0]}
+        said = codec.speak(text, speaker, max_frames=2 * true.shape[1])
+        return {f"talker-{'hifigan' if neural else 'griffin-lim'}": said} if len(said) else {}
 
     @classmethod
     def report(cls, results: dict[str, Any]) -> list[str]:

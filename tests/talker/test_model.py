@@ -9,7 +9,7 @@ import torch
 from support.talkers import SENTENCES, VOICES, batch, tiny
 
 from muomni_fast.reference import RVQ, Talker
-from muomni_fast.reference.talker.checks import quantizer_digest, require_quantizer
+from muomni_fast.reference.talker.checks import quantizer_digest, require_talker
 from muomni_fast.reference.talker.delay import NO_TARGET, delayed, n_steps, undelayed
 
 BEGIN, PAD, END = 16, 17, 16
@@ -206,7 +206,7 @@ def test_batches_that_are_refused(change, error, message):
 
 
 def test_a_digest_is_of_weights_and_settings():
-    rvq = RVQ(codebook_size=16)
+    rvq = RVQ(n_codebooks=3, codebook_size=16)
     digest = quantizer_digest(rvq, 5)
     assert digest == quantizer_digest(copy.deepcopy(rvq), 5) and len(digest) == 64
     others = {digest, quantizer_digest(rvq, 1), quantizer_digest(rvq, 5, "stack")}
@@ -214,11 +214,13 @@ def test_a_digest_is_of_weights_and_settings():
         rvq.codebooks[1].weight[3, 4] += 1e-3
     others.add(quantizer_digest(rvq, 5))
     assert len(others) == 4
-    require_quantizer(tiny(), digest)  # which knows of none
-    talker = Talker(quantizer=digest)
-    require_quantizer(talker, digest)
+    require_talker(tiny(), rvq, 1, "mean")  # which knows of none
+    talker = Talker(3, 16, quantizer=quantizer_digest(rvq, 5))
+    require_talker(talker, rvq, 5, "mean")
     with pytest.raises(ValueError, match="talker: expected the quantizer it was trained with"):
-        require_quantizer(talker, quantizer_digest(rvq, 5))
+        require_talker(talker, rvq, 5, "stack")
+    with pytest.raises(ValueError, match="talker: has n_codebooks = 2, but the quantizer has 3"):
+        require_talker(Talker(2, 16), rvq, 5, "mean")
 
 
 def test_speakers_by_name():
