@@ -21,19 +21,20 @@ LIBRI_NAME = re.compile(r"^(\d+)[-_]\d+[-_]\d+([-_]\d+)?$")
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One audio file and its speaker ("" where unknown)."""
+    """One audio file, its speaker and the words that are spoken ("" where unknown)."""
 
     path: Path
     speaker: str
+    text: str = ""
 
 
 def find_clips(source: str | Path) -> list[Clip]:
     """List the clips of a data source, sorted by path.
 
     Args:
-        source: a CSV manifest (`file`, relative to it; optional `speaker`); or a folder: LJSpeech's
-            (`metadata.csv` with `|`, a fourth column naming the speaker), VCTK's, LibriTTS's or
-            LibriSpeech's, or any folder of audio, searched recursively.
+        source: a CSV manifest (`file`, relative to it; optional `speaker`, `text`); or a folder:
+            LJSpeech's (`metadata.csv` with `|`, a fourth column naming the speaker), VCTK's,
+            LibriTTS's or LibriSpeech's, or any folder of audio, searched recursively.
 
     Raises:
         DataError: the source is missing, empty or malformed; names it and what is wrong.
@@ -74,11 +75,12 @@ def _manifest_clips(path: Path) -> Iterator[Clip]:
     if "file" not in header:
         raise DataError(f'{path}: expected a column "file" in its first line, got {header}')
     file_at = header.index("file")
-    speaker_at = header.index("speaker") if "speaker" in header else None
+    optional = {name: header.index(name) for name in ("speaker", "text") if name in header}
     for number, row in rows:
         if len(row) != len(header) or not row[file_at] or "\0" in row[file_at]:
             raise DataError(f"{path}: line {number}: expected {len(header)} columns, got {row}")
-        yield Clip(path.parent / row[file_at], "" if speaker_at is None else row[speaker_at])
+        known = {name: row[at] for name, at in optional.items()}
+        yield Clip(path.parent / row[file_at], **{"speaker": "", **known})
 
 
 def _ljspeech_clips(folder: Path) -> Iterator[Clip]:
