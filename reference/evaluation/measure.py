@@ -16,7 +16,7 @@ from .metrics import METRICS, Figure, Measure, Sample
 from .refused import RATE, Refused
 from .rows import Row
 
-ENDS_APART = 512  # samples at 16 kHz by which a row that follows the original may be longer
+ENDS_APART = 16  # samples, a millisecond: what resampling twice may round
 
 
 @dataclasses.dataclass
@@ -75,7 +75,7 @@ def sample_of(row: Row, held: HeldOut, original: np.ndarray, sample_rate: int) -
                 f"{row.name}: {held.clip.path}: expected {len(original):,} samples at {RATE} Hz, "
                 f"got {len(made):,}"
             )
-        length = min(len(made), len(original))  # whole frames are longer by less than one
+        length = min(len(made), len(original))
         made, original = made[:length], original[:length]
     return Sample(np.clip(original, -1, 1), np.clip(made, -1, 1), held.clip.text)
 

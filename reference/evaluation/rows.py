@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..codec import SpeechCodec
 from ..training.data import HeldOut
@@ -19,7 +19,7 @@ class Row:
     Attributes:
         name: in the table.
         make: from the clip, its audio (L,) and log-mel (n_mels, T) at the models' rate, to audio
-            (L',) at that rate. None is the original as it is.
+            at that rate, as long as the original if it follows it. None is the original as it is.
         follows_original: whether everything happens when it does in the original. Where it does
             not, as in speech from text, metrics that compare are left out.
     """
@@ -37,10 +37,13 @@ def from_the_recording(subject: Subject) -> Iterator[Row]:
 def from_the_mel(subject: Subject) -> Iterator[Row]:
     """Vocoders given the original's own log-mel: what a perfect codec would sound like."""
     griffin_lim = GriffinLimVocoder(subject.mel)
-    yield Row("Griffin-Lim", lambda held: griffin_lim(held.mel[None])[0])
+    yield Row("Griffin-Lim", functools.partial(_vocoded, griffin_lim))
     if subject.hifigan is not None:
-        hifigan = subject.hifigan
-        yield Row("HiFi-GAN", lambda held: hifigan(held.mel[None])[0])
+        yield Row("HiFi-GAN", functools.partial(_vocoded, subject.hifigan))
+
+
+def _vocoded(vocoder: nn.Module, held: HeldOut) -> Tensor:
+    return vocoder(held.mel[None])[0, : len(held.audio)]
 
 
 def through_the_codec(subject: Subject) -> Iterator[Row]:
@@ -50,7 +53,7 @@ def through_the_codec(subject: Subject) -> Iterator[Row]:
 
 
 def _coded(codec: SpeechCodec, held: HeldOut) -> Tensor:
-    return codec.decode(codec.encode(held.audio[None]))[0]
+    return codec.decode(codec.encode(held.audio[None]), length=len(held.audio))[0]
 
 
 # In the table's order. Speech from text is one more function here, whose row makes audio of

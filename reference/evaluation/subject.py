@@ -1,5 +1,6 @@
 """What is evaluated: the models of a run folder, or of plain checkpoints."""
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,7 +110,7 @@ def _codecs(files: dict[str, Path], hifigan: nn.Module | None) -> dict[str, Spee
         return {}
     codecs = {"Griffin-Lim": SpeechCodec.from_checkpoints(files["rvq"])}
     if hifigan is not None:
-        codecs["HiFi-GAN"] = SpeechCodec.from_checkpoints(files["rvq"])
+        codecs["HiFi-GAN"] = copy.deepcopy(codecs["Griffin-Lim"])
         codecs["HiFi-GAN"].vocoder = hifigan
     return codecs
 

@@ -45,8 +45,12 @@ def as_text(result: Result) -> str:
     if measured:
         lines += ["", *_aligned(_cells(result.table, measured))]
     notes = [f"{METRICS[n].heading}: left out: {why}" for n, why in result.left_out.items()]
-    for row, columns in result.table.items():
-        for name, column in columns.items():
+    for name in measured:
+        columns = [columns[name] for columns in result.table.values()]
+        if METRICS[name].reads and not any(c.figures or c.refused for c in columns):
+            notes.append(f"{METRICS[name].heading}: left out: no clip has words in its manifest")
+    for row, by_name in result.table.items():
+        for name, column in by_name.items():
             for reason, count in sorted(column.refused.items()):
                 notes.append(f"{METRICS[name].heading}: {row}: {count} clips refused: {reason}")
     if notes:
