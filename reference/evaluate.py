@@ -15,7 +15,7 @@ try:
     from muomni_fast.reference.evaluation.evaluate import Request, run
     from muomni_fast.reference.evaluation.metrics import METRICS
 except ModuleNotFoundError as error:
-    if error.name not in ("muomni_fast", "filelock"):
+    if error.name not in ("muomni_fast", "filelock", "tqdm"):
         raise
     raise SystemExit(
         f'{error.name} is not installed; run: pip install -c constraints.txt -e ".[evaluate]"'
