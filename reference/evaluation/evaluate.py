@@ -9,6 +9,7 @@ from typing import Any
 from ..checkpoint import load_model
 from ..training.data import read_held_out
 from ..training.evaluation import evaluate as evaluate_quantizer
+from ..training.run import SHIPPED_SPEECH
 from .measure import measure
 from .metrics import METRICS, load_metrics
 from .refused import RATE
@@ -17,6 +18,7 @@ from .subject import Subject, clips_of, open_subject
 from .table import Result, as_text, write_json
 
 OUT = "evaluation.json"
+WORDS = "word_errors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,8 @@ def run(request: Request) -> tuple[str, Path]:
         )
     measures, left_out = load_metrics(METRICS if request.metrics is None else request.metrics)
     source, chosen = clips_of(subject, request.data, request.speakers, request.limit)
+    if source.resolve() == SHIPPED_SPEECH and measures.pop(WORDS, None):
+        left_out[WORDS] = "the shipped speech is made by rule, which the recogniser cannot follow"
     quantizer = {}
     if subject.folder is not None and "rvq" in subject.files:
         quantizer = evaluate_quantizer(subject.folder, request.data, request.against)

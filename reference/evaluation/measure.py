@@ -77,7 +77,7 @@ def sample_of(row: Row, held: HeldOut, original: np.ndarray, sample_rate: int) -
             )
         length = min(len(made), len(original))
         made, original = made[:length], original[:length]
-    return Sample(np.clip(original, -1, 1), np.clip(made, -1, 1), held.clip.text)
+    return Sample(np.clip(original, -1, 1), np.clip(made, -1, 1), held.clip.text or "")
 
 
 def measure(

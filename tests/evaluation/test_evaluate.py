@@ -24,6 +24,7 @@ from muomni_fast.reference.evaluation.refused import Refused  # noqa: E402
 from muomni_fast.reference.training.clips import Clip, find_clips  # noqa: E402
 from muomni_fast.reference.training.data import HeldOut  # noqa: E402
 from muomni_fast.reference.training.presets import preset  # noqa: E402
+from muomni_fast.reference.training.run import SHIPPED_SPEECH
 from muomni_fast.reference.training.run_folder import RunFolder  # noqa: E402
 
 OWN = ["mel_l1", "mel_mse", "mcd", "log_f0_rmse", "voicing_error"]
@@ -173,6 +174,9 @@ def test_words_count_where_there_are_some(here, monkeypatch, capsys):
     original = result()["rows"]["original"]["word_errors"]
     assert original == {"mean": 0.5, "clips": 5, "refused": {}}  # the sixth has no words
     assert "50.0" in capsys.readouterr().out
+    assert evaluate.main([*arguments[:2], str(SHIPPED_SPEECH), *arguments[3:], "--limit", "1"]) == 0
+    assert "words %: left out: the shipped speech is made by rule" in capsys.readouterr().out
+    assert "word_errors" not in result()["rows"].get("original", {})
     (here / "clips.csv").write_text("file\n0.wav\n")
     assert evaluate.main(arguments) == 0
     assert "words %: left out: no clip has words in its manifest" in capsys.readouterr().out
