@@ -45,7 +45,7 @@ def test_quick_preset(tmp_path):
 def test_recordings_beat_faiss(tmp_path, recordings, caplog):
     """Unseen speakers: at most faiss's greedy residual quantizer, below the start, codes in use."""
     pytest.importorskip("faiss")
-    from muomni_fast.reference.evaluate import evaluate
+    from muomni_fast.reference.training.evaluation import evaluate
 
     manifest = recordings.parent / "manifest.csv"
     assert main("--stage", "rvq", "--data", manifest, "--out", tmp_path / "run") == 0
