@@ -7,7 +7,15 @@ from typing import ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from .audio.mel import MelConfig, log_mel, pool_frames, require_same_mel, unpool_frames
+from .audio.mel import (
+    MelConfig,
+    log_mel,
+    pool_frames,
+    pooled_width,
+    require_pooling,
+    require_same_mel,
+    unpool_frames,
+)
 from .checkpoint import restore
 from .checks import accept_wrapped_names, mono, require_hop, require_n_mels, require_tensor
 from .reading import blaming
@@ -32,19 +40,30 @@ class Quantizer(Protocol):
         """(..., n_codebooks) -> (..., n_mels)."""
 
 
-def encode_mel(rvq: Quantizer, mel: Tensor, frames_per_code: int = 1) -> Tensor:
+def encode_mel(
+    rvq: Quantizer, mel: Tensor, frames_per_code: int = 1, pooling: str = "mean"
+) -> Tensor:
     """Codes of log-mels: (..., n_mels, T) -> (..., ceil(T / frames_per_code), Q) int64."""
-    return rvq.encode(pool_frames(mel.transpose(-1, -2), frames_per_code))
+    return rvq.encode(pool_frames(mel.transpose(-1, -2), frames_per_code, pooling))
 
 
-def decode_mel(rvq: Quantizer, codes: Tensor, frames_per_code: int = 1) -> Tensor:
+def decode_mel(
+    rvq: Quantizer, codes: Tensor, frames_per_code: int = 1, pooling: str = "mean"
+) -> Tensor:
     """Log-mels of codes: (..., S, k) -> (..., n_mels, S * frames_per_code)."""
-    return _unpooled(rvq.decode(codes), frames_per_code)
+    return unpool_frames(rvq.decode(codes), frames_per_code, pooling).transpose(-1, -2)
 
 
-def _unpooled(mel: Tensor, frames_per_code: int) -> Tensor:
-    """(..., S, n_mels) -> (..., n_mels, S * frames_per_code)."""
-    return unpool_frames(mel, frames_per_code).transpose(-1, -2)
+def require_pooled(rvq_n_mels: int, mel_n_mels: int, frames_per_code: int, pooling: str) -> None:
+    """Raise ValueError unless a quantizer takes what `pool_frames` makes of a mel's frames."""
+    width = pooled_width(mel_n_mels, frames_per_code, pooling)
+    if pooling == "mean":
+        require_n_mels(rvq_n_mels, width, "the quantizer")
+    elif rvq_n_mels != width:
+        raise ValueError(
+            f"the quantizer has n_mels = {rvq_n_mels}, but frames_per_code = {frames_per_code} "
+            f"stacked frames of a mel with n_mels = {mel_n_mels} have {width}"
+        )
 
 
 class SpeechCodec(nn.Module):
@@ -54,12 +73,14 @@ class SpeechCodec(nn.Module):
         rvq: mel frames <-> codes.
         vocoder: maps (B, n_mels, T), and `lengths` (B,) if given, to (B, T * hop_length).
         config: the mel settings both were trained with.
-        frames_per_code: mel frames averaged into one code: 5 turns 62.5 frames/s into 12.5 codes/s.
+        frames_per_code: mel frames that share a code: 5 turn 62.5 frames/s into 12.5 codes/s.
+        pooling: how they do (`pool_frames`): "mean", or "stack", for which the quantizer's `n_mels`
+            is the mel's times `frames_per_code`.
 
     Raises:
         TypeError: `frames_per_code` is not an integer.
-        ValueError: it is out of range; the parts disagree on a mel setting, the number of bands or
-            the hop; names both values.
+        ValueError: it is out of range, or `pooling` is unknown; the parts disagree on a mel
+            setting, the number of bands or the hop; names both values.
     """
 
     # What a subclass with faster kernels replaces.
@@ -67,10 +88,17 @@ class SpeechCodec(nn.Module):
     vocoder_class: ClassVar[type[NeuralVocoder]] = NeuralVocoder
 
     def __init__(
-        self, rvq: RVQ, vocoder: nn.Module, config: MelConfig, frames_per_code: int = 1
+        self,
+        rvq: RVQ,
+        vocoder: nn.Module,
+        config: MelConfig,
+        frames_per_code: int = 1,
+        pooling: str = "mean",
     ) -> None:
         super().__init__()
-        require_n_mels(rvq.n_mels, config.n_mels, "the quantizer")
+        self.frames_per_code = require_int("frames_per_code", frames_per_code, 1, MOST_HOP)
+        self.pooling = require_pooling(pooling)
+        require_pooled(rvq.n_mels, config.n_mels, self.frames_per_code, pooling)
         if isinstance(vocoder, HiFiGANVocoder):
             require_hop(vocoder.hop_length, config.hop_length)
             require_n_mels(vocoder.n_mels, config.n_mels, "the vocoder")
@@ -79,7 +107,6 @@ class SpeechCodec(nn.Module):
         self.rvq = rvq
         self.vocoder = vocoder
         self.config = config
-        self.frames_per_code = require_int("frames_per_code", frames_per_code, 1, MOST_HOP)
         self.register_load_state_dict_pre_hook(accept_wrapped_names)
 
     @classmethod
@@ -87,7 +114,8 @@ class SpeechCodec(nn.Module):
         """Load what training saved: `checkpoints/rvq.json` and `vocoder.json` in its run folder.
 
         Args:
-            rvq: the quantizer's `.json`, which also holds the mel settings and `frames_per_code`.
+            rvq: the quantizer's `.json`, which also holds the mel settings, `frames_per_code` and
+                `pooling`; one without the last was trained on means.
             vocoder: the vocoder's; None chooses Griffin-Lim and logs it.
 
         Raises:
@@ -97,24 +125,29 @@ class SpeechCodec(nn.Module):
         quantizer, saved = restore(cls.quantizer_class, rvq, "rvq")
         with blaming(rvq):
             neural = cls.vocoder_class(vocoder, saved.mel)
-            return cls(quantizer, neural, saved.mel, saved.extra.get("frames_per_code", 1)).eval()
+            per_code = saved.extra.get("frames_per_code", 1)
+            pooling = saved.extra.get("pooling", "mean")
+            return cls(quantizer, neural, saved.mel, per_code, pooling).eval()
 
     @torch.no_grad()
-    def encode(self, audio: Tensor) -> Tensor:
+    def encode(self, audio: Tensor, n_codebooks: int | None = None, beam: int = 1) -> Tensor:
         """Codes of audio at `config.sample_rate`.
 
         Args:
             audio: (B, L) or (B, 1, L).
+            n_codebooks, beam: as `RVQ.encode` takes them.
 
         Returns:
             (B, S, n_codebooks) int64, S codes per clip.
 
         Raises:
-            TypeError: `audio` is not a float32 or float64 tensor.
-            ValueError: the shape is not (B, L >= 1) or (B, 1, L >= 1).
+            TypeError: `audio` is not a float32 or float64 tensor; an option is not an integer.
+            ValueError: the shape is not (B, L >= 1) or (B, 1, L >= 1); an option is out of range.
         """
         audio = mono("audio", audio)
-        return encode_mel(self.rvq, log_mel(audio, self.config), self.frames_per_code)
+        mel = log_mel(audio, self.config).transpose(-1, -2)
+        rows = pool_frames(mel, self.frames_per_code, self.pooling)
+        return self.rvq.encode(rows, n_codebooks=n_codebooks, beam=beam)
 
     @torch.no_grad()
     def decode(
@@ -152,18 +185,20 @@ class SpeechCodec(nn.Module):
     def _audio(self, codes: Tensor, padded: Tensor | None = None) -> Tensor:
         """Audio of codes (B, S, k), silent where steps (B, S) are `padded`."""
         samples = self.frames_per_code * self.config.hop_length  # of a step
-        mel = self.rvq.decode(codes)  # (B, S, n_mels)
+        mel = self.rvq.decode(codes)  # (B, S, rvq.n_mels)
         if mel.shape[1] == 0:
             return mel.new_empty(mel.shape[0], 0)
         if padded is None:
-            return self.vocoder(_unpooled(mel, self.frames_per_code))
+            return self.vocoder(self._frames(mel))
         steps = torch.arange(1, mel.shape[1] + 1, device=mel.device)
         ends = (steps * ~padded).amax(1)  # (B,) steps before the padding at the end
-        # Past the end the last frame goes on, as interpolation has it of an item alone.
+        # Past the end the last step goes on, as interpolation has it of an item alone.
         last = mel.gather(1, (ends - 1).clamp(min=0)[:, None, None].expand(-1, 1, mel.shape[2]))
         mel = mel.masked_fill(padded[..., None], math.log(self.config.log_floor))
         mel = torch.where((steps > ends[:, None])[..., None], last, mel)
-        audio = self.vocoder(
-            _unpooled(mel, self.frames_per_code), lengths=ends * self.frames_per_code
-        )
+        audio = self.vocoder(self._frames(mel), lengths=ends * self.frames_per_code)
         return audio.masked_fill(padded.repeat_interleave(samples, 1), 0)
+
+    def _frames(self, mel: Tensor) -> Tensor:
+        """What the vocoder takes: (B, S, rvq.n_mels) -> (B, n_mels, S * frames_per_code)."""
+        return unpool_frames(mel, self.frames_per_code, self.pooling).transpose(-1, -2)

@@ -118,9 +118,10 @@ class SpeechDataset(TrainingData):
     """Training batches by step number.
 
     `dataset[step]` has "audio" (b, segment_samples) and "mel" (b, n_mels, segment_frames), float32:
-    aligned crops of clips and of their log-mels, so that a crop's edge frames see real audio. A
-    clip shorter than a segment is zero-padded. One that cannot be read, or is silent, is logged,
-    listed by its index in "skipped", and replaced by the next position's.
+    aligned crops of clips and of their log-mels, so that a crop's edge frames see real audio; and
+    their "positions" in the sequence. A clip shorter than a segment is zero-padded. One that cannot
+    be read, or is silent, is logged, listed by its index in "skipped", and replaced by the next
+    position's.
 
     Args:
         clips: to draw from.
@@ -195,13 +196,18 @@ class SpeechDataset(TrainingData):
     def __getitem__(self, step: int) -> dict[str, Any]:
         audios, mels = [], []
         bad_before = set(self.bad)
-        for item in self.share:
-            position = step * self.batch_size + item
+        positions = [step * self.batch_size + item for item in self.share]
+        for position in positions:
             audio, mel = self._crop(position)
             audios.append(audio)
             mels.append(mel)
         skipped = sorted(self.bad - bad_before)
-        return {"audio": torch.stack(audios), "mel": torch.stack(mels), "skipped": skipped}
+        return {
+            "audio": torch.stack(audios),
+            "mel": torch.stack(mels),
+            "positions": positions,
+            "skipped": skipped,
+        }
 
     def _crop(self, position: int) -> tuple[Tensor, Tensor]:
         audio, mel = self._usable(position)

@@ -71,10 +71,11 @@ def evaluate(
     training, held_out, _ = split_clips(find_clips(source), run["split"])
     mels = [mel for _, _, mel in read_held_out(held_out, config.mel)]
     rvq: Any = load_product(folder, "rvq", config, backend)
-    figures = {"trained": validate_rvq(rvq, mels, config.frames_per_code)}
+    pooled = config.frames_per_code, config.pooling
+    figures = {"trained": validate_rvq(rvq, mels, *pooled)}
     if against == "faiss":
         dataset = SpeechDataset(training, config.mel, config.segment_samples, 1, config.seed)
-        frames = pool_frames(dataset.frames(START_FRAMES), config.frames_per_code)
+        frames = pool_frames(dataset.frames(START_FRAMES), *pooled)
         faiss_rvq = FaissQuantizer(frames, rvq.n_codebooks, rvq.codebook_size)
-        figures["faiss greedy"] = validate_rvq(faiss_rvq, mels, config.frames_per_code)
+        figures["faiss greedy"] = validate_rvq(faiss_rvq, mels, *pooled)
     return figures
