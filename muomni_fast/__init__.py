@@ -8,6 +8,7 @@ from . import functional
 from .backend import BackendUnavailableError, doctor, explain
 from .codec import SpeechCodec
 from .counters import CodeRangeError, raise_if_errors
+from .loading import load, save
 from .reference import (
     GriffinLimVocoder,
     MelConfig,
@@ -63,8 +64,10 @@ __all__ = [
     "doctor",
     "explain",
     "functional",
+    "load",
     "log_mel",
     "pool_frames",
     "raise_if_errors",
+    "save",
     "unpool_frames",
 ]

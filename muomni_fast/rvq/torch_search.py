@@ -76,7 +76,11 @@ class CertifiedSearch:
             self.tables = table.transpose(1, 2).unbind()
             columns = self.as_array(table)
             self.radii, self.sizes = columns[:, :, self.dim + 1], columns[:, :, self.dim + 2]
-            self.scales = columns[:, 0, self.dim + 3].tolist()
+            scales = table[:, 0, self.dim + 3].double()
+            # A scaled codeword's numbers are below 2, so centred ones' below 4: radii are below
+            # 4 D^0.5, and sizes, half of squared scaled norms over the scale, below 2 D over it.
+            longest = (OVERFLOW - 3 * self.dim / scales) / (5 * self.dim**0.5)
+            self.scales, self.longest = scales.tolist(), longest.tolist()
 
     def finish(self) -> None:
         """Leave the buffers to the next call."""
@@ -101,11 +105,12 @@ class CertifiedSearch:
         norm = self.as_array(torch.linalg.vector_norm(self.residual, dim=1, dtype=torch.float64))
         norm += TINY
         if self.tables is None:
-            radius, size, scale = self._plain_scores(norm, q)
+            radius, size, scale, longest = self._plain_scores(norm, q)
         else:
             self.cut[:] = norm * -self.beta
             torch.mm(self.augmented, self.tables[q], out=self.lower)
-            radius, size, scale = self.radii[q], self.sizes[q], self.scales[q]
+            radius, size = self.radii[q], self.sizes[q]
+            scale, longest = self.scales[q], self.longest[q]
         codes = self.least.argmin(1)
         places = self.starts + codes
         scores = self.space.scores
@@ -115,26 +120,27 @@ class CertifiedSearch:
         reach = norm * (radius[codes] + self.ties / self.twice * scale * norm) + size[codes]
         limit = lowest + self.twice * reach
         # Where a sum may have overflowed, scores tell nothing; nor of NaN.
-        bounded = norm * radius.max() + size.max() < OVERFLOW
+        bounded = norm < longest
         certain = (second > limit) & bounded
         if certain.all():
             return codes, None
         scores[places] = lowest
-        doubt = ~certain
         broken = ~(norm < torch.inf)
         codes[broken] = 0
-        doubt &= ~broken
-        rows, codebook = self.residual[torch.as_tensor(doubt)], self.codebooks[q]
-        if codebook.device.type == "cpu":
-            near = np.asarray((self.least[doubt] <= limit[doubt, None]) & bounded[doubt, None])
-            codes[doubt] = torch.as_tensor(nearest_of(rows.numpy(), codebook.numpy(), near))
+        doubt = ~(certain | broken)
+        if self.codebooks[q].device.type == "cpu":
+            rows = np.flatnonzero(np.asarray(doubt))
+            near = self.lower.numpy()[rows] <= np.asarray(limit)[rows, None]
+            near &= np.asarray(bounded)[rows, None]
+            x, codebook = self.residual.numpy(), self.codebooks[q].numpy()
+            codes[rows] = self.as_array(torch.from_numpy(nearest_of(x[rows], codebook, near)))
         else:
-            codes[doubt] = nearest_code(rows, codebook)
+            codes[doubt] = nearest_code(self.residual[doubt], self.codebooks[q])
         return codes, broken
 
-    def _plain_scores(self, norm: Any, q: int) -> tuple[Any, Any, float]:
-        """Write every score - E to `lower`, without a table; radius and size of every code, and the
-        scale."""
+    def _plain_scores(self, norm: Any, q: int) -> tuple[Any, Any, float, float]:
+        """Write every score - E to `lower`, without a table; radius and size of every code, the
+        scale, and what norms may be."""
         codebook = self.codebooks[q]
         radius = torch.linalg.vector_norm(codebook, dim=1)
         size = (radius.square() / 2).add_(
@@ -144,7 +150,8 @@ class CertifiedSearch:
         lower = size * (1 - self.beta)
         torch.addmm(lower, self.residual, codebook.t(), alpha=-1, out=self.lower)
         self.lower.addr_(torch.as_tensor(norm).float(), radius, alpha=-self.beta)
-        return self.as_array(radius), self.as_array(size), 1.0
+        longest = (OVERFLOW - float(size.max())) / float(radius.max())
+        return self.as_array(radius), self.as_array(size), 1.0, longest
 
     def subtract(self, codes: Any, q: int) -> None:
         """Leave in `residual` what codebook q does not represent."""
@@ -198,21 +205,21 @@ def nearest_of(rows: Any, codebook: Any, near: Any) -> Any:
     """
     dim, size = rows.shape[1], len(codebook)
     codes = np.empty(len(rows), np.int64)
-    count = np.count_nonzero(near, axis=1)
+    row, code = near.nonzero()
+    count = np.bincount(row, minlength=len(rows))
     many = (count == 0) | (count > MOST_CANDIDATES * size)
     if many.any():
         codes[many] = nearest_code(torch.from_numpy(rows[many]), torch.from_numpy(codebook))
-        near[many] = False
-    row, code = near.nonzero()
+        few = ~many[row]
+        row, code = row[few], code[few]
     distance = np.empty(len(row))
     step = max(1, PAIR_NUMBERS // dim)
     for pairs in range(0, len(row), step):
         part = slice(pairs, pairs + step)
-        apart = torch.from_numpy(rows[row[part]]).double() - torch.from_numpy(codebook[code[part]])
-        distance[part] = apart.square_().sum(-1)
-    if len(row):
-        first = np.flatnonzero(np.diff(row, prepend=-1))  # of each row's pairs
-        limit = np.minimum.reduceat(distance, first) * (1 + (dim + 2) * 2.0**-52)
-        tied = distance <= np.repeat(limit, count[~many])
-        codes[row[tied][::-1]] = code[tied][::-1]  # the last that is written is the lowest
+        apart = rows[row[part]].astype(np.float64) - codebook[code[part]]
+        distance[part] = np.einsum("nd,nd->n", apart, apart)
+    least = np.full(len(rows), np.inf)
+    np.minimum.at(least, row, distance)
+    tied = distance <= least[row] * (1 + (dim + 2) * 2.0**-52)
+    codes[row[tied][::-1]] = code[tied][::-1]  # the last that is written is the lowest
     return codes

@@ -58,7 +58,7 @@ def test_quick_preset(tmp_path):
 def test_recordings_beat_faiss(tmp_path, recordings, caplog, monkeypatch):
     """Unseen speakers: at most faiss's greedy residual quantizer, below the start, codes in use."""
     pytest.importorskip("faiss")
-    from muomni_fast.reference.evaluate import evaluate
+    from muomni_fast.reference.training.evaluation import evaluate
 
     manifest = recordings.parent / "manifest.csv"
     monkeypatch.setitem(RVQStage.recipes, "quick", RVQRecipe())  # 2 x 128 codes of single frames

@@ -27,6 +27,8 @@ for module in ("safetensors", "soxr", "matplotlib", "tqdm"):
 from muomni_fast.reference import train  # noqa: E402
 from muomni_fast.reference.checkpoint import load_training_state  # noqa: E402
 from muomni_fast.reference.training import rvq_stage, trainer  # noqa: E402
+from muomni_fast.reference.training.clips import Clip  # noqa: E402
+from muomni_fast.reference.training.data import Corpus, HeldOut  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -449,3 +451,18 @@ def test_a_full_disk_stops_with_the_previous_checkpoint_intact(tmp_path, monkeyp
     assert load_training_state(folder / "checkpoints" / "state.pt")["step"] == 8
     monkeypatch.undo()
     assert main("--resume", folder) == 0
+
+
+def test_a_run_with_dropout_reports_what_prefixes_and_a_beam_are_worth(tmp_path):
+    config = presets()["smoke"].with_recipes(["rvq"], codebook_dropout=0.5, steps=2)
+    stage = rvq_stage.RVQStage(config, muomni_fast, torch.device("cpu"))
+    data = stage.dataset(Corpus([Clip(SPEECH / "wavs" / "ada-01.flac", "ada")]))
+    stage.start(data)
+    held_out = [HeldOut(data.clips[0], *data.load(0))]
+    results = {"random": stage.validate(held_out), "start": stage.validate(held_out)}
+    results |= stage.comparisons(data, held_out, results) | {"trained": results["start"]}
+    errors = [part["mel_mse"] for part in results["parts"].values()]
+    assert list(results["parts"]) == ["first 1 of 2", "beam 5"]
+    assert errors[1] < results["start"]["mel_mse"] < errors[0]
+    lines = "\n".join(stage.report(results))
+    assert f"trained, first 1 of 2{errors[0]:>21.3f}" in lines and "trained, beam 5 " in lines
