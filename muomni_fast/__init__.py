@@ -16,6 +16,7 @@ from .reference import (
     MultiPeriodDiscriminator,
     MultiScaleDiscriminator,
     RVQOutput,
+    TalkerOutput,
     log_mel,
     pool_frames,
     unpool_frames,
@@ -28,6 +29,7 @@ from .reference.errors import (
     TrainingError,
 )
 from .rvq.modules import RVQ
+from .talker.modules import Talker
 from .vocoder.modules import MRF, HiFiGANVocoder, NeuralVocoder, ResBlock
 
 # Pickled models name the public module, wherever a class lies inside.
@@ -41,6 +43,7 @@ for _class in (
     NeuralVocoder,
     ResBlock,
     SpeechCodec,
+    Talker,
 ):
     _class.__module__ = __name__
 
@@ -65,6 +68,8 @@ __all__ = [
     "RVQOutput",
     "ResBlock",
     "SpeechCodec",
+    "Talker",
+    "TalkerOutput",
     "TrainingError",
     "doctor",
     "explain",

@@ -1,8 +1,10 @@
 """The join of codec and vocoder: audio -> codes -> audio, with every setting checked once."""
 
+import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,10 @@ from .checks import accept_wrapped_names, mono, require_hop, require_n_mels, req
 from .reading import blaming
 from .rvq.checks import without_padding
 from .rvq.quantizer import RVQ
+from .talker.checks import require_talker
+from .talker.generation import Steps
+from .talker.model import Talker
+from .talker.speaking import codes_of, mels_of
 from .values import MOST_HOP, require_int
 from .vocoder.griffin_lim import GriffinLimVocoder
 from .vocoder.hifigan import HiFiGANVocoder
@@ -76,16 +82,19 @@ class SpeechCodec(nn.Module):
         frames_per_code: mel frames that share a code: 5 turn 62.5 frames/s into 12.5 codes/s.
         pooling: how they do (`pool_frames`): "mean", or "stack", for which the quantizer's `n_mels`
             is the mel's times `frames_per_code`.
+        talker: trained on the codes of `rvq`, for `speak`.
 
     Raises:
         TypeError: `frames_per_code` is not an integer.
         ValueError: it is out of range, or `pooling` is unknown; the parts disagree on a mel
-            setting, the number of bands or the hop; names both values.
+            setting, the number of bands or the hop, or the Talker has learned other codes; names
+            both values.
     """
 
     # What a subclass with faster kernels replaces.
     quantizer_class: ClassVar[type[RVQ]] = RVQ
     vocoder_class: ClassVar[type[NeuralVocoder]] = NeuralVocoder
+    talker_class: ClassVar[type[Talker]] = Talker
 
     def __init__(
         self,
@@ -94,6 +103,7 @@ class SpeechCodec(nn.Module):
         config: MelConfig,
         frames_per_code: int = 1,
         pooling: str = "mean",
+        talker: Talker | None = None,
     ) -> None:
         super().__init__()
         self.frames_per_code = require_int("frames_per_code", frames_per_code, 1, MOST_HOP)
@@ -104,30 +114,46 @@ class SpeechCodec(nn.Module):
             require_n_mels(vocoder.n_mels, config.n_mels, "the vocoder")
         elif isinstance(vocoder, (GriffinLimVocoder, NeuralVocoder)):
             require_same_mel(vocoder.config, config, "vocoder != codec")
+        if talker is not None:
+            require_talker(talker, rvq, self.frames_per_code, pooling)
         self.rvq = rvq
         self.vocoder = vocoder
+        self.talker = talker
         self.config = config
         self.register_load_state_dict_pre_hook(accept_wrapped_names)
 
     @classmethod
-    def from_checkpoints(cls, rvq: str | Path, vocoder: str | Path | None = None) -> Self:
-        """Load what training saved: `checkpoints/rvq.json` and `vocoder.json` in its run folder.
+    def from_checkpoints(
+        cls,
+        rvq: str | Path,
+        vocoder: str | Path | None = None,
+        talker: str | Path | None = None,
+    ) -> Self:
+        """Load what training saved: `checkpoints/rvq.json`, `vocoder.json` and `talker.json` in its
+        run folder.
 
         Args:
             rvq: the quantizer's `.json`, which also holds the mel settings, `frames_per_code` and
                 `pooling`; one without the last was trained on means.
             vocoder: the vocoder's; None chooses Griffin-Lim and logs it.
+            talker: the Talker's, for `speak`; None is without.
 
         Raises:
-            CheckpointError: a checkpoint is missing, damaged or of another kind, or they were
-                trained with different mel settings; names each.
+            CheckpointError: a checkpoint is missing, damaged or of another kind, they were trained
+                with different mel settings, or the Talker with another quantizer; names each.
         """
         quantizer, saved = restore(cls.quantizer_class, rvq, "rvq")
         with blaming(rvq):
             neural = cls.vocoder_class(vocoder, saved.mel)
             per_code = saved.extra.get("frames_per_code", 1)
             pooling = saved.extra.get("pooling", "mean")
-            return cls(quantizer, neural, saved.mel, per_code, pooling).eval()
+            codec = cls(quantizer, neural, saved.mel, per_code, pooling)
+        if talker is not None:
+            speaker, saved = restore(cls.talker_class, talker, "talker")
+            with blaming(talker):
+                require_same_mel(codec.config, saved.mel, f"{rvq} != {talker}")
+                codec = cls(quantizer, neural, codec.config, per_code, pooling, speaker)
+        return codec.eval()
 
     @torch.no_grad()
     def encode(self, audio: Tensor, n_codebooks: int | None = None, beam: int = 1) -> Tensor:
@@ -181,6 +207,58 @@ class SpeechCodec(nn.Module):
         else:
             audio = self._audio(*without_padding(codes, padding_code, self.rvq.codebook_size))
         return audio if length is None else audio[:, :length]
+
+    @overload
+    def speak(
+        self,
+        text: str,
+        speaker: str | None = None,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> Tensor: ...
+
+    @overload
+    def speak(
+        self, text: str, speaker: str | None = None, *, stream: Literal[True], **options: Any
+    ) -> Iterator[Tensor]: ...
+
+    @torch.no_grad()
+    def speak(
+        self, text: str, speaker: str | None = None, stream: bool = False, **options: Any
+    ) -> Tensor | Iterator[Tensor]:
+        """Say a text.
+
+        Args:
+            text: in any length; see `Talker.generate`.
+            speaker: a name that the Talker knows, or None.
+            stream: yield audio while codes come, of which the pieces joined are, within rounding,
+                what is returned otherwise. HiFi-GAN only: Griffin-Lim needs all of a mel.
+            options: `temperature`, `top_k`, `seed` and `max_frames` of `Talker.generate`.
+
+        Returns:
+            (L,) audio at `config.sample_rate`; streaming, an iterator of parts of it.
+
+        Raises:
+            RuntimeError: there is no Talker.
+            TypeError, ValueError: as `Talker.generate`; or `stream` without HiFi-GAN.
+        """
+        if self.talker is None:
+            raise RuntimeError("speak: this codec has no Talker; give SpeechCodec(..., talker=)")
+        # What is inside a NeuralVocoder.
+        voices: Any = getattr(self.vocoder, "vocoder", self.vocoder)
+        if stream and not isinstance(voices, HiFiGANVocoder):
+            raise ValueError(
+                f"stream: expected a HiFiGANVocoder, got {type(voices).__name__}, which needs all "
+                "of a mel at once"
+            )
+        frames = codes_of(Steps(self.talker, **options), text, speaker)
+        if stream:
+            first = next(frames, None)  # what is wrong with the text shows now
+            frames = frames if first is None else itertools.chain([first], frames)
+            parts = voices.stream(mels_of(self, frames))
+            return (part[0] for part in parts)
+        codes = [*frames]
+        return self._audio(torch.cat(codes, 1))[0] if codes else torch.empty(0)
 
     def _audio(self, codes: Tensor, padded: Tensor | None = None) -> Tensor:
         """Audio of codes (B, S, k), silent where steps (B, S) are `padded`."""

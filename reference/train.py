@@ -39,7 +39,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
     add("--accumulate", type=int, help="micro-batches per step (default: 1)")
     add("--frames-per-code", type=int, help="mel frames that share a code")
     add(
-        "--pooling", choices=list(POOLINGS), help="how: their mean, or side by side (default: mean)"
+        "--pooling",
+        choices=list(POOLINGS),
+        help="how: their mean, or side by side (default: the preset's)",
     )
     add("--amp", choices=["none", "bf16", "fp16"], help="autocast precision (default: none)")
     add("--seed", type=int, help="of weights, order and crops (default: 0)")

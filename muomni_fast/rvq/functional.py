@@ -96,9 +96,9 @@ def rvq_encode(
     return codes.reshape(*mel.shape[:-1], codes.shape[-1])
 
 
-def nearest_code(rows: Tensor, codebook: Tensor) -> Tensor:
+def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
     """`reference.nearest_code`, faster: (N, D), (K, D) -> (N,) int64, the exact nearest."""
-    return rvq_encode(rows, [codebook])[:, 0]
+    return rvq_encode(x, [codebook])[:, 0]
 
 
 def rvq_decode(

@@ -252,15 +252,15 @@ def rvq_quantize_backward(
         if reached is not None:  # means over fewer rows
             more = len(mel) / _reaches(reached, codebooks).sum(0).clamp(min=1)
             grad_commitment, grad_codebook = grad_commitment * more, grad_codebook * more
-        for q, codebook in enumerate(codebooks):
-            residual = residual - _words(codes[:, q], codebook, reaches[q])
-            left = residual if reached is None else residual.where(reaches[q][:, None], 0)
+        for q, (codebook, reach) in enumerate(zip(codebooks, reaches, strict=True)):
+            residual = residual - _words(codes[:, q], codebook, reach)
+            left = residual if reach is None else residual.where(reach[:, None], 0)
             to_z = torch.addcmul(to_z, left, grad_commitment[q], value=scale)
             if need_codebooks:
                 rows = torch.addcmul(to_codewords, left, grad_codebook[q], value=-scale)
                 column = codes[:, q]
-                if reached is not None:
-                    rows, column = rows.where(reaches[q][:, None], 0), column.clamp(min=0)
+                if reach is not None:
+                    rows, column = rows.where(reach[:, None], 0), column.clamp(min=0)
                 grads[1][q].copy_(backend.code_sums(column, rows, codebook.shape[0]))
         if need_mel:
             grads[0] = (to_z if in_weight is None else to_z @ in_weight).to(mel.dtype)

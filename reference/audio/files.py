@@ -141,6 +141,13 @@ def _decoded(path: str | Path, file: Any, info: AudioInfo) -> Iterator[np.ndarra
         raise AudioFormatError(f"{path}: declares {info.frames:,} frames, holds {held:,}")
 
 
+def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Audio (samples,) float32 at another rate in Hz, by soxr in high quality; it may overshoot."""
+    import soxr
+
+    return soxr.resample(audio, from_rate, to_rate, quality="HQ")
+
+
 @contextlib.contextmanager
 def _opened(path: str | Path, streamed: bool = False) -> Iterator[tuple[Any, AudioInfo]]:
     """A `soundfile.SoundFile` of which the header has been checked.

@@ -27,15 +27,21 @@ class FaissQuantizer:
         beam: of encoding; 1 is greedy, as in `RVQ`.
 
     Raises:
-        ValueError: `codebook_size` is not a power of two.
+        ValueError: `codebook_size` is not a power of two; there are too few frames to fit it on;
+            or faiss is not installed.
     """
 
     def __init__(self, frames: Tensor, n_codebooks: int, codebook_size: int, beam: int = 1) -> None:
-        import faiss
-
+        try:
+            import faiss
+        except ImportError as error:
+            raise ValueError(f'faiss: {error}; pip install "muomni-fast[peers]"') from error
         self.bits = codebook_size.bit_length() - 1
         if 1 << self.bits != codebook_size:
             raise ValueError(f"codebook_size: faiss needs a power of two, got {codebook_size}")
+        least = max(codebook_size, frames.shape[1])
+        if len(frames) < least:
+            raise ValueError(f"frames: faiss needs at least {least} to fit on, got {len(frames)}")
         self.n_codebooks, self.codebook_size = n_codebooks, codebook_size
         self.quantizer = faiss.ResidualQuantizer(frames.shape[1], n_codebooks, self.bits)
         self.quantizer.max_beam_size = beam

@@ -11,7 +11,14 @@ __all__ = ["SHARED", "TrainConfig", "preset", "presets"]
 
 STACKED = {"frames_per_code": 5, "pooling": "stack", "segment_samples": 8960}
 SHARED: dict[str, dict[str, Any]] = {
-    "quick": {"validate_every": 200, "checkpoint_every": 200, "log_every": 1},
+    "quick": {
+        "frames_per_code": 5,
+        "pooling": "stack",
+        "segment_samples": 7680,
+        "validate_every": 200,
+        "checkpoint_every": 200,
+        "log_every": 1,
+    },
     "smoke": {
         "segment_samples": 2560,
         "validate_every": 10,

@@ -20,6 +20,7 @@ from .data import HeldOut, SpeechDataset
 from .stage import NOTHING, Batch, Results, SpeechStage, StepResult
 
 START_FRAMES = 200_000  # frames that a start on data looks at, at most
+FIRST, BEAM = (1, 2, 4), 5  # what is reported of quantizers whose prefixes are trained
 EQUAL_BITS = ((2, 16), (1, 256))  # codebooks, codes each: 8 bits per frame both
 
 
@@ -56,8 +57,8 @@ class RVQRecipe(Recipe):
         return {"n_mels": config.pooled_width, **self.model}
 
 
-# Every prefix of the codebooks is a codec. The projections stay at principal components, as on 20
-# minutes of speech learning them took back all that the codebooks won, and more.
+# Every prefix of the codebooks is a codec. The projections stay at principal components: on 20
+# minutes of speech, learning them took back most of what the codebooks won on held-out speakers.
 PREFIXES = RVQRecipe(steps=20_000, projection_learning_rate=0.0, codebook_dropout=0.5)
 
 
@@ -67,6 +68,8 @@ class RVQStage(SpeechStage):
     name = "rvq"
     recipe_class = RVQRecipe
     recipes = {
+        # 12.5 codes/s, so that few steps of the Talker say a sentence; eight make up for it.
+        "quick": RVQRecipe(model={"n_codebooks": 8}),
         "smoke": RVQRecipe(steps=24, batch_size=4, model={"codebook_size": 16, "codebook_dim": 16}),
         "muomni": dataclasses.replace(PREFIXES, model={}),
         "muomni-4": dataclasses.replace(PREFIXES, model={"n_codebooks": 4}),
@@ -162,17 +165,20 @@ class RVQStage(SpeechStage):
     def comparisons(
         self, data: SpeechDataset, clips: Sequence[HeldOut], notes: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Figures at the PCA + k-means start of several sizes of quantizer.
+        """Figures at the PCA + k-means start of several sizes of quantizer; with dropout also of
+        the first codebooks alone, and of all with a beam.
 
-        One codebook, the config's number of them (known from training), and two small quantizers of
-        equal bits; one codebook with all of the config's bits would have more codes than there are
-        frames.
+        One codebook, two, the config's number of them (known from training), and two small
+        quantizers of equal bits; one codebook with all of the config's bits would have more codes
+        than there are frames.
         """
         mels, config = [clip.mel for clip in clips], self.config
         rows = self._start_rows(data)
         own_size = (self.rvq.n_codebooks, self.rvq.codebook_size)
         figures = {}
-        for n_codebooks, size in dict.fromkeys([(1, own_size[1]), own_size, *EQUAL_BITS]):
+        for n_codebooks, size in dict.fromkeys(
+            [(1, own_size[1]), (2, own_size[1]), own_size, *EQUAL_BITS]
+        ):
             name = f"{n_codebooks} x {size}"
             if (n_codebooks, size) == own_size:
                 figures[name] = notes["start"]
@@ -181,7 +187,16 @@ class RVQStage(SpeechStage):
             rvq = self.backend.RVQ(**(self.recipe.shape(config) | shape))
             start_from_data(rvq, rows, self._generator())
             figures[name] = validate_rvq(rvq, mels, config.frames_per_code, config.pooling)
-        return {"sizes": figures}
+        results: dict[str, Any] = {"sizes": figures}
+        if self.recipe.codebook_dropout:
+            first = [k for k in FIRST if k < own_size[0]]
+            parts = {f"first {k} of {own_size[0]}": _Part(self.rvq, k) for k in first}
+            parts[f"beam {BEAM}"] = _Part(self.rvq, own_size[0], BEAM)
+            results["parts"] = {
+                name: validate_rvq(part, mels, config.frames_per_code, config.pooling)
+                for name, part in parts.items()
+            }
+        return results
 
     @classmethod
     def heard(
@@ -201,6 +216,7 @@ class RVQStage(SpeechStage):
             "PCA + k-means start": results["start"],
             "trained": results["trained"],
         }
+        rows |= {f"trained, {name}": f for name, f in results.get("parts", {}).items()}
         rows |= {f"PCA + k-means start, {size}": f for size, f in results["sizes"].items()}
         lines = [
             f"{'quantizer, held-out log-mel':<34}{'MSE':>8}{'L1':>8}"
@@ -214,6 +230,20 @@ class RVQStage(SpeechStage):
             )
             lines.append(f"{name:<34}{figures['mel_mse']:>8.3f}{figures['mel_l1']:>8.3f}   {use}")
         return lines
+
+
+class _Part:
+    """A quantizer that stops after some codebooks, or has a beam."""
+
+    def __init__(self, rvq: RVQ, n_codebooks: int, beam: int = 1) -> None:
+        self.rvq, self.n_codebooks, self.beam = rvq, n_codebooks, beam
+        self.codebook_size = rvq.codebook_size
+
+    def encode(self, mel: Tensor) -> Tensor:
+        return self.rvq.encode(mel, n_codebooks=self.n_codebooks, beam=self.beam)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.rvq.decode(codes)
 
 
 @torch.no_grad()

@@ -69,13 +69,13 @@ class VocoderRecipe(Recipe):
 
 
 QUICK = VocoderRecipe(
-    steps=1200,
+    steps=800,
     batch_size=4,
     model=SMALL,
     learning_rate=1e-3,
     discriminator_learning_rate=1e-3,
     schedule="cosine",
-    adversarial_from=0.7,
+    adversarial_from=0.75,
     periods=(2, 3, 5),
     n_scales=1,
     discriminator_scale=1 / 16,

@@ -27,6 +27,8 @@ for module in ("safetensors", "soxr", "matplotlib", "tqdm"):
 from muomni_fast.reference import train  # noqa: E402
 from muomni_fast.reference.checkpoint import load_training_state  # noqa: E402
 from muomni_fast.reference.training import rvq_stage, trainer  # noqa: E402
+from muomni_fast.reference.training.clips import Clip  # noqa: E402
+from muomni_fast.reference.training.data import Corpus, HeldOut  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +37,7 @@ SMOKE = ["--preset", "smoke"]
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One unbroken run of both stages."""
+    """One unbroken run of all stages."""
     folder = tmp_path_factory.mktemp("smoke") / "run"
     done = run(*SMOKE, "--out", folder)
     assert done.returncode == 0, done.stderr
@@ -49,12 +51,16 @@ def test_a_run_leaves_what_it_promises(smoke):
     expected |= {
         "metrics-rvq.csv",
         "metrics-vocoder.csv",
+        "metrics-talker.csv",
         "checkpoints/rvq.json",
         "checkpoints/vocoder.json",
+        "checkpoints/talker.json",
     }
     assert expected <= names
-    assert sum(name.startswith("mels-") for name in names) == 3
-    audio = sorted((smoke / "audio").iterdir())
+    assert sum(name.startswith("mels-") for name in names) == 4  # one is of a training clip
+    found = sorted((smoke / "audio").iterdir())
+    # What the Talker says has a length of its own.
+    audio = [p for p in found if "talker" not in p.name and not p.name.startswith("training")]
     assert len(audio) == 15
     for path in audio:
         clip = path.name[2:8]
@@ -214,7 +220,7 @@ def test_a_config_with_two_fields_for_each_stage_loads():
     again = TrainConfig.from_dict(saved)
     assert json.dumps(again, default=vars) == json.dumps(config, default=vars)
     saved["recipes"] = {"unheard": {}}
-    with pytest.raises(ValueError, match="unheard is not a stage; there are rvq, vocoder"):
+    with pytest.raises(ValueError, match="unheard is not a stage; there are rvq, vocoder, talker"):
         TrainConfig.from_dict(saved)
 
 
@@ -445,3 +451,18 @@ def test_a_full_disk_stops_with_the_previous_checkpoint_intact(tmp_path, monkeyp
     assert load_training_state(folder / "checkpoints" / "state.pt")["step"] == 8
     monkeypatch.undo()
     assert main("--resume", folder) == 0
+
+
+def test_a_run_with_dropout_reports_what_prefixes_and_a_beam_are_worth(tmp_path):
+    config = presets()["smoke"].with_recipes(["rvq"], codebook_dropout=0.5, steps=2)
+    stage = rvq_stage.RVQStage(config, muomni_fast, torch.device("cpu"))
+    data = stage.dataset(Corpus([Clip(SPEECH / "wavs" / "ada-01.flac", "ada")]))
+    stage.start(data)
+    held_out = [HeldOut(data.clips[0], *data.load(0))]
+    results = {"random": stage.validate(held_out), "start": stage.validate(held_out)}
+    results |= stage.comparisons(data, held_out, results) | {"trained": results["start"]}
+    errors = [part["mel_mse"] for part in results["parts"].values()]
+    assert list(results["parts"]) == ["first 1 of 2", "beam 5"]
+    assert errors[1] < results["start"]["mel_mse"] < errors[0]
+    lines = "\n".join(stage.report(results))
+    assert f"trained, first 1 of 2{errors[0]:>21.3f}" in lines and "trained, beam 5 " in lines
