@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -39,6 +40,7 @@ from .options import (
 from .places import AUDIO, Pair, UsageError, pairs
 from .rendering import Renderer, Sound
 from .report import FAULTS, Report
+from .speaking import say
 
 app = typer.Typer(
     name="muomni-fast",
@@ -187,13 +189,30 @@ def speak(
     text: Annotated[str, typer.Argument(help="What to say.")],
     out: Out,
     model: Model = None,
+    speaker: Annotated[
+        str | None, typer.Option(help="A voice of the Talker's (default: none of them).")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 takes the likeliest code; above, codes are drawn.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Text to speech, by a Talker that was trained on the model's codes.
 
     muomni-fast speak "Good morning." -o morning.wav --model runs/first
+
+    muomni-fast speak "Good morning." -o morning.wav --model runs/first --speaker ada
     """
     with ending():
-        raise UsageError(NO_TALKER.format(where=model_path(model)))
+        path = model_path(model)
+        coder = open_coder(path, device_of(device))
+        if coder.codec.talker is None:
+            raise UsageError(NO_TALKER.format(where=path))
+        report = Report("speak", as_json)
+        say(coder, text, Path(out), report, speaker=speaker, temperature=temperature, seed=seed)
+        raise typer.Exit(report.finish())
 
 
 @app.command()

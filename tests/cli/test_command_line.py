@@ -68,7 +68,7 @@ def test_every_example_in_the_help_could_be_called(monkeypatch):
         (("encode", "a.wav", "-o", "out", "--format", "zip"), "muc, npz or parquet, got zip"),
         (("decode", "a.muc", "-o", "out", "--model", "{tmp}/model", "--dtype", "int8"), "--dtype"),
         (("encode", "a.wav", "-o", "out", "--batch", "0"), "--batch"),
-        (("speak", "Hello.", "-o", "a.wav", "--model", "m"), "train --resume RUN --stage talker"),
+        (("speak", "Hi.", "-o", "a", "--model", "{tmp}/model"), "--resume RUN --stage talker"),
         (("speak", "Hello.", "-o", "a.wav"), "no model comes with this version"),
         (("sing",), "sing"),
     ],
