@@ -8,18 +8,21 @@ from . import functional
 from .backend import BackendUnavailableError, doctor, explain
 from .codec import SpeechCodec
 from .counters import CodeRangeError, raise_if_errors
+from .loading import load, save
 from .reference import (
     GriffinLimVocoder,
     MelConfig,
     MultiPeriodDiscriminator,
     MultiScaleDiscriminator,
     RVQOutput,
+    TalkerOutput,
     log_mel,
     pool_frames,
     unpool_frames,
 )
 from .reference.errors import AudioFormatError, CheckpointError, DataError, TrainingError
 from .rvq.modules import RVQ
+from .talker.modules import Talker
 from .vocoder.modules import MRF, HiFiGANVocoder, NeuralVocoder, ResBlock
 
 # Pickled models name the public module, wherever a class lies inside.
@@ -32,6 +35,7 @@ for _class in (
     NeuralVocoder,
     ResBlock,
     SpeechCodec,
+    Talker,
 ):
     _class.__module__ = __name__
 
@@ -54,12 +58,16 @@ __all__ = [
     "RVQOutput",
     "ResBlock",
     "SpeechCodec",
+    "Talker",
+    "TalkerOutput",
     "TrainingError",
     "doctor",
     "explain",
     "functional",
+    "load",
     "log_mel",
     "pool_frames",
     "raise_if_errors",
+    "save",
     "unpool_frames",
 ]
