@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from .shapes import Blocks, Layers, Network
+from .shapes import Blocks, Layers, Network, Up
 
-Pair = Sequence[Tensor]  # a convolution's weight and bias
+Pair = Sequence[Tensor]  # a convolution's weight and bias, if it has one
 Needs = Sequence[bool]
 Grads = list[Tensor | None]
 # Where the items of a batch end: the frames of each, (B,), and how many rows a frame has by now.
@@ -30,21 +30,24 @@ class InferenceBackend(Protocol):
     def pack_blocks(self, tensors: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
         """The same of one level's residual blocks."""
 
-    def pre(self, mel: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
-        """The first convolution, of (B, n_mels, T)."""
+    def pre(
+        self, mel: Tensor, layer: Pair, ends: Ends = None, addend: Tensor | None = None
+    ) -> Tensor:
+        """The first convolution, of (B, n_mels, T), and an addend, (B, C, 1) or (B, C, T)."""
 
     def up(
-        self, x: Tensor, layer: Pair, factor: int, kernel: int, slope: float, ends: Ends = None
+        self, x: Tensor, layer: Pair, shape: Up, ends: Ends = None, addend: Tensor | None = None
     ) -> Tensor:
-        """A leaky_relu and a transposed convolution, to `factor` times as many rows."""
+        """A leaky_relu and a transposed convolution, to `shape.factor` times as many rows, and an
+        addend, (B, C, 1) or (B, C, rows)."""
 
     def mrf(
         self, x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool, ends: Ends = None
     ) -> tuple[Tensor, list[Tensor]]:
         """The mean of a level's residual blocks, and what its gradient needs if `keep`."""
 
-    def post(self, x: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
-        """A leaky_relu, the last convolution and tanh: audio (B, T)."""
+    def post(self, x: Tensor, layer: Pair, final: str | None, ends: Ends = None) -> Tensor:
+        """A leaky_relu, the last convolution and what is `final`: audio (B, T)."""
 
     def level(
         self, x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
@@ -81,8 +84,7 @@ class Backend(InferenceBackend, Protocol):
         grad: Tensor,
         x: Tensor,
         layer: Pair,
-        factor: int,
-        slope: float,
+        shape: Up,
         needs: Needs,
         ends: Ends = None,
     ) -> tuple[Tensor, Grads]:
@@ -106,10 +108,14 @@ class Backend(InferenceBackend, Protocol):
         audio: Tensor,
         x: Tensor,
         layer: Pair,
+        final: str | None,
         needs: Needs,
         ends: Ends = None,
     ) -> tuple[Tensor, Grads]:
-        """Gradients of the input, and of weight and bias."""
+        """Gradients of the input, and of weight and bias; `final` is "tanh" or None."""
+
+    def addend_grad(self, grad: Tensor, constant: bool, ends: Ends = None) -> Tensor:
+        """The gradient of an addend, (B, C, rows) or, where it is `constant`, (B, C, 1)."""
 
     def level_grad(
         self,

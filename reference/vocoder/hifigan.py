@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import refuse_in_capture, require_lengths, require_mel
-from .blocks import LEAKY_SLOPE, ResBlock, Sloped, mrf
+from .addends import Addends, add, of_item, require_addends
+from .blocks import LEAKY_SLOPE, ResBlock, Sloped, mrf, up_paddings
 from .checks import checked_generator
 from .published import load_generator
 from .streaming import Context, Latency, one_clip, stream
@@ -54,7 +55,9 @@ class HiFiGANVocoder(Sloped, nn.Module):
     Args:
         n_mels: mel bands.
         upsample_rates: one upsampling level each; their product is the hop, samples per frame.
-        upsample_kernel_sizes: of the transposed convolutions; kernel - rate even and not negative.
+        upsample_kernel_sizes: of the transposed convolutions, none below its rate; for a rate of 1
+            odd. Where kernel - rate is odd, `output_padding` is 1: a level is still exactly its
+            rate times as long.
         upsample_initial_channel: channels after `conv_pre`, halved by every level.
         resblock: "1" or "2".
         resblock_kernel_sizes: odd.
@@ -62,6 +65,8 @@ class HiFiGANVocoder(Sloped, nn.Module):
         weight_norm: keep weights normed for training; the state dict then has HiFi-GAN's `weight_g`
             and `weight_v`. Either kind of state dict loads into either kind of model.
         leaky_slope: of every leaky_relu, 0 <= leaky_slope < 1; the one before `conv_post` has 0.01.
+        conv_post_bias: whether the last convolution has a bias.
+        final: what follows it: "tanh", "clamp" (to [-1, 1]) or None.
 
     Raises:
         TypeError: an argument is of another type.
@@ -70,6 +75,7 @@ class HiFiGANVocoder(Sloped, nn.Module):
     """
 
     resblock_class: ClassVar[type[ResBlock]] = ResBlock
+    final: str | None = "tanh"  # also of what an earlier version pickled
 
     def __init__(
         self,
@@ -82,6 +88,8 @@ class HiFiGANVocoder(Sloped, nn.Module):
         resblock_dilation_sizes: Sequence[Sequence[int]] = ((1, 2), (1, 2), (1, 2)),
         weight_norm: bool = False,
         leaky_slope: float = LEAKY_SLOPE,
+        conv_post_bias: bool = True,
+        final: str | None = "tanh",
     ) -> None:
         super().__init__()
         config = checked_generator(
@@ -93,6 +101,8 @@ class HiFiGANVocoder(Sloped, nn.Module):
             resblock_kernel_sizes,
             resblock_dilation_sizes,
             weight_norm,
+            conv_post_bias,
+            final,
         )
         rates, kernel_sizes = config["upsample_rates"], config["upsample_kernel_sizes"]
         block_sizes = config["resblock_kernel_sizes"], config["resblock_dilation_sizes"]
@@ -100,51 +110,77 @@ class HiFiGANVocoder(Sloped, nn.Module):
         self._set_slope(leaky_slope)
         self.config = config | {"leaky_slope": self.leaky_slope}
         self.n_mels = config["n_mels"]
+        self.final = final
         self.hop_length = math.prod(rates)
         self.n_kernels = len(block_sizes[0])
         self.conv_pre = nn.Conv1d(self.n_mels, channels, 7, padding=3)
         self.ups = nn.ModuleList()
         self.resblocks = nn.ModuleList()
         for rate, kernel_size in zip(rates, kernel_sizes, strict=True):
-            padding = (kernel_size - rate) // 2
-            self.ups.append(nn.ConvTranspose1d(channels, channels // 2, kernel_size, rate, padding))
+            paddings = up_paddings(kernel_size, rate)
+            self.ups.append(
+                nn.ConvTranspose1d(channels, channels // 2, kernel_size, rate, *paddings)
+            )
             channels //= 2
             for size, dilations in zip(*block_sizes, strict=True):
                 self.resblocks.append(
                     self.resblock_class(channels, size, dilations, resblock, leaky_slope)
                 )
-        self.conv_post = nn.Conv1d(channels, 1, 7, padding=3)
+        self.conv_post = nn.Conv1d(channels, 1, 7, padding=3, bias=conv_post_bias)
         if weight_norm:
             for module in list(self.modules()):
                 if isinstance(module, CONVOLUTIONS):
                     normed(module)
         accept_weights(self)
 
-    def forward(self, mel: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
-        """Generate audio, in [-1, 1].
+    def forward(
+        self,
+        mel: Tensor,
+        lengths: Tensor | Sequence[int] | None = None,
+        addends: Addends | None = None,
+    ) -> Tensor:
+        """Generate audio, in [-1, 1] unless `final` is None.
 
         Args:
             mel: (B, n_mels, T), log-mel frames.
             lengths: (B,) integers 0 to T, frames of each item; None if all have T. An item is then
                 generated as if it were alone, and zeros follow its end.
+            addends: what is added to the result of `conv_pre`, (B, C, 1) or (B, C, T), and to that
+                of each upsampling, (B, C, 1) or (B, C, rows), rows being T times its rate and
+                those before; C is `upsample_initial_channel`, half as many after each upsampling.
+                None where nothing is added, and at the end they may be left out. A speaker, say,
+                or a harmonic source. In the dtype of `mel`.
 
         Returns:
             (B, T * hop_length).
 
         Raises:
-            TypeError: `mel` is not floating point, or is float8; `lengths` are not integers.
-            ValueError: the shape is not (B, n_mels, T >= 1); `lengths` do not fit.
+            TypeError: `mel` is not floating point, or is float8; `lengths` are not integers; an
+                addend is of another dtype.
+            ValueError: the shape is not (B, n_mels, T >= 1); `lengths` or an addend do not fit.
         """
         require_mel(mel, self.n_mels)
+        added = self._require_addends(addends, mel)
         if lengths is not None:
-            return self._each_alone(mel, require_lengths(lengths, mel))
-        return self._generate(mel)
+            return self._each_alone(mel, require_lengths(lengths, mel), added)
+        return self._generate(mel, added)
 
-    def _generate(self, mel: Tensor) -> Tensor:
-        x = self.conv_pre(mel)
+    def _require_addends(self, addends: Addends | None, mel: Tensor) -> Addends:
+        """One or None for `conv_pre` and for every level."""
+        if addends is None:
+            return [None] * (1 + len(self.ups))
+        config = self.config
+        channels, rates = config["upsample_initial_channel"], config["upsample_rates"]
+        return require_addends(addends, mel, channels, rates)
+
+    def _generate(self, mel: Tensor, addends: Addends) -> Tensor:
+        x = add(self.conv_pre(mel), addends[0])
         for level, up in enumerate(self.ups):
-            x = self._mean(level, up(F.leaky_relu(x, self.leaky_slope)))
-        return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_LEAKY_SLOPE)))[:, 0]
+            x = self._mean(level, add(up(F.leaky_relu(x, self.leaky_slope)), addends[level + 1]))
+        audio = self.conv_post(F.leaky_relu(x, LAST_LEAKY_SLOPE))[:, 0]
+        if self.final == "clamp":
+            return audio.clamp(-1, 1)
+        return audio if self.final is None else torch.tanh(audio)
 
     def _resblocks(self, level: int) -> list[nn.Module]:
         """The residual blocks of an upsampling level."""
@@ -154,39 +190,48 @@ class HiFiGANVocoder(Sloped, nn.Module):
         """Their mean, (B, C, T)."""
         return mrf(x, self._resblocks(level))
 
-    def _each_alone(self, mel: Tensor, lengths: Tensor) -> Tensor:
+    def _each_alone(self, mel: Tensor, lengths: Tensor, addends: Addends) -> Tensor:
         refuse_in_capture(lengths.device, "lengths: without kernels they are read, which waits")
         size, items = mel.shape[2] * self.hop_length, []
-        for item, frames in zip(mel[:, None], lengths.tolist(), strict=True):
+        for item, frames in enumerate(lengths.tolist()):
             end = frames * self.hop_length
-            # Of no frames one is generated all the same: for its dtype, and zero gradients.
-            audio = self._generate(
-                item[..., :frames] if frames else mel.new_zeros(1, self.n_mels, 1)
-            )
+            own, added = mel[item : item + 1, :, :frames], addends
+            if frames:
+                added = of_item(addends, item, frames, mel.shape[2])
+            else:  # one is generated all the same: for its dtype, and zero gradients
+                own, added = mel.new_zeros(1, self.n_mels, 1), [None] * len(addends)
+            audio = self._generate(own, added)
             items.append(F.pad(audio[:, :end], (0, size - end)))
         return torch.cat(items) if items else mel.new_zeros(0, size)
 
-    def stream(self, mel_chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    def stream(
+        self, mel_chunks: Iterable[Tensor | tuple[Tensor, Addends | None]]
+    ) -> Iterator[Tensor]:
         """Generate audio while the mel arrives, without gradients.
 
         Joined, the pieces are the audio of the whole mel, within rounding, whatever the chunks. A
         chunk costs as much as a mel that is `context.past + context.future` frames longer.
 
         Args:
-            mel_chunks: (B, n_mels, t) each, of any t >= 0.
+            mel_chunks: (B, n_mels, t) each, of any t >= 0; or pairs of that and its addends, as
+                `forward` takes them: those with one row are added to every row of the chunk.
 
         Yields:
             (B, n * hop_length): the n >= 1 frames whose audio is complete; `stream_latency` frames
             behind what has arrived, until the end.
 
         Raises:
-            TypeError, ValueError: as in `forward`; a chunk's batch, device or dtype is not the
-                first one's.
+            TypeError, ValueError: as in `forward`; a chunk's batch, device or dtype, or where it
+                has addends, is not the first one's.
         """
         if isinstance(mel_chunks, Tensor):
             raise TypeError("mel_chunks: expected chunks, as mel.split(8, dim=2), got a tensor")
-        check = lambda chunk: require_mel(chunk, self.n_mels)
-        return stream(self, mel_chunks, self.context, self.hop_length, check)
+
+        def check(mel: Tensor, addends: Addends | None) -> Addends:
+            require_mel(mel, self.n_mels)
+            return self._require_addends(addends, mel)
+
+        return stream(self, mel_chunks, self.context, self.config["upsample_rates"], check)
 
     @property
     def context(self) -> Context:
@@ -235,7 +280,8 @@ class HiFiGANVocoder(Sloped, nn.Module):
         `MelConfig.from_hifigan(config_json)` gives its mel settings.
 
         Args:
-            config_json: HiFi-GAN's; a `leaky_slope` or `leaky_relu_slope` in it is taken too.
+            config_json: HiFi-GAN's; a `leaky_slope` or `leaky_relu_slope`, `conv_post_bias` and
+                `final` in it are taken too.
             checkpoint: a `.pt` file (plain data only) or `.safetensors`; the state dict alone, or
                 under "generator", "model", "state_dict" or "model_state_dict"; half precision too.
 

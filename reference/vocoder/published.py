@@ -25,6 +25,7 @@ ARGUMENTS = (
     "resblock_dilation_sizes",
 )
 SLOPES = "leaky_slope", "leaky_relu_slope"  # which few configs state
+OPTIONS = "conv_post_bias", "final"  # the same
 STATES = "generator", "model", "state_dict", "model_state_dict"  # under which a file may hold it
 DISCRIMINATORS = "mpd", "msd"
 
@@ -55,6 +56,7 @@ def generator_arguments(config_json: str | Path) -> tuple[dict[str, Any], int]:
         raise CheckpointError(f"{config_json}: {' and '.join(SLOPES)} differ: {stated}")
     if stated:
         arguments["leaky_slope"] = stated[0]
+    arguments |= {name: h[name] for name in OPTIONS if name in h}
     return arguments, h["hop_size"]
 
 
