@@ -9,7 +9,7 @@ from .backend import BackendUnavailableError, doctor, explain
 from .code_files import CodeInfo, read_codes, write_codes
 from .codec import SpeechCodec
 from .counters import CodeRangeError, raise_if_errors
-from .loading import load, save
+from .loading import SHIPPED_MODEL, load, save
 from .reference import (
     GriffinLimVocoder,
     MelConfig,
@@ -52,6 +52,7 @@ __version__ = "0.2.0"
 __all__ = [
     "MRF",
     "RVQ",
+    "SHIPPED_MODEL",
     "AudioFormatError",
     "BackendUnavailableError",
     "CheckpointError",

@@ -35,6 +35,9 @@ from .vocoder.modules import HiFiGANVocoder
 
 log = logging.getLogger("muomni_fast")
 
+# A quantizer of read English at 3.5 kbit/s, without a vocoder; its card lies beside it.
+SHIPPED_MODEL = Path(__file__).parent / "models" / "muomni-62"
+
 KINDS: dict[str, type[Any]] = {"rvq": RVQ, "vocoder": HiFiGANVocoder, "talker": Talker}
 KNOWN: dict[str, type[Any]] = {  # and so ours, their subclasses
     "rvq": reference.RVQ,

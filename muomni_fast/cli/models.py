@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..codec import SpeechCodec
-from ..loading import load
+from ..loading import SHIPPED_MODEL, load
 from ..reference import GriffinLimVocoder, NeuralVocoder
 from ..reference.audio.mel import MelConfig
 from ..reference.checkpoint import load_model
@@ -22,10 +22,6 @@ from ..vocoder.modules import HiFiGANVocoder
 from .places import UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NO_MODEL = (
-    "no model comes with this version: give one by --model. To train one on the speech in the "
-    "repository: muomni-fast train --out runs/first; then --model runs/first"
-)
 NO_TALKER = (
     "speak needs a Talker, and {where} has none. To train one in a run: "
     "muomni-fast train --resume RUN --stage talker; then --model RUN"
@@ -34,9 +30,7 @@ NO_TALKER = (
 
 def model_path(given: str | None) -> Path:
     """Where the model is that a command runs: the one place that knows a default."""
-    if given is None:
-        raise UsageError(NO_MODEL)
-    return Path(given)
+    return SHIPPED_MODEL if given is None else Path(given)
 
 
 def device_of(given: str | None) -> torch.device:

@@ -24,7 +24,9 @@ Out = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH", help="A run's folder, a checkpoint's .json, or a folder of `save`."
+        metavar="PATH",
+        help="A run's folder, a checkpoint's .json, or a folder of `save` (default: muomni-62, "
+        "which comes with the library).",
     ),
 ]
 Device = Annotated[
