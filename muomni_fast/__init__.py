@@ -4,6 +4,8 @@
 Importing this needs torch and numpy only; triton is used where it is installed.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from . import functional
 from .backend import BackendUnavailableError, doctor, explain
 from .codec import SpeechCodec
@@ -21,6 +23,9 @@ from .reference import (
 from .reference.errors import AudioFormatError, CheckpointError, DataError, TrainingError
 from .rvq.modules import RVQ
 from .vocoder.modules import MRF, HiFiGANVocoder, NeuralVocoder, ResBlock
+
+if TYPE_CHECKING:
+    from .compat import Report, accelerate, restore
 
 # Pickled models name the public module, wherever a class lies inside.
 for _class in (
@@ -52,14 +57,26 @@ __all__ = [
     "MultiScaleDiscriminator",
     "NeuralVocoder",
     "RVQOutput",
+    "Report",
     "ResBlock",
     "SpeechCodec",
     "TrainingError",
+    "accelerate",
     "doctor",
     "explain",
     "functional",
     "log_mel",
     "pool_frames",
     "raise_if_errors",
+    "restore",
     "unpool_frames",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What few users need is imported when it is asked for."""
+    if name in ("Report", "accelerate", "restore"):
+        from . import compat
+
+        return getattr(compat, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,363 @@
+"""What `accelerate` promises of every family, against the package's own modules."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import family_models
+import pytest
+import torch
+from family_models import FAMILIES, Family
+from support.oracle import mismatches
+from torch import Tensor, nn
+
+import muomni_fast
+from muomni_fast.compat.adapter import adapter_of
+
+FRAMES = 20
+NAMES = [family.name for family in FAMILIES]
+# All in one process: importing transformers takes seconds.
+pytestmark = pytest.mark.xdist_group("families")
+
+
+class Case:
+    """A small model of a family, accelerated, and what its part is called with."""
+
+    def __init__(self, family: Family) -> None:
+        torch.manual_seed(0)
+        self.family = family
+        try:
+            self.model: Any = family.make(True)
+        except ModuleNotFoundError as error:
+            pytest.skip(f"{family.package} is not installed: {error}")
+        with torch.no_grad():
+            self.inputs = family.inputs(part_of(self.model, family), FRAMES)
+        forget(self.model)
+        self.before = dict(part_of(self.model, family).__dict__)
+        self.report = muomni_fast.accelerate(self.model)
+
+    @property
+    def part(self) -> Any:
+        return part_of(self.model, self.family)
+
+    def ours(self, model: Any = None) -> list[Tensor]:
+        """What the part of a model gives when it is called."""
+        part = part_of(model or self.model, self.family)
+        return self.results(part, lambda name: getattr(part, name))
+
+    def theirs(self, model: Any = None) -> list[Tensor]:
+        """What its class computes of the weights it has now."""
+        part = part_of(model or self.model, self.family)
+        forget(part)
+        found = self.results(part, lambda name: getattr(type(part), name).__get__(part))
+        forget(part)
+        return found
+
+    @torch.no_grad()
+    def results(self, part: Any, method: Callable[[str], Any]) -> list[Tensor]:
+        found: list[Tensor] = []
+        dtype = next(t.dtype for t in part.state_dict().values() if t.is_floating_point())
+        for name, arguments in self.inputs.items():
+            cast = [a.to(dtype) if a.is_floating_point() else a for a in arguments]
+            result = method(name)(*cast)
+            found += result if isinstance(result, tuple) else [result]
+        return found
+
+
+def part_of(model: Any, family: Family) -> Any:
+    return model.get_submodule(family.part)
+
+
+def forget(model: nn.Module) -> None:
+    """Mimi keeps codewords that it computed, also when the weights have changed."""
+    for module in model.modules():
+        if "_embed" in module.__dict__:
+            module._embed = None
+
+
+def change(part: Any, by: float = 1.25) -> None:
+    """Every weight and codeword, in place, as an optimiser does it."""
+    with torch.no_grad():
+        for tensor in [*part.parameters(), *part.buffers()]:
+            if tensor.is_floating_point() and tensor.ndim > 1:
+                tensor.mul_(by)
+
+
+def snr(found: Tensor, exact: Tensor) -> float:
+    """dB."""
+    error = (found.double() - exact.double()).square().sum()
+    return float(10 * torch.log10(exact.double().square().sum() / error))
+
+
+def same(found: list[Tensor], expected: list[Tensor], least: float = 105.0) -> None:
+    """Equal codes, and floats within `least` dB; alike in shape, dtype and layout."""
+    assert len(found) == len(expected) > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        assert ours.stride() == theirs.stride()
+        if ours.is_floating_point() and not torch.equal(ours, theirs):
+            assert snr(ours, theirs) >= least
+        else:
+            assert torch.equal(ours, theirs)
+
+
+# The rest have the adapter of one of these.
+ADAPTERS = [f for f in FAMILIES if f.name not in ("FastSpeech2Conformer", "SeamlessM4T v2", "VITS")]
+
+
+@pytest.fixture(params=ADAPTERS, ids=lambda family: family.name)
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=NAMES)
+def test_results_are_theirs(family):
+    case = Case(family)
+    name = case.family.name.removesuffix(" v2").removesuffix(", speakers")
+    assert name in {found.family for found in case.report.swapped}, str(case.report)
+    assert not case.report.skipped
+    adapter = adapter_of(case.part)
+    assert set(adapter.methods) == set(case.inputs)
+    theirs, ours = case.theirs(), case.ours()
+    same(ours, theirs)
+    exact = case.theirs(copy.deepcopy(case.model).double())
+    for found, own, truth in zip(ours, theirs, exact, strict=True):
+        if found.is_floating_point() and truth.any():
+            assert snr(found, truth) >= min(snr(own, truth), 200) - 3
+    assert all(torch.equal(*pair) for pair in zip(ours, case.ours(), strict=True))
+
+
+def test_it_is_ours_that_runs(case, monkeypatch):
+    """Their code is not called, in eval mode without gradients."""
+    expected = case.ours()
+    for name in case.inputs:
+        monkeypatch.setattr(type(case.part), name, lambda *_: pytest.fail("their code runs"))
+    assert all(torch.equal(*pair) for pair in zip(case.ours(), expected, strict=True))
+
+
+def test_changed_weights_are_noticed(case):
+    before = case.ours()
+    change(case.part)
+    after = case.ours()
+    same(after, case.theirs())
+    assert not all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+    other = case.family.make(True)
+    change(other, 0.8)
+    case.model.load_state_dict(other.state_dict())
+    same(case.ours(), case.theirs(other))
+
+
+def test_an_optimiser_step_is_noticed(case):
+    weights = [p for p in case.part.parameters() if p.requires_grad]
+    if not weights:
+        pytest.skip("it has no parameters")
+    before = case.ours()
+    optimiser = torch.optim.SGD(weights, 1.0)
+    for weight in weights:
+        weight.grad = torch.full_like(weight, 1e-2)
+    optimiser.step()
+    after = case.ours()
+    same(after, case.theirs())
+    assert not all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_another_dtype_and_back(case):
+    case.ours()
+    case.model.double()
+    same(case.ours(), case.theirs(), least=200)
+    case.model.float()
+    same(case.ours(), case.theirs())
+
+
+def test_copies_are_independent(case):
+    expected = case.ours()
+    twin = copy.deepcopy(case.model)
+    # The part alone: torch pickles no weights that are parametrized, as other parts have them.
+    sent = pickle.loads(pickle.dumps(case.part))
+    for other in (part_of(twin, case.family), sent):
+        adapter = adapter_of(other)
+        assert adapter is not None and adapter is not adapter_of(case.part)
+        found = case.results(other, lambda name, part=other: getattr(part, name))
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    change(case.part)
+    assert all(torch.equal(*pair) for pair in zip(case.ours(twin), expected, strict=True))
+    change(part_of(twin, case.family))
+    same(case.ours(twin), case.theirs(twin))
+    muomni_fast.restore(twin)
+    assert adapter_of(case.part) is not None
+
+
+def test_restored_is_as_before(case):
+    case.ours()
+    part = case.part
+    assert muomni_fast.restore(case.model) is case.model
+    assert list(part.__dict__) == list(case.before)
+    for name, value in case.before.items():
+        assert part.__dict__[name] is value, name
+    for name in (*case.inputs, "train", "_apply", "_load_from_state_dict"):
+        assert getattr(part, name).__func__ is getattr(type(part), name)
+    assert not muomni_fast.restore(case.model).__dict__.keys() & case.inputs.keys()
+
+
+def test_the_state_dict_shows_nothing(case, tmp_path):
+    plain = case.family.make(True).state_dict()
+    assert list(case.model.state_dict()) == list(plain)
+    if case.family.saves:
+        case.model.save_pretrained(tmp_path)
+        again = type(case.model).from_pretrained(tmp_path)
+        assert adapter_of(part_of(again, case.family)) is None
+        same(case.ours(), case.theirs(again))
+        muomni_fast.accelerate(again)
+        assert all(torch.equal(*p) for p in zip(case.ours(again), case.ours(), strict=True))
+
+
+def test_training_is_theirs(case):
+    """In training mode their own code runs, with gradients where theirs has them."""
+    twin = muomni_fast.restore(copy.deepcopy(case.model))
+    name, arguments = next(iter(case.inputs.items()))
+    grads = []
+    for model in (case.model, twin):
+        part = part_of(model.train(), case.family)
+        torch.manual_seed(1)
+        result = getattr(part, name)(*arguments)
+        first = result[0] if isinstance(result, tuple) else result
+        if first.requires_grad:
+            first.square().sum().backward()
+        grads.append([first, *(p.grad for p in part.parameters() if p.grad is not None)])
+    assert len(grads[0]) == len(grads[1])
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+
+
+def test_gradients_in_eval_mode_are_theirs(case):
+    name, arguments = next(iter(case.inputs.items()))
+    if name == "encode":
+        pytest.skip("codes have no gradient")
+    results = []
+    for method in (getattr(case.part, name), getattr(type(case.part), name).__get__(case.part)):
+        result = method(*arguments)
+        first = result[0] if isinstance(result, tuple) else result
+        weights = [p for p in case.part.parameters() if p.requires_grad]
+        grads = torch.autograd.grad(first.sum(), weights, allow_unused=True)
+        results.append([grad for grad in grads if grad is not None])
+    assert len(results[0]) == len(results[1]) > 0
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.long
+def test_compiles_as_one_graph(case):
+    """Nothing breaks the graph, which reads the weights at every call."""
+    expected = case.ours()
+    compiled = {
+        name: torch.compile(getattr(case.part, name), fullgraph=True, backend="eager")
+        for name in case.inputs
+    }
+    same(case.results(case.part, lambda name: compiled[name]), expected)
+    change(case.part)
+    same(case.results(case.part, lambda name: compiled[name]), case.theirs())
+
+
+@pytest.mark.parametrize(
+    "family", [f for f in FAMILIES if f.name in ("EnCodec", "X-Codec", "Mimi")]
+)
+def test_codes_are_the_nearest(family):
+    """Of what the first codebook is given, on rows made so that rounding decides."""
+    case = Case(family)
+    part, adapter = case.part, adapter_of(case.part)
+    books = [book.clone() for book in adapter.books(part)]
+    middle = (books[0][:8] + books[0][8:16]) / 2  # as near to one as to the other
+    (x,) = case.inputs["encode"]
+    rows = x.transpose(1, 2).reshape(-1, x.shape[1])
+    if family.name == "Mimi":
+        rows = torch.cat([rows, 1e3 * rows])
+        z = part.input_proj(rows.t()[None])[0].t().detach()
+    else:
+        rows = z = torch.cat([rows, middle, torch.nextafter(middle, rows[:8]), 1e3 * rows])
+    with torch.no_grad():
+        codes = part.encode(rows.t()[None])[:, 0]
+    for code, book in zip(codes, books, strict=False):
+        assert mismatches(z, book, code) == 0
+        z = z - book[code]
+
+
+def test_a_known_class_that_is_not_swapped_says_why():
+    case = Case(FAMILIES[NAMES.index("SpeechT5")])
+    muomni_fast.restore(case.model)
+    own = type(case.model)
+
+    class Derived(own):
+        def forward(self, spectrogram: Tensor) -> Tensor:
+            return super().forward(spectrogram) * 2
+
+    derived = Derived(case.model.config).eval()
+    (found,) = muomni_fast.accelerate(derived).found
+    assert (
+        not found.methods and "derived from" in found.reason and "SpeechT5HifiGan" in found.reason
+    )
+    replaced = copy.deepcopy(case.model)
+    replaced.forward = lambda spectrogram: spectrogram
+    (found,) = muomni_fast.accelerate(replaced).found
+    assert found.reason == "its forward was replaced before"
+    assert "not swapped" in str(found)
+    hooked = copy.deepcopy(case.model)
+    hooked.resblocks[0].register_forward_hook(lambda *_: None)
+    assert "hooked" in muomni_fast.accelerate(hooked).skipped[0].reason
+    sloped = copy.deepcopy(case.model)
+    sloped.resblocks[1].leaky_relu_slope = 0.3
+    assert "slope" in muomni_fast.accelerate(sloped).skipped[0].reason
+    other = copy.deepcopy(case.model)
+    own_forward = own.forward
+    try:
+        own.forward = lambda self, spectrogram: own_forward(self, spectrogram) * 1.001
+        assert "other audio" in muomni_fast.accelerate(other).skipped[0].reason
+    finally:
+        own.forward = own_forward
+
+
+def test_a_hook_set_later_is_called_and_a_replaced_module_runs():
+    case = Case(FAMILIES[NAMES.index("SpeechT5")])
+    case.ours()
+    seen = []
+    handle = case.part.resblocks[1].register_forward_hook(lambda *_: seen.append(1))
+    same(case.ours(), case.theirs())
+    assert len(seen) == 2
+    handle.remove()
+    case.part.conv_pre = copy.deepcopy(case.part.conv_pre)
+    change(case.part.conv_pre)
+    same(case.ours(), case.theirs())
+    assert adapter_of(case.part)._view.conv_pre is case.part.conv_pre
+    case.part.apply_weight_norm()
+    same(case.ours(), case.theirs())
+    assert len(seen) == 2
+
+
+def test_what_has_no_counterpart_runs_as_before():
+    case = Case(FAMILIES[NAMES.index("vector-quantize-pytorch")])
+    part, (x,) = case.part, case.inputs["forward"]
+    plain = muomni_fast.restore(copy.deepcopy(part))
+    mask = torch.arange(FRAMES)[None] < torch.tensor([[FRAMES], [3]])
+    with torch.no_grad():
+        for arguments in ({"mask": mask}, {"return_all_codes": True}, {"beam_size": 2}):
+            same(list(part(x, **arguments)), list(plain(x, **arguments)), least=float("inf"))
+        same(list(part(x[0])), list(plain(x[0])))
+    dropped = family_models.residual_vq(kmeans_init=True).eval()
+    assert "first batch" in muomni_fast.accelerate(dropped).skipped[0].reason
+    cosine = family_models.residual_vq(use_cosine_sim=True).eval()
+    assert "cosine" in muomni_fast.accelerate(cosine).skipped[0].reason
+
+
+def test_dac_is_not_yet_known():
+    pytest.importorskip("transformers")
+    from transformers.models.dac.configuration_dac import DacConfig
+    from transformers.models.dac.modeling_dac import DacResidualVectorQuantizer
+
+    (found,) = muomni_fast.accelerate(nn.Sequential(DacResidualVectorQuantizer(DacConfig()))).found
+    assert (found.name, found.family) == ("0", "DAC") and found.reason.startswith("not yet")
+
+
+def test_nothing_known_and_no_model():
+    report = muomni_fast.accelerate(nn.Linear(2, 2))
+    assert report.found == () and str(report) == "nothing known in this model"
+    for function in (muomni_fast.accelerate, muomni_fast.restore):
+        with pytest.raises(TypeError, match="expected a torch.nn.Module, got str"):
+            function("model")
