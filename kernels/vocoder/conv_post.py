@@ -1,5 +1,5 @@
-"""The generator's last convolution: leaky_relu, C channels to one, tanh, in one pass; its gradients
-in another.
+"""The generator's last convolution: leaky_relu, C channels to one, tanh or what else is final, in
+one pass; its gradients in another.
 
 Few multiplications per value read: no product for tensor cores, bound by memory. Neighbouring taps
 read the same rows from the first cache.
@@ -36,7 +36,7 @@ def _tanh(x):
 def _conv_post_kernel(
     x_ptr,  # (B, T, C)
     w_ptr,  # (TAPS, C)
-    b_ptr,  # (1,)
+    b_ptr,  # (1,), or None
     out_ptr,  # (B, T)
     lengths_ptr,  # (B,) or None
     T,
@@ -44,6 +44,7 @@ def _conv_post_kernel(
     C: tl.constexpr,
     TAPS: tl.constexpr,
     SLOPE: tl.constexpr,
+    FINAL: tl.constexpr,  # "tanh", "clamp" or None
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -62,7 +63,13 @@ def _conv_post_kernel(
             x = tl.load(p_x + r[:, None] * C + o_c[None, :], mask=mask, other=0.0)
             w = tl.load(w_ptr + tap * C + o_c, mask=o_c < C, other=0.0).to(tl.float32)
             acc += leaky_relu(x, SLOPE) * w[None, :]
-    y = _tanh(tl.sum(acc, 1) + tl.load(b_ptr).to(tl.float32))
+    y = tl.sum(acc, 1)
+    if b_ptr is not None:
+        y += tl.load(b_ptr).to(tl.float32)
+    if FINAL == "tanh":
+        y = _tanh(y)
+    elif FINAL == "clamp":  # NaN stays, which minima and maxima would drop
+        y = tl.where(y < -1, -1.0, tl.where(y > 1, 1.0, y))
     y = tl.where(o_t < rows, y, 0.0).to(out_ptr.dtype.element_ty)  # silence after an item's end
     tl.store(out_ptr + b * T + first_row + o_t, y, mask=o_t < T - first_row)
 
@@ -70,19 +77,21 @@ def _conv_post_kernel(
 def conv_post(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     lengths: Tensor | None,
     rows_per_frame: int,
     slope: float,
+    final: str | None = "tanh",
 ) -> Tensor:
     """Launch tanh(conv(leaky_relu(x))).
 
     Args:
         x: (B, T, C).
         weight: (taps, C).
-        bias: (1,).
+        bias: (1,), or None.
         lengths, rows_per_frame: as in `conv`; zeros after an item's end.
         slope: of the leaky_relu.
+        final: "tanh", "clamp" (to [-1, 1]) or None.
 
     Returns:
         (B, T), the dtype of `x`.
@@ -103,6 +112,7 @@ def conv_post(
                 C=channels,
                 TAPS=weight.shape[0],
                 SLOPE=slope,
+                FINAL=final,
                 BLOCK_T=BLOCK_T,
                 BLOCK_C=min(WIDEST, power_of_two(channels)),
                 num_warps=4,
@@ -116,7 +126,7 @@ def conv_post(
 @triton.jit(do_not_specialize=["B", "T", "rows_per_frame"])
 def _conv_post_grad_kernel(
     grad_ptr,  # (B, T)
-    out_ptr,  # (B, T)
+    out_ptr,  # (B, T), or None where no tanh follows
     x_ptr,  # (B, T, C)
     w_ptr,  # (TAPS, C)
     grad_x_ptr,  # (B, T, C)
@@ -156,9 +166,10 @@ def _conv_post_grad_kernel(
             # The row of the output that reads this one by this tap.
             r = o_t - (tap - (TAPS - 1) // 2)
             m_r = (r >= -first_row) & (r < rows)
-            y = tl.load(out_ptr + start + r, mask=m_r, other=0.0).to(tl.float32)
             grad = tl.load(grad_ptr + start + r, mask=m_r, other=0.0).to(tl.float32)
-            grad *= 1 - y * y
+            if out_ptr is not None:
+                y = tl.load(out_ptr + start + r, mask=m_r, other=0.0).to(tl.float32)
+                grad *= 1 - y * y
             w = tl.load(w_ptr + tap * C + o_c, mask=o_c < C, other=0.0).to(tl.float32)
             grad_x += grad[:, None] * w[None, :]
             sums = tl.sum(grad[:, None] * active, 0)
@@ -177,7 +188,7 @@ def _conv_post_grad_kernel(
 
 def conv_post_grad(
     grad: Tensor,
-    out: Tensor,
+    out: Tensor | None,
     x: Tensor,
     weight: Tensor,
     lengths: Tensor | None,
@@ -187,7 +198,7 @@ def conv_post_grad(
     """Launch the gradients of `conv_post`.
 
     Args:
-        grad, out: (B, T), of and from `conv_post`.
+        grad, out: (B, T), of and from `conv_post`; without `out`, nothing follows the convolution.
         x, weight, lengths, rows_per_frame, slope: its arguments.
 
     Returns:

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from .shapes import Blocks, Layers, Network
+from .shapes import Blocks, Layers, Network, Up
 
-Pair = Sequence[Tensor]  # a convolution's weight and bias
+Pair = Sequence[Tensor]  # a convolution's weight and bias, if it has one
 Needs = Sequence[bool]
 Grads = list[Tensor | None]
 # Where the items of a batch end: the frames of each, (B,), and how many rows a frame has by now.
@@ -33,18 +33,16 @@ class InferenceBackend(Protocol):
     def pre(self, mel: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
         """The first convolution, of (B, n_mels, T)."""
 
-    def up(
-        self, x: Tensor, layer: Pair, factor: int, kernel: int, slope: float, ends: Ends = None
-    ) -> Tensor:
-        """A leaky_relu and a transposed convolution, to `factor` times as many rows."""
+    def up(self, x: Tensor, layer: Pair, shape: Up, ends: Ends = None) -> Tensor:
+        """A leaky_relu and a transposed convolution, to `shape.factor` times as many rows."""
 
     def mrf(
         self, x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool, ends: Ends = None
     ) -> tuple[Tensor, list[Tensor]]:
         """The mean of a level's residual blocks, and what its gradient needs if `keep`."""
 
-    def post(self, x: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
-        """A leaky_relu, the last convolution and tanh: audio (B, T)."""
+    def post(self, x: Tensor, layer: Pair, final: str | None, ends: Ends = None) -> Tensor:
+        """A leaky_relu, the last convolution and what is `final`: audio (B, T)."""
 
     def level(
         self, x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool
@@ -81,8 +79,7 @@ class Backend(InferenceBackend, Protocol):
         grad: Tensor,
         x: Tensor,
         layer: Pair,
-        factor: int,
-        slope: float,
+        shape: Up,
         needs: Needs,
         ends: Ends = None,
     ) -> tuple[Tensor, Grads]:
@@ -106,10 +103,11 @@ class Backend(InferenceBackend, Protocol):
         audio: Tensor,
         x: Tensor,
         layer: Pair,
+        final: str | None,
         needs: Needs,
         ends: Ends = None,
     ) -> tuple[Tensor, Grads]:
-        """Gradients of the input, and of weight and bias."""
+        """Gradients of the input, and of weight and bias; `final` is "tanh" or None."""
 
     def level_grad(
         self,

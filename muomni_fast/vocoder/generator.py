@@ -73,7 +73,7 @@ def forward(
         network: the shape.
         lengths: (B,) frames of each item, for a backend that takes it, or None.
         keep: return what lies between the layers: the output of `pre`; for each level the output
-            of `up`, what `mrf` keeps and its output.
+            of `up`, what `mrf` keeps and its output; audio before it is cut off, if it is.
 
     Returns:
         (B, T * hop), and the list.
@@ -81,15 +81,17 @@ def forward(
     ends: Ends = None if lengths is None else (lengths, 1)
     x = backend.pre(mel, layers.pre, ends)
     kept = [x] if keep else []
-    levels = zip(network.factors, network.kernels, layers.ups, layers.mrfs, strict=True)
-    for factor, kernel, up, mrf in levels:
-        u = backend.up(x, up, factor, kernel, network.blocks.slope, ends)
-        ends = ends and (ends[0], ends[1] * factor)
+    for shape, up, mrf in zip(network.ups, layers.ups, layers.mrfs, strict=True):
+        u = backend.up(x, up, shape, ends)
+        ends = ends and (ends[0], ends[1] * shape.factor)
         x, inner = backend.mrf(u, mrf, network.blocks, keep, ends)
         if keep:
             kept += [u, *inner, x]
         del u  # or it would outlive the next level's
-    return backend.post(x, layers.post, ends), kept
+    if keep and network.final == "clamp":
+        audio = backend.post(x, layers.post, None, ends)
+        return audio.clamp(-1, 1), [*kept, audio]
+    return backend.post(x, layers.post, network.final, ends), kept
 
 
 def backward(
@@ -115,11 +117,17 @@ def backward(
     levels, size = len(network.factors), network.blocks.size
     weights = Layers.of(network.divided(tensors))
     need = Layers.of(network.divided(needs[1:]))
-    found = Layers(*([None, None], [[None, None]] * levels, [[None] * size] * levels, [None] * 2))
+    nothing = [None, None], [[None, None]] * levels, [[None] * size] * levels
+    found = Layers(*nothing, [None] * network.last_size)
+    final = network.final
+    if final == "clamp":  # as torch does it: a value at the edge counts, one that is NaN does not
+        *kept, whole = kept
+        grad, final = grad.masked_fill(~(whole.abs() <= 1), 0), None
     per_level = (len(kept) - 1) // levels
     rows_per_frame = network.hop
     ends = None if lengths is None else (lengths, rows_per_frame)
-    grad, found.post = backend.post_grad(grad, audio, kept[-1], weights.post, need.post, ends)
+    last = kept[-1], weights.post, final, need.post, ends
+    grad, found.post = backend.post_grad(grad, audio, *last)
     for level in reversed(range(levels)):
         if not any(needs[: 1 + 2 + (level + 1) * (2 + size)]):
             break
@@ -128,11 +136,11 @@ def backward(
         grad, found.mrfs[level] = backend.mrf_grad(
             grad, u, inner, weights.mrfs[level], network.blocks, need.mrfs[level], ends
         )
-        factor = network.factors[level]
-        rows_per_frame //= factor
+        shape = network.ups[level]
+        rows_per_frame //= shape.factor
         ends = None if lengths is None else (lengths, rows_per_frame)
         grad, found.ups[level] = backend.up_grad(
-            grad, x, weights.ups[level], factor, network.blocks.slope, need.ups[level], ends
+            grad, x, weights.ups[level], shape, need.ups[level], ends
         )
     else:
         if any(needs[:3]):
@@ -149,6 +157,8 @@ def fake_kept(backend: Backend, mel: Tensor, channels: int, network: Network) ->
         channels, rows = channels // 2, rows * factor
         inner = backend.fake_kept(mel, channels, rows, network.blocks)
         kept += [backend.fake(mel, channels, rows), *inner, backend.fake(mel, channels, rows)]
+    if network.final == "clamp":
+        kept.append(mel.new_empty(mel.shape[0], rows))
     return kept
 
 

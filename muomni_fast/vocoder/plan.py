@@ -15,7 +15,7 @@ from ..backend import choose
 from ..operators import Operator, run, unshared
 from ..preparable import EVERY_MODULES_HOOKS, hooks_of
 from ..reference.vocoder import hifigan
-from ..reference.vocoder.blocks import ResBlock
+from ..reference.vocoder.blocks import ResBlock, up_paddings
 from ..reference.vocoder.weight_norm import CLASSES
 from .generator import GENERATOR, layouts_of
 from .ops import MRF
@@ -56,6 +56,8 @@ class Plan:
         self.spec = shape.spec
         self._modules = [module for conv in convolutions for module in (conv, conv)]
         self._names = ["weight", "bias"] * len(convolutions)
+        if isinstance(shape, Network) and not shape.last_bias:
+            del self._modules[-1], self._names[-1]
 
     def tensors(self) -> list[Tensor]:
         """Weights (their values, if normed) and biases, in the operator's order."""
@@ -95,13 +97,16 @@ def plan_of_generator(model: hifigan.HiFiGANVocoder) -> Plan:
         config["resblock_dilation_sizes"],
         model.leaky_slope,
     )
-    network = Network(config["upsample_rates"], config["upsample_kernel_sizes"], blocks)
+    bias = config.get("conv_post_bias", True)  # an earlier version pickled none
+    network = Network(
+        config["upsample_rates"], config["upsample_kernel_sizes"], blocks, model.final, bias
+    )
     convolutions: list[nn.Module] = [model.conv_pre]
     channels = config["upsample_initial_channel"]
     fusible = (
         type(model)._generate is hifigan.HiFiGANVocoder._generate
         and _plain(model.conv_pre, None, config["n_mels"], channels)
-        and _plain(model.conv_post, None, channels >> len(network.factors), 1)
+        and _plain(model.conv_post, None, channels >> len(network.factors), 1, bias=bias)
     )
     for level, (up, factor, kernel) in enumerate(
         zip(model.ups, network.factors, network.kernels, strict=True)
@@ -157,10 +162,17 @@ def _plain_inside(block: Any) -> bool:
     )
 
 
-def _plain(conv: Any, kernel: int | None, channels: int, width: int, dilation: int = 1) -> bool:
+def _plain(
+    conv: Any,
+    kernel: int | None,
+    channels: int,
+    width: int,
+    dilation: int = 1,
+    bias: bool = True,
+) -> bool:
     """Whether this is torch's convolution from `channels` to `width`, as long as its input;
     `kernel` None is any odd one."""
-    if not _runs(conv, nn.Conv1d.forward) or conv.bias is None:
+    if not _runs(conv, nn.Conv1d.forward) or (conv.bias is not None) != bias:
         return False
     _require_no_norm(conv)
     kernel = kernel or conv.kernel_size[0]
@@ -177,8 +189,8 @@ def _plain_up(conv: Any, factor: int, kernel: int, channels: int) -> bool:
     if not _runs(conv, nn.ConvTranspose1d.forward) or conv.bias is None:
         return False
     _require_no_norm(conv)
-    shape = conv.kernel_size, conv.stride, conv.padding, conv.output_padding, conv.dilation
-    expected = (kernel,), (factor,), ((kernel - factor) // 2,), (0,), (1,)
+    shape = conv.kernel_size, conv.stride, (*conv.padding, *conv.output_padding), conv.dilation
+    expected = (kernel,), (factor,), up_paddings(kernel, factor), (1,)
     fits = (conv.in_channels, conv.out_channels) == (channels, channels // 2)
     return fits and shape == expected and conv.groups == 1
 

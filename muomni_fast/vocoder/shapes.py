@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from ..reference.vocoder.blocks import LEAKY_SLOPE
+from ..reference.vocoder.blocks import LEAKY_SLOPE, up_paddings
 
 # Divides a sequence into parts: a function in C, as it is called for every layer.
 Divide = Callable[[Sequence[Any]], Sequence[Sequence[Any]]]
@@ -114,6 +114,26 @@ class Blocks:
 
 
 @dataclasses.dataclass(frozen=True)
+class Up:
+    """The transposed convolution of an upsampling level, and the leaky_relu before it.
+
+    Attributes:
+        factor: by how much it lengthens the signal.
+        kernel: its kernel size.
+        slope: of the leaky_relu.
+    """
+
+    factor: int
+    kernel: int
+    slope: float = LEAKY_SLOPE
+
+    @functools.cached_property
+    def paddings(self) -> tuple[int, int]:
+        """Padding, which is the rows cut off before the signal, and output_padding."""
+        return up_paddings(self.kernel, self.factor)
+
+
+@dataclasses.dataclass(frozen=True)
 class Network:
     """The shape of a generator.
 
@@ -121,11 +141,15 @@ class Network:
         factors, kernels: of the transposed convolution of each upsampling level: by how much it
             lengthens the signal, and its kernel size.
         blocks: of every level; their slope is that of every level's first leaky_relu too.
+        final: what follows the last convolution: "tanh", "clamp" or None.
+        last_bias: whether that convolution has a bias.
     """
 
     factors: tuple[int, ...]
     kernels: tuple[int, ...]
     blocks: Blocks
+    final: str | None = "tanh"
+    last_bias: bool = True
 
     @functools.cached_property
     def hop(self) -> int:
@@ -133,24 +157,38 @@ class Network:
         return math.prod(self.factors)
 
     @functools.cached_property
+    def ups(self) -> list[Up]:
+        """Of every level."""
+        pairs = zip(self.factors, self.kernels, strict=True)
+        return [Up(factor, kernel, self.blocks.slope) for factor, kernel in pairs]
+
+    @functools.cached_property
+    def last_size(self) -> int:
+        """Weights and biases of the last convolution."""
+        return 2 if self.last_bias else 1
+
+    @functools.cached_property
     def divided(self) -> Divide:
         """Something for each weight and bias, in turn -> of pre, of every level's up and blocks,
         and of post."""
-        return _divide([2, *[2, self.blocks.size] * len(self.factors), 2])
+        return _divide([2, *[2, self.blocks.size] * len(self.factors), self.last_size])
 
     @property
     def spec(self) -> str:
-        """A string for an operator's argument: factors, kernel sizes, and the blocks' own."""
+        """A string for an operator's argument: factors, kernel sizes, the blocks' own, what is
+        final, and whether there is a last bias."""
         numbers = (",".join(map(str, part)) for part in (self.factors, self.kernels))
-        return ";".join([*numbers, self.blocks.spec])
+        bias = "bias" if self.last_bias else ""
+        return ";".join([*numbers, self.blocks.spec, self.final or "", bias])
 
     @classmethod
     @functools.lru_cache
     def parse(cls, spec: str) -> Self:
         """The inverse of `spec`."""
-        factors, kernels, blocks = spec.split(";")
+        factors, kernels, blocks, final, bias = spec.split(";")
         numbers = lambda part: tuple(map(int, part.split(",")))
-        return cls(numbers(factors), numbers(kernels), Blocks.parse(blocks))
+        shape = numbers(factors), numbers(kernels), Blocks.parse(blocks)
+        return cls(*shape, final or None, bool(bias))
 
 
 @dataclasses.dataclass

@@ -6,7 +6,8 @@ from the same few activations that the kernels keep. Channels-last convolutions,
 `torch_inference` has, are faster forward and slower backward.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +16,15 @@ from torch.nn import functional as F
 
 from ..reference.vocoder.hifigan import LAST_LEAKY_SLOPE
 from .backends import Ends, Grads, Needs, Pair
-from .shapes import Blocks, Layers, Network
+from .shapes import Blocks, Layers, Network, Up
 
 TAKES_ENDS = False  # `ends` is always None here
+# What may follow the last convolution, in place.
+FINISH: dict[str | None, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh_,
+    "clamp": functools.partial(torch.clamp_, min=-1, max=1),
+    None: lambda audio: audio,
+}
 
 leaky_relu_backward = torch.ops.aten.leaky_relu_backward
 
@@ -38,16 +45,16 @@ def _conv_grad(
     weight: Tensor,
     needs: Needs,
     dilation: int = 1,
-    stride: int = 1,
-    transposed: bool = False,
+    up: Up | None = None,
 ) -> tuple[Any, Any, Any]:
-    """Gradients of the input, the weight and the bias of a convolution that pads equally."""
-    taps = weight.shape[2]
-    padding = (taps - stride) // 2 if transposed else (taps - 1) // 2 * dilation
-    sizes = [weight.shape[1 if transposed else 0]]
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, sizes, [stride], [padding], [dilation], transposed, [0], 1, list(needs)
-    )
+    """Gradients of the input, the weight and the bias of a convolution that pads equally, or of a
+    transposed one."""
+    if up is None:
+        stride, padding, more, width = 1, (weight.shape[2] - 1) // 2 * dilation, 0, weight.shape[0]
+    else:
+        stride, (padding, more), width = up.factor, up.paddings, weight.shape[1]
+    shape = [stride], [padding], [dilation], up is not None, [more], 1
+    return torch.ops.aten.convolution_backward(grad, x, weight, [width], *shape, list(needs))
 
 
 def pre(mel: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
@@ -71,26 +78,20 @@ def pre_grad(
     return grad_mel, found
 
 
-def up(x: Tensor, layer: Pair, factor: int, kernel: int, slope: float, ends: Ends = None) -> Tensor:
+def up(x: Tensor, layer: Pair, shape: Up, ends: Ends = None) -> Tensor:
     """(B, C, T) -> (B, C / 2, T * factor)."""
-    active = F.leaky_relu(x, slope)
+    active = F.leaky_relu(x, shape.slope)
     weight, bias = layer
-    return F.conv_transpose1d(active, weight, bias, factor, (kernel - factor) // 2)
+    return F.conv_transpose1d(active, weight, bias, shape.factor, *shape.paddings)
 
 
 def up_grad(
-    grad: Tensor,
-    x: Tensor,
-    layer: Pair,
-    factor: int,
-    slope: float,
-    needs: Needs,
-    ends: Ends = None,
+    grad: Tensor, x: Tensor, layer: Pair, shape: Up, needs: Needs, ends: Ends = None
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of weight and bias."""
-    active = F.leaky_relu(x, slope)
-    grad_active, *found = _conv_grad(grad, active, layer[0], (True, *needs), 1, factor, True)
-    return leaky_relu_backward(grad_active, x, slope, False), found
+    active = F.leaky_relu(x, shape.slope)
+    grad_active, *found = _conv_grad(grad, active, layer[0], (True, *needs), up=shape)
+    return leaky_relu_backward(grad_active, x, shape.slope, False), found
 
 
 def mrf(
@@ -165,21 +166,28 @@ def mrf_grad(
     return grad_x, found
 
 
-def post(x: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
+def post(x: Tensor, layer: Pair, final: str | None, ends: Ends = None) -> Tensor:
     """(B, C, T) -> (B, T)."""
-    weight, bias = layer
     active = F.leaky_relu(x, LAST_LEAKY_SLOPE)
-    return F.conv1d(active, weight, bias, padding=(weight.shape[2] - 1) // 2).tanh_()[:, 0]
+    return FINISH[final](F.conv1d(active, *layer, padding=(layer[0].shape[2] - 1) // 2))[:, 0]
 
 
 def post_grad(
-    grad: Tensor, audio: Tensor, x: Tensor, layer: Pair, needs: Needs, ends: Ends = None
+    grad: Tensor,
+    audio: Tensor,
+    x: Tensor,
+    layer: Pair,
+    final: str | None,
+    needs: Needs,
+    ends: Ends = None,
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of weight and bias."""
-    grad = torch.ops.aten.tanh_backward(grad, audio)[:, None]
+    if final == "tanh":
+        grad = torch.ops.aten.tanh_backward(grad, audio)
     active = F.leaky_relu(x, LAST_LEAKY_SLOPE)
-    grad_active, *found = _conv_grad(grad, active, layer[0], (True, *needs))
-    return leaky_relu_backward(grad_active, x, LAST_LEAKY_SLOPE, False), found
+    wanted = True, needs[0], len(layer) == 2 and needs[1]
+    grad_active, *found = _conv_grad(grad[:, None], active, layer[0], wanted)
+    return leaky_relu_backward(grad_active, x, LAST_LEAKY_SLOPE, False), found[: len(layer)]
 
 
 level, level_grad = mrf, mrf_grad  # activations are (B, C, T) here as outside

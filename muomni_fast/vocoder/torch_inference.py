@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from ..reference.vocoder.hifigan import LAST_LEAKY_SLOPE
 from .backends import Ends, Pair
-from .shapes import Blocks, Layers, Network
+from .shapes import Blocks, Layers, Network, Up
+from .torch_backend import FINISH
 
 CHANNELS_LAST = torch.channels_last
 # Values of an activation at once, 4 MB of float32; 2^19 to 2^21 are about equal.
@@ -71,7 +72,11 @@ def _pack_up(layer: Pair, factor: int) -> list[Tensor]:
 
 
 def _conv(
-    x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1, padding: int | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    dilation: int = 1,
+    padding: int | None = None,
 ) -> Tensor:
     """A convolution, its taps shared out among sums of at most TERMS products."""
     taps = weight.shape[3]
@@ -100,15 +105,15 @@ def pre(mel: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
     return _conv(mel[:, :, None].contiguous(memory_format=CHANNELS_LAST), layer[0], layer[1])
 
 
-def up(x: Tensor, layer: Pair, factor: int, kernel: int, slope: float, ends: Ends = None) -> Tensor:
+def up(x: Tensor, layer: Pair, shape: Up, ends: Ends = None) -> Tensor:
     """(B, C, 1, T) -> (B, C / 2, 1, T * factor); uses up its input."""
     weight, bias = layer
-    active = F.leaky_relu_(x, slope)
+    factor, first = shape.factor, shape.paddings[0]
+    active = F.leaky_relu_(x, shape.slope)
     batch, rows, width = x.shape[0], x.shape[3], weight.shape[0] // factor
     columns = _conv(active, weight, bias, padding=weight.shape[3] - 1)
     all_rows = columns.shape[3] * factor
     signal = columns.permute(0, 2, 3, 1).reshape(batch, 1, all_rows, width)
-    first = (kernel - factor) // 2
     signal = signal[:, :, first : first + rows * factor].permute(0, 3, 1, 2)
     return signal.contiguous(memory_format=CHANNELS_LAST)
 
@@ -154,9 +159,9 @@ def _mean(x: Tensor, groups: Sequence[Sequence[Tensor]], blocks: Blocks) -> Tens
     return total.div_(len(groups))
 
 
-def post(x: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
+def post(x: Tensor, layer: Pair, final: str | None, ends: Ends = None) -> Tensor:
     """(B, C, 1, T) -> (B, T); uses up its input."""
-    return _conv(F.leaky_relu_(x, LAST_LEAKY_SLOPE), layer[0], layer[1]).tanh_()[:, 0, 0]
+    return FINISH[final](_conv(F.leaky_relu_(x, LAST_LEAKY_SLOPE), *layer))[:, 0, 0]
 
 
 def level(

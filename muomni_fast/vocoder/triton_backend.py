@@ -14,7 +14,7 @@ from ..kernels.vocoder.conv_post import conv_post, conv_post_grad
 from ..kernels.vocoder.weight_grad import conv_weight_grad
 from ..reference.vocoder.hifigan import LAST_LEAKY_SLOPE
 from .backends import WHOLE, Ends, Grads, Needs, Pair
-from .shapes import Blocks
+from .shapes import Blocks, Up
 from .triton_layouts import for_input, phase_taps, taps_inside
 from .triton_layouts import layers as layers  # this and the next a backend has as well
 from .triton_layouts import pack as pack
@@ -82,17 +82,11 @@ def _past_end(lengths: Tensor, rows: int) -> Tensor:
     return torch.arange(rows, device=lengths.device) >= lengths[:, None]
 
 
-def up(
-    x: Tensor,
-    layer: Pair,
-    factor: int,
-    kernel: int,
-    slope: float,
-    ends: Ends = None,
-) -> Tensor:
+def up(x: Tensor, layer: Pair, shape: Up, ends: Ends = None) -> Tensor:
     """(B, T, C) -> (B, T * factor, C / 2)."""
     lengths, rows_per_frame = ends or WHOLE
-    _, least, padding = phase_taps(factor, kernel)
+    factor = shape.factor
+    _, least = phase_taps(shape)
     weight, bias = layer
     columns = conv(
         x,
@@ -102,8 +96,8 @@ def up(
         rows_per_frame,
         padding=least,
         dilation=-1,
-        phases=(factor, kernel, padding),
-        slope=slope,
+        phases=(factor, shape.kernel, shape.paddings[0]),
+        slope=shape.slope,
     )
     return columns.view(x.shape[0], x.shape[1] * factor, columns.shape[2] // factor)
 
@@ -112,8 +106,7 @@ def up_grad(
     grad: Tensor,
     x: Tensor,
     layer: Pair,
-    factor: int,
-    slope: float,
+    shape: Up,
     needs: Needs,
     ends: Ends = None,
 ) -> tuple[Tensor, Grads]:
@@ -121,7 +114,7 @@ def up_grad(
     lengths, rows_per_frame = ends or WHOLE
     weight, found = layer[0], Grads((None, None))
     channels, width, kernel = weight.shape
-    padding = (kernel - factor) // 2
+    factor, slope, padding = shape.factor, shape.slope, shape.paddings[0]
     # Every row of the input reads `kernel` rows of what arrives, `factor` apart.
     inward = taps_inside(weight).contiguous()
     grad_x = conv(
@@ -157,11 +150,10 @@ def up_grad(
     return grad_x, found
 
 
-def post(x: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
+def post(x: Tensor, layer: Pair, final: str | None, ends: Ends = None) -> Tensor:
     """(B, T, C) -> (B, T)."""
-    lengths, rows_per_frame = ends or WHOLE
-    weight, bias = layer
-    return conv_post(x, weight, bias, lengths, rows_per_frame, LAST_LEAKY_SLOPE)
+    weight, *bias = layer
+    return conv_post(x, weight, *(bias or [None]), *(ends or WHOLE), LAST_LEAKY_SLOPE, final)
 
 
 def post_grad(
@@ -169,16 +161,17 @@ def post_grad(
     audio: Tensor,
     x: Tensor,
     layer: Pair,
+    final: str | None,
     needs: Needs,
     ends: Ends = None,
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of weight and bias (as torch has them)."""
     lengths, rows_per_frame = ends or WHOLE
-    weight = layer[0][0].t().contiguous()
+    weight, tanh = layer[0][0].t().contiguous(), audio if final == "tanh" else None
     grad_x, grad_weight, grad_bias = conv_post_grad(
-        grad, audio, x, weight, lengths, rows_per_frame, LAST_LEAKY_SLOPE
+        grad, tanh, x, weight, lengths, rows_per_frame, LAST_LEAKY_SLOPE
     )
-    return grad_x, [grad_weight.t()[None], grad_bias]
+    return grad_x, [grad_weight.t()[None], grad_bias][: len(layer)]
 
 
 def level(

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .shapes import Blocks, Layers, Network
+from .shapes import Blocks, Layers, Network, Up
 
 
 def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
     """Weights and biases as torch has them -> as the functions of `triton_backend` take them."""
     raw = Layers.of(network.divided(tensors))
-    pairs = zip(raw.ups, network.factors, strict=True)
+    pairs = zip(raw.ups, network.ups, strict=True)
     return Layers(
         pre=(taps_inside(raw.pre[0]).contiguous(), raw.pre[1].contiguous()),
-        ups=[(_up_weight(up[0], factor), up[1].repeat(factor)) for up, factor in pairs],
+        ups=[(_up_weight(up[0], shape), up[1].repeat(shape.factor)) for up, shape in pairs],
         mrfs=[pack_blocks(mrf, network.blocks) for mrf in raw.mrfs],
-        post=(raw.post[0][0].t().contiguous(), raw.post[1]),
+        post=(raw.post[0][0].t().contiguous(), *raw.post[1:]),
     )
 
 
@@ -32,10 +32,11 @@ def unpacked(tensors: Sequence[Tensor], network: Network) -> Layers:
     """What `pack` gave -> as the functions of `triton_backend` take them."""
     count = 2 * len(network.blocks.even)  # of each level's blocks
     ups, mrfs = [], []
-    for start in range(2, 2 + len(network.factors) * (2 + count), 2 + count):
+    end = 2 + len(network.factors) * (2 + count)
+    for start in range(2, end, 2 + count):
         ups.append(tensors[start : start + 2])
         mrfs.append(tensors[start + 2 : start + 2 + count])
-    return Layers(tensors[:2], ups, mrfs, tensors[-2:])
+    return Layers(tensors[:2], ups, mrfs, tensors[end : end + network.last_size])
 
 
 def taps_inside(weight: Tensor) -> Tensor:
@@ -49,19 +50,19 @@ def for_input(weight: Tensor) -> Tensor:
     return weight.flip(2).permute(1, 2, 0)
 
 
-def phase_taps(factor: int, kernel: int) -> tuple[int, int, int]:
-    """Taps of a transposed convolution as one to `factor` phases, the row before which its tap 0
-    reads, and its padding."""
-    padding = (kernel - factor) // 2
+def phase_taps(shape: Up) -> tuple[int, int]:
+    """Taps of a transposed convolution as one to `factor` phases, and the row before which its tap
+    0 reads."""
+    factor, padding = shape.factor, shape.paddings[0]
     least = -((factor - 1 + padding) // factor)
-    return (kernel - 1 - padding) // factor - least + 1, least, padding
+    return (shape.kernel - 1 - padding) // factor - least + 1, least
 
 
-def _up_weight(weight: Tensor, factor: int) -> Tensor:
+def _up_weight(weight: Tensor, shape: Up) -> Tensor:
     """(C, C_out, kernel) -> (factor * C_out, taps, C): phases first, zero where one has no tap."""
     channels, width, kernel = weight.shape
-    taps, least, padding = phase_taps(factor, kernel)
-    before = -(padding + least * factor)
+    factor, (taps, least) = shape.factor, phase_taps(shape)
+    before = -(shape.paddings[0] + least * factor)
     padded = F.pad(weight, (before, taps * factor - kernel - before))
     phases = padded.view(channels, width, taps, factor).permute(3, 1, 2, 0)
     return phases.reshape(factor * width, taps, channels).contiguous()

@@ -39,6 +39,15 @@ class Sloped:
         self._slope = str(slope)
 
 
+def up_paddings(kernel_size: int, rate: int) -> tuple[int, int]:
+    """padding and output_padding of a transposed convolution that lengthens exactly `rate` times.
+
+    Where kernel - rate is odd, one row more is cut off before the signal than after it.
+    """
+    excess = kernel_size - rate
+    return (excess + 1) // 2, excess % 2
+
+
 def _conv(channels: int, kernel_size: int, dilation: int) -> nn.Conv1d:
     padding = (kernel_size - 1) // 2 * dilation
     return nn.Conv1d(channels, channels, kernel_size, padding=padding, dilation=dilation)

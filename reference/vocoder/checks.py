@@ -17,6 +17,7 @@ from ..values import (
     require_ints,
     require_parameters,
     require_sequence,
+    shown,
 )
 
 
@@ -41,6 +42,13 @@ def checked_dilations(kernel_sizes: Any, dilation_sizes: Any, prefix: str = "") 
     ]
 
 
+def require_final(final: Any) -> None:
+    """Raise unless this is what may follow `conv_post`: "tanh", "clamp" or None."""
+    if final is not None and final not in ("tanh", "clamp"):
+        kind = ValueError if isinstance(final, str) else TypeError
+        raise kind(f'final: expected "tanh", "clamp" or None, got {shown(final)}')
+
+
 def checked_generator(
     n_mels: Any,
     upsample_rates: Any,
@@ -50,6 +58,8 @@ def checked_generator(
     resblock_kernel_sizes: Any,
     resblock_dilation_sizes: Any,
     weight_norm: Any,
+    conv_post_bias: Any,
+    final: Any,
 ) -> dict[str, Any]:
     """The arguments of `HiFiGANVocoder` by name, as plain integers and tuples.
 
@@ -63,6 +73,8 @@ def checked_generator(
     kernels = require_ints("upsample_kernel_sizes", upsample_kernel_sizes, 1, MOST_CHANNELS)
     require_choice("resblock", resblock, "1", "2")
     require_bool("weight_norm", weight_norm)
+    require_bool("conv_post_bias", conv_post_bias)
+    require_final(final)
     require_equal_lengths(upsample_rates=rates, upsample_kernel_sizes=kernels)
     blocks = checked_dilations(resblock_kernel_sizes, resblock_dilation_sizes, "resblock_")
     hop, levels = math.prod(rates), len(rates)
@@ -73,10 +85,11 @@ def checked_generator(
             f"upsample_initial_channel: expected a multiple of {2**levels}, got {channels}"
         )
     for rate, size in zip(rates, kernels, strict=True):
-        if size < rate or (size - rate) % 2:
+        # torch pads a side more than the other by less than the rate only.
+        if size < rate or (rate == 1 and size % 2 == 0):
+            expected = "an odd kernel for rate 1" if rate == 1 else "kernel - rate not negative"
             raise ValueError(
-                f"upsample_kernel_sizes: expected kernel - rate even and not negative, "
-                f"got kernel {size} for rate {rate}"
+                f"upsample_kernel_sizes: expected {expected}, got kernel {size} for rate {rate}"
             )
     layers = levels * sum(len(dilations) for _, dilations in blocks)
     if layers > MOST_LAYERS:
@@ -98,4 +111,6 @@ def checked_generator(
         "resblock_kernel_sizes": tuple(size for size, _ in blocks),
         "resblock_dilation_sizes": tuple(dilations for _, dilations in blocks),
         "weight_norm": weight_norm,
+        "conv_post_bias": conv_post_bias,
+        "final": final,
     }

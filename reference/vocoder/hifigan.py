@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import refuse_in_capture, require_lengths, require_mel
-from .blocks import LEAKY_SLOPE, ResBlock, Sloped, mrf
+from .blocks import LEAKY_SLOPE, ResBlock, Sloped, mrf, up_paddings
 from .checks import checked_generator
 from .published import load_generator
 from .streaming import Context, Latency, one_clip, stream
@@ -54,7 +54,9 @@ class HiFiGANVocoder(Sloped, nn.Module):
     Args:
         n_mels: mel bands.
         upsample_rates: one upsampling level each; their product is the hop, samples per frame.
-        upsample_kernel_sizes: of the transposed convolutions; kernel - rate even and not negative.
+        upsample_kernel_sizes: of the transposed convolutions, none below its rate; for a rate of 1
+            odd. Where kernel - rate is odd, `output_padding` is 1: a level is still exactly its
+            rate times as long.
         upsample_initial_channel: channels after `conv_pre`, halved by every level.
         resblock: "1" or "2".
         resblock_kernel_sizes: odd.
@@ -62,6 +64,8 @@ class HiFiGANVocoder(Sloped, nn.Module):
         weight_norm: keep weights normed for training; the state dict then has HiFi-GAN's `weight_g`
             and `weight_v`. Either kind of state dict loads into either kind of model.
         leaky_slope: of every leaky_relu, 0 <= leaky_slope < 1; the one before `conv_post` has 0.01.
+        conv_post_bias: whether the last convolution has a bias.
+        final: what follows it: "tanh", "clamp" (to [-1, 1]) or None.
 
     Raises:
         TypeError: an argument is of another type.
@@ -70,6 +74,7 @@ class HiFiGANVocoder(Sloped, nn.Module):
     """
 
     resblock_class: ClassVar[type[ResBlock]] = ResBlock
+    final: str | None = "tanh"  # also of what an earlier version pickled
 
     def __init__(
         self,
@@ -82,6 +87,8 @@ class HiFiGANVocoder(Sloped, nn.Module):
         resblock_dilation_sizes: Sequence[Sequence[int]] = ((1, 2), (1, 2), (1, 2)),
         weight_norm: bool = False,
         leaky_slope: float = LEAKY_SLOPE,
+        conv_post_bias: bool = True,
+        final: str | None = "tanh",
     ) -> None:
         super().__init__()
         config = checked_generator(
@@ -93,6 +100,8 @@ class HiFiGANVocoder(Sloped, nn.Module):
             resblock_kernel_sizes,
             resblock_dilation_sizes,
             weight_norm,
+            conv_post_bias,
+            final,
         )
         rates, kernel_sizes = config["upsample_rates"], config["upsample_kernel_sizes"]
         block_sizes = config["resblock_kernel_sizes"], config["resblock_dilation_sizes"]
@@ -100,20 +109,23 @@ class HiFiGANVocoder(Sloped, nn.Module):
         self._set_slope(leaky_slope)
         self.config = config | {"leaky_slope": self.leaky_slope}
         self.n_mels = config["n_mels"]
+        self.final = final
         self.hop_length = math.prod(rates)
         self.n_kernels = len(block_sizes[0])
         self.conv_pre = nn.Conv1d(self.n_mels, channels, 7, padding=3)
         self.ups = nn.ModuleList()
         self.resblocks = nn.ModuleList()
         for rate, kernel_size in zip(rates, kernel_sizes, strict=True):
-            padding = (kernel_size - rate) // 2
-            self.ups.append(nn.ConvTranspose1d(channels, channels // 2, kernel_size, rate, padding))
+            paddings = up_paddings(kernel_size, rate)
+            self.ups.append(
+                nn.ConvTranspose1d(channels, channels // 2, kernel_size, rate, *paddings)
+            )
             channels //= 2
             for size, dilations in zip(*block_sizes, strict=True):
                 self.resblocks.append(
                     self.resblock_class(channels, size, dilations, resblock, leaky_slope)
                 )
-        self.conv_post = nn.Conv1d(channels, 1, 7, padding=3)
+        self.conv_post = nn.Conv1d(channels, 1, 7, padding=3, bias=conv_post_bias)
         if weight_norm:
             for module in list(self.modules()):
                 if isinstance(module, CONVOLUTIONS):
@@ -121,7 +133,7 @@ class HiFiGANVocoder(Sloped, nn.Module):
         accept_weights(self)
 
     def forward(self, mel: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
-        """Generate audio, in [-1, 1].
+        """Generate audio, in [-1, 1] unless `final` is None.
 
         Args:
             mel: (B, n_mels, T), log-mel frames.
@@ -144,7 +156,10 @@ class HiFiGANVocoder(Sloped, nn.Module):
         x = self.conv_pre(mel)
         for level, up in enumerate(self.ups):
             x = self._mean(level, up(F.leaky_relu(x, self.leaky_slope)))
-        return torch.tanh(self.conv_post(F.leaky_relu(x, LAST_LEAKY_SLOPE)))[:, 0]
+        audio = self.conv_post(F.leaky_relu(x, LAST_LEAKY_SLOPE))[:, 0]
+        if self.final == "clamp":
+            return audio.clamp(-1, 1)
+        return audio if self.final is None else torch.tanh(audio)
 
     def _resblocks(self, level: int) -> list[nn.Module]:
         """The residual blocks of an upsampling level."""
@@ -235,7 +250,8 @@ class HiFiGANVocoder(Sloped, nn.Module):
         `MelConfig.from_hifigan(config_json)` gives its mel settings.
 
         Args:
-            config_json: HiFi-GAN's; a `leaky_slope` or `leaky_relu_slope` in it is taken too.
+            config_json: HiFi-GAN's; a `leaky_slope` or `leaky_relu_slope`, `conv_post_bias` and
+                `final` in it are taken too.
             checkpoint: a `.pt` file (plain data only) or `.safetensors`; the state dict alone, or
                 under "generator", "model", "state_dict" or "model_state_dict"; half precision too.
 

@@ -25,6 +25,7 @@ ARGUMENTS = (
     "resblock_dilation_sizes",
 )
 SLOPES = "leaky_slope", "leaky_relu_slope"  # which few configs state
+OPTIONS = "conv_post_bias", "final"  # the same
 STATES = "generator", "model", "state_dict", "model_state_dict"  # under which a file may hold it
 DISCRIMINATORS = "mpd", "msd"
 
@@ -41,6 +42,7 @@ def load_generator(model_class: type[G], config_json: str | Path, checkpoint: st
         raise CheckpointError(f"{config_json}: {' and '.join(SLOPES)} differ: {stated}")
     if stated:
         arguments["leaky_slope"] = stated[0]
+    arguments |= {name: h[name] for name in OPTIONS if name in h}
     with open_regular(checkpoint) as (_, size), blaming(config_json), held_by_file(size):
         model: Any = model_class(**arguments)
         require_hop(model.hop_length, h["hop_size"])

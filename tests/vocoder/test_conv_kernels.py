@@ -16,7 +16,7 @@ from muomni_fast.kernels.vocoder.configs import ConvConfig
 from muomni_fast.kernels.vocoder.conv_post import conv_post
 from muomni_fast.kernels.vocoder.taps import round_to_tf32
 from muomni_fast.vocoder import triton_backend as backend
-from muomni_fast.vocoder.shapes import Blocks, Network
+from muomni_fast.vocoder.shapes import Blocks, Network, Up
 
 pytestmark = ON_KERNELS
 
@@ -54,18 +54,19 @@ def up_of(weight: Tensor, bias: Tensor, rate: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("rows", [1, 16, 17])
 @pytest.mark.parametrize(
     ("rate", "kernel", "channels"),
-    [(8, 16, 16), (2, 4, 6), (4, 8, 24), (4, 4, 8), (3, 7, 24), (2, 8, 48), (5, 11, 8)],
+    [(8, 16, 16), (2, 4, 6), (4, 8, 24), (4, 4, 8), (3, 7, 24), (2, 8, 48), (5, 11, 8)]
+    + [(5, 10, 8), (3, 8, 24), (4, 5, 6), (2, 3, 48)],  # kernel - rate odd
 )
 def test_up(tile, rate, kernel, channels, rows):
-    slope = (0.1, 0.0, 0.3)[rows % 3]
-    padding = (kernel - rate) // 2
+    shape = Up(rate, kernel, (0.1, 0.0, 0.3)[rows % 3])
+    paddings = (kernel - rate + 1) // 2, (kernel - rate) % 2
     x, grad = torch.randn(2, channels, rows), torch.randn(2, channels // 2, rows * rate)
     layer = torch.randn(channels, channels // 2, kernel), torch.randn(channels // 2)
     d, w, b = doubles(x, *layer)
-    up = F.conv_transpose1d(F.leaky_relu(d, slope), w, b, rate, padding)
+    up = F.conv_transpose1d(F.leaky_relu(d, shape.slope), w, b, rate, *paddings)
     exact = with_gradients(up, grad, d, w, b)
-    out = backend.up(turned(x), up_of(*layer, rate), rate, kernel, slope)
-    d_x, grads = backend.up_grad(turned(grad), turned(x), layer, rate, slope, [True, True])
+    out = backend.up(turned(x), up_of(*layer, rate), shape)
+    d_x, grads = backend.up_grad(turned(grad), turned(x), layer, shape, [True, True])
     all_close([turned(out), turned(d_x), *grads], exact)
 
 
@@ -74,15 +75,33 @@ def test_up(tile, rate, kernel, channels, rows):
     [(6, 1), (6, 2), (8, 63), (8, 64), (48, 65), (8, 127), (24, 128), (6, 129)],
 )
 def test_post(channels, rows):
+    check_post(channels, rows, "tanh", bias=True)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("final", ["tanh", None], ids=str)
+def test_post_without_bias_or_tanh(final, bias):
+    check_post(6, 65, final, bias)
+
+
+def check_post(channels: int, rows: int, final: str | None, bias: bool) -> None:
     x, grad = torch.randn(2, channels, rows), torch.randn(2, 1, rows)
-    layer = torch.randn(1, channels, 7) / channels, torch.randn(1)
-    d, w, b = doubles(x, *layer)
-    post = F.conv1d(F.leaky_relu(d, 0.01), w, b, padding=3).tanh()
-    exact = with_gradients(post, grad, d, w, b)
-    packed = layer[0][0].t().contiguous(), layer[1]
-    out = backend.post(turned(x), packed)
-    d_x, grads = backend.post_grad(grad[:, 0], out, turned(x), layer, [True, True])
+    layer = [torch.randn(1, channels, 7) / channels, torch.randn(1)][: 1 + bias]
+    d, *wb = doubles(x, *layer)
+    post = F.conv1d(F.leaky_relu(d, 0.01), *wb, padding=3)
+    post = post.tanh() if final == "tanh" else post
+    exact = with_gradients(post, grad, d, *wb)
+    packed = [layer[0][0].t().contiguous(), *layer[1:]]
+    out = backend.post(turned(x), packed, final)
+    d_x, grads = backend.post_grad(grad[:, 0], out, turned(x), layer, final, [True, True])
     all_close([out[:, None], turned(d_x), *grads], exact)
+
+
+def test_clamp_keeps_what_is_not_a_number():
+    """`conv_post` of one channel and one tap of weight 1."""
+    x = torch.tensor([-torch.inf, -1.5, -1, -0.25, 0, 1, 1.5, torch.inf, torch.nan])
+    found = conv_post(x[None, :, None], torch.ones(1, 1), None, None, 1, 1.0, "clamp")[0]
+    torch.testing.assert_close(found, x.clamp(-1, 1), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("shares", [1, 3])
