@@ -76,11 +76,11 @@ class QuantizerAdapter(Adapter):
             table = None if z.dtype == torch.float64 else table[: len(books)]
         return rvq_encode(z, books, table=table)
 
-    def takes(self, z: Any, ndim: int = 3) -> bool:
+    def takes(self, z: Any, ndims: Sequence[int] = (3,)) -> bool:
         """Whether an input runs here; otherwise the module's own code takes it."""
         if self.module.training or not isinstance(z, Tensor):
             return False
-        return z.ndim == ndim and z.numel() > 0 and self.usable()
+        return z.ndim in ndims and z.numel() > 0 and self.usable()
 
 
 def sum_of_codewords(codes: Sequence[Tensor] | Tensor, books: Sequence[Tensor]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from .adapter import Adapter
 from .encodec import EncodecAdapter, XcodecAdapter
+from .hifigan import HiFiGANAdapter
+from .micro_omni import MicroOmniQuantizer, MicroOmniVocoder
 from .mimi import MimiAdapter
 from .seamless import SeamlessAdapter
 from .speecht5 import FastSpeech2ConformerAdapter, SpeechT5Adapter
@@ -17,6 +19,9 @@ ADAPTERS: list[type[Adapter]] = [
     XcodecAdapter,
     MimiAdapter,
     VectorQuantizeAdapter,
+    HiFiGANAdapter,
+    MicroOmniQuantizer,
+    MicroOmniVocoder,
 ]
 
 _PROJECTIONS = "not yet: every codebook has a projection of its own"
