@@ -30,11 +30,16 @@ class InferenceBackend(Protocol):
     def pack_blocks(self, tensors: Sequence[Tensor], blocks: Blocks) -> list[Tensor]:
         """The same of one level's residual blocks."""
 
-    def pre(self, mel: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
-        """The first convolution, of (B, n_mels, T)."""
+    def pre(
+        self, mel: Tensor, layer: Pair, ends: Ends = None, addend: Tensor | None = None
+    ) -> Tensor:
+        """The first convolution, of (B, n_mels, T), and an addend, (B, C, 1) or (B, C, T)."""
 
-    def up(self, x: Tensor, layer: Pair, shape: Up, ends: Ends = None) -> Tensor:
-        """A leaky_relu and a transposed convolution, to `shape.factor` times as many rows."""
+    def up(
+        self, x: Tensor, layer: Pair, shape: Up, ends: Ends = None, addend: Tensor | None = None
+    ) -> Tensor:
+        """A leaky_relu and a transposed convolution, to `shape.factor` times as many rows, and an
+        addend, (B, C, 1) or (B, C, rows)."""
 
     def mrf(
         self, x: Tensor, tensors: Sequence[Tensor], blocks: Blocks, keep: bool, ends: Ends = None
@@ -108,6 +113,9 @@ class Backend(InferenceBackend, Protocol):
         ends: Ends = None,
     ) -> tuple[Tensor, Grads]:
         """Gradients of the input, and of weight and bias; `final` is "tanh" or None."""
+
+    def addend_grad(self, grad: Tensor, constant: bool, ends: Ends = None) -> Tensor:
+        """The gradient of an addend, (B, C, rows) or, where it is `constant`, (B, C, 1)."""
 
     def level_grad(
         self,

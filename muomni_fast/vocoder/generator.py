@@ -63,6 +63,7 @@ def forward(
     network: Network,
     lengths: Tensor | None,
     keep: bool,
+    addends: Sequence[Tensor] = (),
 ) -> tuple[Tensor, list[Tensor]]:
     """Audio of a mel, and what its gradient needs if `keep`.
 
@@ -74,15 +75,18 @@ def forward(
         lengths: (B,) frames of each item, for a backend that takes it, or None.
         keep: return what lies between the layers: the output of `pre`; for each level the output
             of `up`, what `mrf` keeps and its output; audio before it is cut off, if it is.
+        addends: for the places that the shape names.
 
     Returns:
         (B, T * hop), and the list.
     """
     ends: Ends = None if lengths is None else (lengths, 1)
-    x = backend.pre(mel, layers.pre, ends)
+    addend_of = dict(zip(network.addends, addends, strict=True)).get
+    x = backend.pre(mel, layers.pre, ends, addend_of(0))
     kept = [x] if keep else []
-    for shape, up, mrf in zip(network.ups, layers.ups, layers.mrfs, strict=True):
-        u = backend.up(x, up, shape, ends)
+    levels = zip(network.ups, layers.ups, layers.mrfs, strict=True)
+    for place, (shape, up, mrf) in enumerate(levels, 1):
+        u = backend.up(x, up, shape, ends, addend_of(place))
         ends = ends and (ends[0], ends[1] * shape.factor)
         x, inner = backend.mrf(u, mrf, network.blocks, keep, ends)
         if keep:
@@ -105,18 +109,20 @@ def backward(
     lengths: Tensor | None,
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of the mel and of every weight and bias, None where not needed.
+    """Gradients of the mel and of every weight, bias and addend, None where not needed.
 
     Args:
         backend, mel, network, lengths: as in `forward`.
         grad, audio: (B, T * hop), of its result and that itself.
         kept: what it kept.
-        tensors: weights and biases as torch has them, in the order of `Layers.of`.
+        tensors: weights and biases as torch has them, in the order of `Layers.of`, then addends,
+            of which the shape is looked at.
         needs: of the mel, then of each tensor.
     """
     levels, size = len(network.factors), network.blocks.size
     weights = Layers.of(network.divided(tensors))
     need = Layers.of(network.divided(needs[1:]))
+    grad_mel: Tensor | None = None
     nothing = [None, None], [[None, None]] * levels, [[None] * size] * levels
     found = Layers(*nothing, [None] * network.last_size)
     final = network.final
@@ -126,16 +132,25 @@ def backward(
     per_level = (len(kept) - 1) // levels
     rows_per_frame = network.hop
     ends = None if lengths is None else (lengths, rows_per_frame)
+    count = len(network.addends)
+    places = zip(network.addends, tensors[-count:], needs[-count:], strict=False)
+    wanted = {place: addend.shape[2] == 1 for place, addend, need in places if need}
+    of_addends: dict[int, Tensor] = {}
     last = kept[-1], weights.post, final, need.post, ends
     grad, found.post = backend.post_grad(grad, audio, *last)
     for level in reversed(range(levels)):
-        if not any(needs[: 1 + 2 + (level + 1) * (2 + size)]):
+        if (
+            not any(needs[: 1 + 2 + (level + 1) * (2 + size)])
+            and min(wanted, default=levels + 1) > level + 1
+        ):
             break
         first = 1 + level * per_level
         x, u, inner = kept[first - 1], kept[first], kept[first + 1 : first + per_level - 1]
         grad, found.mrfs[level] = backend.mrf_grad(
             grad, u, inner, weights.mrfs[level], network.blocks, need.mrfs[level], ends
         )
+        if level + 1 in wanted:
+            of_addends[level + 1] = backend.addend_grad(grad, wanted[level + 1], ends)
         shape = network.ups[level]
         rows_per_frame //= shape.factor
         ends = None if lengths is None else (lengths, rows_per_frame)
@@ -143,10 +158,11 @@ def backward(
             grad, x, weights.ups[level], shape, need.ups[level], ends
         )
     else:
+        if 0 in wanted:
+            of_addends[0] = backend.addend_grad(grad, wanted[0], ends)
         if any(needs[:3]):
             grad_mel, found.pre = backend.pre_grad(grad, mel, weights.pre, needs[0], need.pre, ends)
-            return [grad_mel, *found.flat()]
-    return [None, *found.flat()]
+    return [grad_mel, *found.flat(), *map(of_addends.get, network.addends)]
 
 
 def fake_kept(backend: Backend, mel: Tensor, channels: int, network: Network) -> list[Tensor]:
@@ -175,7 +191,7 @@ def each_alone(
         lengths: (B,) frames of each item.
         one: takes an item's part (1, ..., frames * rows_per_frame) of every input, and gives what
             is added to its part of `into`, and to all of `sums`; None where there is nothing.
-        inputs: (B, ..., T * rows_per_frame), the mel first.
+        inputs: (B, ..., T * rows_per_frame), the mel first, or (B, ..., 1) for all frames.
         into: the same kind, zero before.
         sums: over all items.
     """
@@ -184,7 +200,7 @@ def each_alone(
     for item, frames in enumerate(lengths.tolist()):
         if frames > 0:  # compiled code does not check
             own = [
-                t[item : item + 1, ..., : t.shape[-1] // frames_in_all * frames]
+                t[item : item + 1, ..., : t.shape[-1] // frames_in_all * frames or 1]
                 for t in (*inputs, *into)
             ]
             found = one(*own[: len(inputs)])
@@ -204,9 +220,10 @@ def generator(
     """(B, n_mels, T) -> (B, T * hop), without a gradient.
 
     `tensors` are weights and biases in the order of `Layers`, or what the backend `prepared_for`
-    laid out; `network` is `Network.spec`.
+    laid out, and then addends; `network` is `Network.spec`.
     """
     shape = Network.parse(network)
+    addends = tensors[len(tensors) - len(shape.addends) :]
     backend: InferenceBackend
     if prepared_for is not None:  # its tensors are of one kind: the first speaks for all
         backend = preparing("generator", prepared_for, mel, tensors[0])
@@ -214,19 +231,20 @@ def generator(
         backend = backend_for("generator", mel, *tensors)
     laid_out: dict[bool, Layers] = {}  # for few frames and for many, once for all items
 
-    def audio_of(mel: Tensor, lengths: Tensor | None) -> Tensor:
+    def audio_of(mel: Tensor, lengths: Tensor | None, addends: Sequence[Tensor]) -> Tensor:
         plain = backend is torch_backend
         many = plain and mel.shape[0] * mel.shape[2] >= MANY_FRAMES
         runs = torch_inference if many else backend
         if many not in laid_out:
             unpacked = prepared_for is not None and cast(PreparingBackend, runs).unpacked
             laid_out[many] = (unpacked or runs.layers)(tensors, shape)
-        return forward(runs, mel, laid_out[many], shape, lengths, keep=False)[0]
+        return forward(runs, mel, laid_out[many], shape, lengths, False, addends)[0]
 
     if lengths is None or backend.TAKES_ENDS:
-        return audio_of(mel, lengths)
+        return audio_of(mel, lengths, addends)
     audio = mel.new_zeros(mel.shape[0], mel.shape[2] * shape.hop)
-    each_alone(lengths, lambda own: [audio_of(own, None)], [mel], [audio])
+    one = lambda own, *added: [audio_of(own, None, added)]
+    each_alone(lengths, one, [mel, *addends], [audio])
     return audio
 
 
@@ -241,16 +259,17 @@ def generator_train(
 ) -> tuple[Tensor, list[Tensor]]:
     """`generator`, and what its backward needs, laid out as the backend that ran has it."""
     backend, shape = backend_for("generator", mel, *tensors), Network.parse(network)
-    layers = backend.layers(tensors, shape)
+    layers, addends = backend.layers(tensors, shape), tensors[len(tensors) - len(shape.addends) :]
     if lengths is None or backend.TAKES_ENDS:
-        return forward(backend, mel, layers, shape, lengths, keep=True)
+        return forward(backend, mel, layers, shape, lengths, True, addends)
     audio, kept = _like_training(backend, mel, tensors, shape)
 
-    def one(own: Tensor) -> list[Tensor]:
-        own_audio, own_kept = forward(backend, own, layers, shape, None, keep=True)
+    def one(own: Tensor, *added: Tensor) -> list[Tensor]:
+        own_audio, own_kept = forward(backend, own, layers, shape, None, True, added)
         return [own_audio, *own_kept]
 
-    each_alone(lengths, one, [mel], [audio.zero_(), *(t.zero_() for t in kept)])
+    into = [audio.zero_(), *(t.zero_() for t in kept)]
+    each_alone(lengths, one, [mel, *addends], into)
     return audio, kept
 
 
@@ -291,13 +310,17 @@ def generator_backward(
         for t in (mel, *tensors)
     ]
 
+    of_weights = len(tensors) - len(shape.addends)
+
     def one(own_mel: Tensor, *own: Tensor) -> list[Tensor | None]:
         own_grad, own_audio, *own_kept = own
-        return backward(
+        own_mel_grad, *found = backward(
             backend, own_grad, own_audio, own_mel, own_kept, tensors, shape, None, needs
         )
+        return [own_mel_grad, *found[of_weights:], *found[:of_weights]]
 
-    each_alone(lengths, one, [mel, grad, audio, *kept], [grad_mel], totals)
+    into = [grad_mel, *totals[of_weights:]]
+    each_alone(lengths, one, [mel, grad, audio, *kept], into, totals[:of_weights])
     return filled([grad_mel, *totals], [mel, *tensors], needs)
 
 
@@ -314,7 +337,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Any]) -> None
     ctx.mark_non_differentiable(*kept)
     ctx.set_materialize_grads(False)
     ctx.n_kept, ctx.n_tensors = len(kept), len(tensors)
-    ctx.save_for_backward(audio, mel, lengths, *kept, *tensors)
+    count = len(Network.parse(ctx.network).addends)
+    weights, addends = tensors[: len(tensors) - count], tensors[len(tensors) - count :]
+    shapes = [addend.new_empty(()).expand(addend.shape) for addend in addends]  # of no memory
+    ctx.save_for_backward(audio, mel, lengths, *kept, *weights, *shapes)
 
 
 def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:

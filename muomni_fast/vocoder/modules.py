@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..operators import run
+from ..operators import refuse_transforms, run
 from ..preparable import Preparable, Structure
 from ..reference.checks import require_channels, require_lengths, require_mel
+from ..reference.vocoder.addends import Addends
 from .functional import mrf
 from .plan import KNOWN_FORWARDS, Plan, Prepared, plan_of_blocks, plan_of_generator
+from .shapes import with_addends
 
 
 class Planned(Preparable):
@@ -32,12 +34,17 @@ class Planned(Preparable):
             self._plan, self._structure = self._make_plan(), Structure(self)
         return self._plan
 
-    def _run(self, plan: Plan, name: str, x: Tensor, *shape: Any) -> Tensor:
+    def _run(
+        self, plan: Plan, name: str, x: Tensor, *shape: Any, addends: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Call the operator with the weights of now, or with those prepared from them."""
         ready = None if self._prepared is None else self._current()
         if ready is None:
-            return run(plan.operator, name, x, plan.tensors(), None, *shape)
-        return run(plan.operator, name, x, ready.tensors, ready.backend, *shape)
+            return run(plan.operator, name, x, [*plan.tensors(), *addends], None, *shape)
+        if addends:
+            refuse_transforms(plan.operator.name, *addends)
+            addends = [addend.detach() for addend in addends]
+        return run(plan.operator, name, x, [*ready.tensors, *addends], ready.backend, *shape)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_plan": None, "_structure": None}  # a copy makes its own
@@ -123,13 +130,21 @@ class HiFiGANVocoder(Planned, reference.HiFiGANVocoder):
         """
         return super().prepare()
 
-    def forward(self, mel: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
-        """Generate audio, in [-1, 1], in one operator call.
+    def forward(
+        self,
+        mel: Tensor,
+        lengths: Tensor | Sequence[int] | None = None,
+        addends: Addends | None = None,
+    ) -> Tensor:
+        """Generate audio, in [-1, 1] unless `final` is None, in one operator call.
 
         Args:
             mel: (B, n_mels, T), log-mel frames, in the dtype of the weights.
             lengths: (B,) integers 0 to T, frames of each item; None if all have T. An item is then
                 generated as if it were alone, and zeros follow its end: one call for all.
+            addends: what is added to the result of `conv_pre`, (B, C, 1) or (B, C, T), and to that
+                of each upsampling, (B, C, 1) or (B, C, rows); as in
+                `reference.HiFiGANVocoder.forward`. Gradients reach them where nothing is prepared.
 
         Returns:
             (B, T * hop_length), the dtype of `mel`, or autocast's. Float32 products are TF32's
@@ -138,8 +153,9 @@ class HiFiGANVocoder(Planned, reference.HiFiGANVocoder):
 
         Raises:
             TypeError: `mel` is not floating point, is float8, or has another dtype than the
-                weights; `lengths` are not integers.
-            ValueError: the shape is not (B, n_mels, T >= 1); `lengths` do not fit; devices differ.
+                weights or an addend; `lengths` are not integers.
+            ValueError: the shape is not (B, n_mels, T >= 1); `lengths` or an addend do not fit;
+                devices differ.
             NotImplementedError: forward-mode differentiation, or `torch.func` gradients.
             BackendUnavailableError: MUOMNI_FAST_BACKEND=triton, and the kernels cannot run.
             RuntimeError: a second derivative, or weights were prepared for another backend.
@@ -149,8 +165,12 @@ class HiFiGANVocoder(Planned, reference.HiFiGANVocoder):
             lengths = require_lengths(lengths, mel)
         plan = self._current_plan()
         if not plan.fusible:
-            return super().forward(mel, lengths)
-        return self._run(plan, "mel", mel, lengths, plan.spec)
+            return super().forward(mel, lengths, addends)
+        if addends is None:
+            return self._run(plan, "mel", mel, lengths, plan.spec)
+        given = {i: a for i, a in enumerate(self._require_addends(addends, mel)) if a is not None}
+        spec = with_addends(plan.spec, [*given])
+        return self._run(plan, "mel", mel, lengths, spec, addends=[*given.values()])
 
     def _mean(self, level: int, x: Tensor) -> Tensor:
         return mrf(x, self._resblocks(level))

@@ -143,6 +143,8 @@ class Network:
         blocks: of every level; their slope is that of every level's first leaky_relu too.
         final: what follows the last convolution: "tanh", "clamp" or None.
         last_bias: whether that convolution has a bias.
+        addends: where something is added: 0 after the first convolution, i after the transposed
+            one of level i, counted from 1.
     """
 
     factors: tuple[int, ...]
@@ -150,6 +152,7 @@ class Network:
     blocks: Blocks
     final: str | None = "tanh"
     last_bias: bool = True
+    addends: tuple[int, ...] = ()
 
     @functools.cached_property
     def hop(self) -> int:
@@ -170,25 +173,31 @@ class Network:
     @functools.cached_property
     def divided(self) -> Divide:
         """Something for each weight and bias, in turn -> of pre, of every level's up and blocks,
-        and of post."""
+        and of post; addends after them are left out."""
         return _divide([2, *[2, self.blocks.size] * len(self.factors), self.last_size])
 
     @property
     def spec(self) -> str:
         """A string for an operator's argument: factors, kernel sizes, the blocks' own, what is
-        final, and whether there is a last bias."""
+        final, whether there is a last bias, and where addends are."""
         numbers = (",".join(map(str, part)) for part in (self.factors, self.kernels))
         bias = "bias" if self.last_bias else ""
-        return ";".join([*numbers, self.blocks.spec, self.final or "", bias])
+        spec = ";".join([*numbers, self.blocks.spec, self.final or "", bias, ""])
+        return with_addends(spec, self.addends)
 
     @classmethod
     @functools.lru_cache
     def parse(cls, spec: str) -> Self:
         """The inverse of `spec`."""
-        factors, kernels, blocks, final, bias = spec.split(";")
-        numbers = lambda part: tuple(map(int, part.split(",")))
+        factors, kernels, blocks, final, bias, addends = spec.split(";")
+        numbers = lambda part: tuple(map(int, part.split(","))) if part else ()
         shape = numbers(factors), numbers(kernels), Blocks.parse(blocks)
-        return cls(*shape, final or None, bool(bias))
+        return cls(*shape, final or None, bool(bias), numbers(addends))
+
+
+def with_addends(spec: str, places: Sequence[int]) -> str:
+    """The `Network.spec` of a generator to which something is added, from that of it alone."""
+    return spec + ",".join(map(str, places))
 
 
 @dataclasses.dataclass

@@ -57,10 +57,11 @@ def _conv_grad(
     return torch.ops.aten.convolution_backward(grad, x, weight, [width], *shape, list(needs))
 
 
-def pre(mel: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
+def pre(mel: Tensor, layer: Pair, ends: Ends = None, addend: Tensor | None = None) -> Tensor:
     """(B, n_mels, T) -> (B, C, T)."""
     weight, bias = layer
-    return F.conv1d(_in_order(mel), weight, bias, padding=(weight.shape[2] - 1) // 2)
+    out = F.conv1d(_in_order(mel), weight, bias, padding=(weight.shape[2] - 1) // 2)
+    return out if addend is None else out.add_(addend)
 
 
 def _in_order(mel: Tensor) -> Tensor:
@@ -78,11 +79,20 @@ def pre_grad(
     return grad_mel, found
 
 
-def up(x: Tensor, layer: Pair, shape: Up, ends: Ends = None) -> Tensor:
+def addend_grad(grad: Tensor, constant: bool, ends: Ends = None) -> Tensor:
+    """Of an addend, (B, C, rows) or, where it is `constant`, (B, C, 1)."""
+    dtype = torch.promote_types(grad.dtype, torch.float32)
+    return grad.sum(2, keepdim=True, dtype=dtype) if constant else grad
+
+
+def up(
+    x: Tensor, layer: Pair, shape: Up, ends: Ends = None, addend: Tensor | None = None
+) -> Tensor:
     """(B, C, T) -> (B, C / 2, T * factor)."""
     active = F.leaky_relu(x, shape.slope)
     weight, bias = layer
-    return F.conv_transpose1d(active, weight, bias, shape.factor, *shape.paddings)
+    out = F.conv_transpose1d(active, weight, bias, shape.factor, *shape.paddings)
+    return out if addend is None else out.add_(addend)
 
 
 def up_grad(
@@ -168,8 +178,9 @@ def mrf_grad(
 
 def post(x: Tensor, layer: Pair, final: str | None, ends: Ends = None) -> Tensor:
     """(B, C, T) -> (B, T)."""
+    weight, bias = layer[0], layer[1] if len(layer) == 2 else None
     active = F.leaky_relu(x, LAST_LEAKY_SLOPE)
-    return FINISH[final](F.conv1d(active, *layer, padding=(layer[0].shape[2] - 1) // 2))[:, 0]
+    return FINISH[final](F.conv1d(active, weight, bias, padding=(weight.shape[2] - 1) // 2))[:, 0]
 
 
 def post_grad(

@@ -74,7 +74,7 @@ def _pack_up(layer: Pair, factor: int) -> list[Tensor]:
 def _conv(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
+    bias: Tensor | None,
     dilation: int = 1,
     padding: int | None = None,
 ) -> Tensor:
@@ -100,12 +100,15 @@ def _conv(
     return out
 
 
-def pre(mel: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
+def pre(mel: Tensor, layer: Pair, ends: Ends = None, addend: Tensor | None = None) -> Tensor:
     """(B, n_mels, T) -> (B, C, 1, T)."""
-    return _conv(mel[:, :, None].contiguous(memory_format=CHANNELS_LAST), layer[0], layer[1])
+    out = _conv(mel[:, :, None].contiguous(memory_format=CHANNELS_LAST), layer[0], layer[1])
+    return out if addend is None else out.add_(addend[:, :, None])
 
 
-def up(x: Tensor, layer: Pair, shape: Up, ends: Ends = None) -> Tensor:
+def up(
+    x: Tensor, layer: Pair, shape: Up, ends: Ends = None, addend: Tensor | None = None
+) -> Tensor:
     """(B, C, 1, T) -> (B, C / 2, 1, T * factor); uses up its input."""
     weight, bias = layer
     factor, first = shape.factor, shape.paddings[0]
@@ -115,7 +118,8 @@ def up(x: Tensor, layer: Pair, shape: Up, ends: Ends = None) -> Tensor:
     all_rows = columns.shape[3] * factor
     signal = columns.permute(0, 2, 3, 1).reshape(batch, 1, all_rows, width)
     signal = signal[:, :, first : first + rows * factor].permute(0, 3, 1, 2)
-    return signal.contiguous(memory_format=CHANNELS_LAST)
+    out = signal.contiguous(memory_format=CHANNELS_LAST)
+    return out if addend is None else out.add_(addend[:, :, None])
 
 
 def mrf(
@@ -161,7 +165,8 @@ def _mean(x: Tensor, groups: Sequence[Sequence[Tensor]], blocks: Blocks) -> Tens
 
 def post(x: Tensor, layer: Pair, final: str | None, ends: Ends = None) -> Tensor:
     """(B, C, 1, T) -> (B, T); uses up its input."""
-    return FINISH[final](_conv(F.leaky_relu_(x, LAST_LEAKY_SLOPE), *layer))[:, 0, 0]
+    weight, bias = layer[0], layer[1] if len(layer) == 2 else None
+    return FINISH[final](_conv(F.leaky_relu_(x, LAST_LEAKY_SLOPE), weight, bias))[:, 0, 0]
 
 
 def level(

@@ -27,12 +27,12 @@ from .triton_mrf import mrf_grad as mrf_grad
 TAKES_ENDS = True
 
 
-def pre(mel: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
+def pre(mel: Tensor, layer: Pair, ends: Ends = None, addend: Tensor | None = None) -> Tensor:
     """(B, n_mels, T) -> (B, T, C)."""
     lengths, rows_per_frame = ends or WHOLE
     weight, bias = layer
     padding = (weight.shape[1] - 1) // 2
-    return conv(
+    out = conv(
         mel.contiguous(),
         weight,
         bias,
@@ -41,6 +41,18 @@ def pre(mel: Tensor, layer: Pair, ends: Ends = None) -> Tensor:
         padding=padding,
         channels_first=True,
     )
+    return out if addend is None else out.add_(addend.transpose(1, 2))
+
+
+def addend_grad(grad: Tensor, constant: bool, ends: Ends = None) -> Tensor:
+    """Of an addend, (B, C, rows) or, where it is `constant`, (B, C, 1)."""
+    if ends is not None:
+        lengths, rows_per_frame = ends
+        past = _past_end(lengths * rows_per_frame, grad.shape[1])
+        grad = grad.masked_fill(past[..., None], 0)
+    if constant:
+        grad = grad.sum(1, keepdim=True, dtype=torch.float32)
+    return grad.transpose(1, 2)
 
 
 def pre_grad(
@@ -82,7 +94,9 @@ def _past_end(lengths: Tensor, rows: int) -> Tensor:
     return torch.arange(rows, device=lengths.device) >= lengths[:, None]
 
 
-def up(x: Tensor, layer: Pair, shape: Up, ends: Ends = None) -> Tensor:
+def up(
+    x: Tensor, layer: Pair, shape: Up, ends: Ends = None, addend: Tensor | None = None
+) -> Tensor:
     """(B, T, C) -> (B, T * factor, C / 2)."""
     lengths, rows_per_frame = ends or WHOLE
     factor = shape.factor
@@ -99,7 +113,8 @@ def up(x: Tensor, layer: Pair, shape: Up, ends: Ends = None) -> Tensor:
         phases=(factor, shape.kernel, shape.paddings[0]),
         slope=shape.slope,
     )
-    return columns.view(x.shape[0], x.shape[1] * factor, columns.shape[2] // factor)
+    out = columns.view(x.shape[0], x.shape[1] * factor, columns.shape[2] // factor)
+    return out if addend is None else out.add_(addend.transpose(1, 2))
 
 
 def up_grad(
@@ -152,8 +167,9 @@ def up_grad(
 
 def post(x: Tensor, layer: Pair, final: str | None, ends: Ends = None) -> Tensor:
     """(B, T, C) -> (B, T)."""
-    weight, *bias = layer
-    return conv_post(x, weight, *(bias or [None]), *(ends or WHOLE), LAST_LEAKY_SLOPE, final)
+    lengths, rows_per_frame = ends or WHOLE
+    weight, bias = layer[0], layer[1] if len(layer) == 2 else None
+    return conv_post(x, weight, bias, lengths, rows_per_frame, LAST_LEAKY_SLOPE, final)
 
 
 def post_grad(
@@ -171,7 +187,8 @@ def post_grad(
     grad_x, grad_weight, grad_bias = conv_post_grad(
         grad, tanh, x, weight, lengths, rows_per_frame, LAST_LEAKY_SLOPE
     )
-    return grad_x, [grad_weight.t()[None], grad_bias][: len(layer)]
+    found: Grads = [grad_weight.t()[None], grad_bias]
+    return grad_x, found[: len(layer)]
 
 
 def level(

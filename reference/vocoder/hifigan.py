@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import refuse_in_capture, require_lengths, require_mel
+from .addends import Addends, add, of_item, require_addends
 from .blocks import LEAKY_SLOPE, ResBlock, Sloped, mrf, up_paddings
 from .checks import checked_generator
 from .published import load_generator
@@ -132,30 +133,50 @@ class HiFiGANVocoder(Sloped, nn.Module):
                     normed(module)
         accept_weights(self)
 
-    def forward(self, mel: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+    def forward(
+        self,
+        mel: Tensor,
+        lengths: Tensor | Sequence[int] | None = None,
+        addends: Addends | None = None,
+    ) -> Tensor:
         """Generate audio, in [-1, 1] unless `final` is None.
 
         Args:
             mel: (B, n_mels, T), log-mel frames.
             lengths: (B,) integers 0 to T, frames of each item; None if all have T. An item is then
                 generated as if it were alone, and zeros follow its end.
+            addends: what is added to the result of `conv_pre`, (B, C, 1) or (B, C, T), and to that
+                of each upsampling, (B, C, 1) or (B, C, rows), rows being T times its rate and
+                those before; C is `upsample_initial_channel`, half as many after each upsampling.
+                None where nothing is added, and at the end they may be left out. A speaker, say,
+                or a harmonic source. In the dtype of `mel`.
 
         Returns:
             (B, T * hop_length).
 
         Raises:
-            TypeError: `mel` is not floating point, or is float8; `lengths` are not integers.
-            ValueError: the shape is not (B, n_mels, T >= 1); `lengths` do not fit.
+            TypeError: `mel` is not floating point, or is float8; `lengths` are not integers; an
+                addend is of another dtype.
+            ValueError: the shape is not (B, n_mels, T >= 1); `lengths` or an addend do not fit.
         """
         require_mel(mel, self.n_mels)
+        added = self._require_addends(addends, mel)
         if lengths is not None:
-            return self._each_alone(mel, require_lengths(lengths, mel))
-        return self._generate(mel)
+            return self._each_alone(mel, require_lengths(lengths, mel), added)
+        return self._generate(mel, added)
 
-    def _generate(self, mel: Tensor) -> Tensor:
-        x = self.conv_pre(mel)
+    def _require_addends(self, addends: Addends | None, mel: Tensor) -> Addends:
+        """One or None for `conv_pre` and for every level."""
+        if addends is None:
+            return [None] * (1 + len(self.ups))
+        config = self.config
+        channels, rates = config["upsample_initial_channel"], config["upsample_rates"]
+        return require_addends(addends, mel, channels, rates)
+
+    def _generate(self, mel: Tensor, addends: Addends) -> Tensor:
+        x = add(self.conv_pre(mel), addends[0])
         for level, up in enumerate(self.ups):
-            x = self._mean(level, up(F.leaky_relu(x, self.leaky_slope)))
+            x = self._mean(level, add(up(F.leaky_relu(x, self.leaky_slope)), addends[level + 1]))
         audio = self.conv_post(F.leaky_relu(x, LAST_LEAKY_SLOPE))[:, 0]
         if self.final == "clamp":
             return audio.clamp(-1, 1)
@@ -169,39 +190,48 @@ class HiFiGANVocoder(Sloped, nn.Module):
         """Their mean, (B, C, T)."""
         return mrf(x, self._resblocks(level))
 
-    def _each_alone(self, mel: Tensor, lengths: Tensor) -> Tensor:
+    def _each_alone(self, mel: Tensor, lengths: Tensor, addends: Addends) -> Tensor:
         refuse_in_capture(lengths.device, "lengths: without kernels they are read, which waits")
         size, items = mel.shape[2] * self.hop_length, []
-        for item, frames in zip(mel[:, None], lengths.tolist(), strict=True):
+        for item, frames in enumerate(lengths.tolist()):
             end = frames * self.hop_length
-            # Of no frames one is generated all the same: for its dtype, and zero gradients.
-            audio = self._generate(
-                item[..., :frames] if frames else mel.new_zeros(1, self.n_mels, 1)
-            )
+            own, added = mel[item : item + 1, :, :frames], addends
+            if frames:
+                added = of_item(addends, item, frames, mel.shape[2])
+            else:  # one is generated all the same: for its dtype, and zero gradients
+                own, added = mel.new_zeros(1, self.n_mels, 1), [None] * len(addends)
+            audio = self._generate(own, added)
             items.append(F.pad(audio[:, :end], (0, size - end)))
         return torch.cat(items) if items else mel.new_zeros(0, size)
 
-    def stream(self, mel_chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    def stream(
+        self, mel_chunks: Iterable[Tensor | tuple[Tensor, Addends | None]]
+    ) -> Iterator[Tensor]:
         """Generate audio while the mel arrives, without gradients.
 
         Joined, the pieces are the audio of the whole mel, within rounding, whatever the chunks. A
         chunk costs as much as a mel that is `context.past + context.future` frames longer.
 
         Args:
-            mel_chunks: (B, n_mels, t) each, of any t >= 0.
+            mel_chunks: (B, n_mels, t) each, of any t >= 0; or pairs of that and its addends, as
+                `forward` takes them: those with one row are added to every row of the chunk.
 
         Yields:
             (B, n * hop_length): the n >= 1 frames whose audio is complete; `stream_latency` frames
             behind what has arrived, until the end.
 
         Raises:
-            TypeError, ValueError: as in `forward`; a chunk's batch, device or dtype is not the
-                first one's.
+            TypeError, ValueError: as in `forward`; a chunk's batch, device or dtype, or where it
+                has addends, is not the first one's.
         """
         if isinstance(mel_chunks, Tensor):
             raise TypeError("mel_chunks: expected chunks, as mel.split(8, dim=2), got a tensor")
-        check = lambda chunk: require_mel(chunk, self.n_mels)
-        return stream(self, mel_chunks, self.context, self.hop_length, check)
+
+        def check(mel: Tensor, addends: Addends | None) -> Addends:
+            require_mel(mel, self.n_mels)
+            return self._require_addends(addends, mel)
+
+        return stream(self, mel_chunks, self.context, self.config["upsample_rates"], check)
 
     @property
     def context(self) -> Context:

@@ -1,11 +1,13 @@
 """A vocoder run on a mel that is still arriving."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .addends import Addends, rows_at, spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +37,11 @@ class Latency:
 
 @torch.no_grad()
 def stream(
-    generate: Callable[[Tensor], Tensor],
-    chunks: Iterable[Tensor],
+    generate: Callable[..., Tensor],
+    chunks: Iterable[Tensor | tuple[Tensor, Addends | None]],
     context: Context,
-    hop_length: int,
-    check: Callable[[Tensor], None],
+    rates: Sequence[int],
+    check: Callable[[Tensor, Addends | None], Addends],
 ) -> Iterator[Tensor]:
     """Audio of a mel that arrives in chunks of any lengths.
 
@@ -48,36 +50,61 @@ def stream(
     mel, edges included, and nothing is left over.
 
     Args:
-        generate: (B, n_mels, T) -> (B, T * hop_length).
-        chunks: (B, n_mels, t) each, t >= 0.
+        generate: (B, n_mels, T) -> (B, T * hop_length), with `addends` where there are some.
+        chunks: (B, n_mels, t) each, t >= 0, or pairs of that and its addends.
         context: of `generate`.
-        hop_length: samples per frame.
-        check: raises unless it is given a mel that `generate` takes.
+        rates: of upsampling; their product is the hop.
+        check: raises unless it is given a mel and addends that `generate` takes; the addends of
+            every place.
 
     Yields:
         (B, n * hop_length), n >= 1 frames whose audio is complete.
 
     Raises:
-        ValueError: a chunk's batch, device or dtype is not the first one's; what `check` raises.
+        ValueError: a chunk's batch, device or dtype, or where it has addends, is not the first
+            one's; what `check` raises.
     """
+    rows = rows_at(rates)  # of a frame
+    hop_length = rows[-1]
     held: Tensor | None = None  # frames that audio to come depends on
+    added: Addends = []  # to them
     ready = 0  # of them, those whose audio was given away
     for chunk in chunks:
-        if chunk.ndim == 3 and chunk.shape[2] == 0:
+        mel, own = chunk if isinstance(chunk, tuple) else (chunk, None)
+        if mel.ndim == 3 and mel.shape[2] == 0:
             continue
-        check(chunk)
+        own = spread(check(mel, own), mel.shape[2], rates)
         if held is None:
-            held = chunk.clone()  # its memory may be used for the next one
+            held = mel.clone()  # its memory may be used for the next one
+            added = [a if a is None else a.clone() for a in own]
         else:
-            _require_same_kind(chunk, held)
-            held = torch.cat([held, chunk], 2)
+            _require_same_kind(mel, held)
+            _require_same_places(own, added)
+            held = torch.cat([held, mel], 2)
+            both = zip(added, own, strict=True)
+            added = [None if a is None or b is None else torch.cat([a, b], 2) for a, b in both]
         complete = held.shape[2] - context.future
         if complete > ready:
-            yield generate(held)[:, ready * hop_length : complete * hop_length]
+            audio = _audio(generate, held, added)
+            yield audio[:, ready * hop_length : complete * hop_length]
             drop = max(0, complete - context.past)
             held, ready = held[:, :, drop:], complete - drop
+            at_places = zip(added, rows, strict=True)
+            added = [a if a is None else a[:, :, drop * each :] for a, each in at_places]
     if held is not None and held.shape[2] > ready:
-        yield generate(held)[:, ready * hop_length :]
+        yield _audio(generate, held, added)[:, ready * hop_length :]
+
+
+def _audio(generate: Callable[..., Tensor], mel: Tensor, addends: Addends) -> Tensor:
+    if all(addend is None for addend in addends):
+        return generate(mel)
+    return generate(mel, addends=addends)
+
+
+def _require_same_places(addends: Addends, first: Addends) -> None:
+    got, expected = ([i for i, a in enumerate(side) if a is not None] for side in (addends, first))
+    if got != expected:
+        raise ValueError(f"mel_chunks: expected addends {expected}, as before, got {got}")
 
 
 def _require_same_kind(chunk: Tensor, first: Tensor) -> None:
