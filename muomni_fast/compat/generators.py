@@ -6,6 +6,7 @@ implementation, and every parameter stays theirs.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -92,32 +93,61 @@ class GeneratorAdapter(Adapter):
         """Whether the module's own code gives the same audio of a few frames; if not, says so."""
         view = self._generator()
         assert view is not None
-        shape = (1, FRAMES, view.n_mels) if self.frames_first else (1, view.n_mels, FRAMES)
-        values = torch.arange(FRAMES * view.n_mels, device=like.device, dtype=torch.float64)
-        mel = (values * 0.7).sin().reshape(shape).to(like.dtype)
-        theirs = self.own("forward", mel).double()
-        ours = self.run(mel)
-        if ours.numel() != theirs.numel():
-            return f"it gives {theirs.numel()} samples for {FRAMES} frames, not {ours.numel()}"
-        error = (ours.double().reshape(theirs.shape) - theirs).square().sum()
-        if not 10 ** (-LEAST_SNR[like.dtype] / 10) * theirs.square().sum() >= error:
-            return "its own code gives other audio: this version computes something else"
+        wave = lambda *shape: _wave(like, *shape)
+        mel = wave(1, FRAMES, view.n_mels)
+        trials: list[tuple[Tensor, ...]] = [(mel if self.frames_first else mel.transpose(1, 2),)]
+        if hasattr(self.module, "cond"):
+            trials.append((*trials[0], wave(1, self.module.cond.in_channels, 1)))
+        for inputs in trials:
+            theirs = self.own("forward", *inputs).double()
+            ours = self.run(*inputs).double()
+            if ours.numel() != theirs.numel():
+                samples = f"{theirs.numel()} samples for {FRAMES} frames, not {ours.numel()}"
+                return f"it gives {samples}"
+            error = (ours.reshape(theirs.shape) - theirs).square().sum()
+            if not 10 ** (-LEAST_SNR[like.dtype] / 10) * theirs.square().sum() >= error:
+                return "its own code gives other audio: this version computes something else"
         return ""
 
     def run(self, mel: Tensor) -> Tensor:
         """What the module computes, of the input of its `forward`, without derivatives."""
         raise NotImplementedError
 
-    def audio(self, x: Tensor) -> Tensor:
-        """(B, C, T) -> (B, T * hop), from weights as they are now."""
+    def audio(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
+        """Audio from weights as they are now.
+
+        Args:
+            x: (B, C, T), which `fits`.
+            addend: (B, C_pre, 1) or (B, C_pre, T), added after the first convolution.
+
+        Returns:
+            (B, T * hop).
+        """
         view = self._generator()
         assert view is not None  # `fits` has said so
-        return view(x)
+        if addend is None:
+            return view(x)
+        addend = addend.expand(x.shape[0], -1, -1)
+        return view(x, addends=[addend.to(x.dtype)])
 
-    def fits(self, x: Any, ndims: Sequence[int] = (3,)) -> bool:
-        """Whether an input runs here; otherwise the module's own code takes it."""
+    def fits(self, x: Any, ndims: Sequence[int] = (3,), condition: Any = None) -> bool:
+        """Whether an input runs here; otherwise the module's own code takes it.
+
+        Args:
+            x: what `forward` is given.
+            ndims: that it may have.
+            condition: (B or 1, C, 1 or T), of which the module's `cond` makes an addend, or None.
+        """
         if self.module.training or not isinstance(x, Tensor) or x.ndim not in ndims:
             return False
+        if condition is not None:
+            if not isinstance(condition, Tensor) or condition.ndim != 3:
+                return False
+            batch, _, rows = condition.shape
+            if batch not in (1, x.shape[0]) or rows not in (1, x.shape[2]):
+                return False
+            if torch.is_grad_enabled() and condition.requires_grad:
+                return False
         if x.numel() == 0 or differentiated(x, self.module.parameters()):
             if not torch.compiler.is_compiling():
                 self.drop()  # the weights may be about to change, through an optimiser
@@ -201,3 +231,9 @@ def view_of(module: nn.Module, parts: Parts) -> tuple[View | None, str]:
     if not view._current_plan().fusible:
         return None, "its convolutions are not HiFi-GAN's own"
     return view, ""
+
+
+def _wave(like: Tensor, *shape: int) -> Tensor:
+    """Numbers that look random, without drawing any."""
+    values = torch.arange(math.prod(shape), device=like.device, dtype=torch.float64)
+    return (values * 0.7).sin().reshape(shape).to(like.dtype)

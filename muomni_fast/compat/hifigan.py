@@ -14,7 +14,7 @@ from .generators import GeneratorAdapter, Parts
 
 
 class HiFiGANAdapter(GeneratorAdapter):
-    """`forward`: (B, C, T) -> (B, 1, T * hop)."""
+    """`forward`: (B, C, T), and (B, speaker, 1) or None -> (B, 1, T * hop)."""
 
     family = "HiFi-GAN"
     classes = ("models.Generator",)
@@ -29,12 +29,12 @@ class HiFiGANAdapter(GeneratorAdapter):
     def parts(cls, module: Any) -> Parts:
         return Parts(module.conv_pre, module.ups, module.resblocks, module.conv_post, LEAKY_SLOPE)
 
-    def forward(self, x: Tensor, *conditions: Any, **named: Any) -> Tensor:
-        """As the module's own."""
-        given = [c for c in (*conditions, *named.values()) if c is not None]
-        if given or not self.fits(x):
-            return self.own("forward", x, *conditions, **named)
-        return self.run(x)
+    def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
+        """As the module's own; HiFi-GAN's takes no `g`."""
+        if not self.fits(x, condition=g) or not (g is None or hasattr(self.module, "cond")):
+            return self.own("forward", x, *(() if g is None else (g,)))
+        return self.run(x, g)
 
-    def run(self, mel: Tensor) -> Tensor:
-        return self.audio(mel)[:, None]
+    def run(self, mel: Tensor, speaker: Tensor | None = None) -> Tensor:
+        addend = None if speaker is None else self.module.cond(speaker)
+        return self.audio(mel, addend)[:, None]

@@ -31,10 +31,9 @@ class SeamlessAdapter(GeneratorAdapter):
 
     def forward(self, inputs_embeds: Tensor) -> Tensor:
         """As the module's own."""
-        return self.run(inputs_embeds) if self.fits(inputs_embeds) else self.theirs(inputs_embeds)
-
-    def theirs(self, inputs_embeds: Tensor) -> Tensor:
-        return self.own("forward", inputs_embeds)
+        if not self.fits(inputs_embeds):
+            return self.own("forward", inputs_embeds)
+        return self.run(inputs_embeds)
 
     def run(self, mel: Tensor) -> Tensor:
         return self.audio(mel)

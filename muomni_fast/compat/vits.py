@@ -7,16 +7,17 @@ from .generators import GeneratorAdapter
 
 
 class VitsAdapter(GeneratorAdapter):
-    """`forward`: (B, C, T) -> (B, 1, T * hop)."""
+    """`forward`: (B, C, T), and (B, speaker, 1) or None -> (B, 1, T * hop)."""
 
     family = "VITS"
     classes = ("transformers.models.vits.modeling_vits.VitsHifiGan",)
 
     def forward(self, spectrogram: Tensor, global_conditioning: Tensor | None = None) -> Tensor:
         """As the module's own."""
-        if global_conditioning is not None or not self.fits(spectrogram):
+        if not self.fits(spectrogram, condition=global_conditioning):
             return self.own("forward", spectrogram, global_conditioning)
-        return self.run(spectrogram)
+        return self.run(spectrogram, global_conditioning)
 
-    def run(self, mel: Tensor) -> Tensor:
-        return self.audio(mel)[:, None]
+    def run(self, mel: Tensor, speaker: Tensor | None = None) -> Tensor:
+        addend = None if speaker is None else self.module.cond(speaker)
+        return self.audio(mel, addend)[:, None]

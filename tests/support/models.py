@@ -102,6 +102,10 @@ def _latents(part: Any, frames: int) -> dict[str, tuple[Any, ...]]:
     return {"forward": (torch.randn(2, 6, frames),)}
 
 
+def _with_speaker(part: Any, frames: int) -> dict[str, tuple[Any, ...]]:
+    return {"forward": (torch.randn(2, 6, frames), torch.randn(2, 3, 1))}
+
+
 def _rows(part: Any, frames: int) -> dict[str, tuple[Any, ...]]:
     x = torch.randn(2, frames, 12)
     return {"encode": (x,), "decode": (part.encode(x)[0],)}
@@ -112,6 +116,14 @@ STAND_INS = [
     Family("HiFi-GAN", OURS, lambda small: Generator().eval(), "", _latents, False),
     Family(
         "HiFi-GAN, type 2", OURS, lambda small: Generator(SingleBlock).eval(), "", _latents, False
+    ),
+    Family(
+        "HiFi-GAN, speakers",
+        OURS,
+        lambda small: Generator(speakers=3).eval(),
+        "",
+        _with_speaker,
+        False,
     ),
     Family("micro-Omni vocoder", OURS, lambda small: HiFiGANVocoder().eval(), "", _latents, False),
     Family("micro-Omni quantizer", OURS, lambda small: RVQ().eval(), "", _rows, False),
