@@ -336,6 +336,25 @@ def test_a_hook_set_later_is_called_and_a_replaced_module_runs():
     assert len(seen) == 2
 
 
+def test_other_modes_and_weights_that_are_lent():
+    case = Case(FAMILIES[NAMES.index("VITS, speakers")])
+    part, inputs = case.part, case.inputs["forward"]
+    with torch.inference_mode():
+        first = part(*inputs).clone()
+    same([first], case.ours())
+    weights = {name: 0.9 * weight.detach() for name, weight in part.named_parameters()}
+    with torch.no_grad():
+        lent = torch.func.functional_call(part, weights, inputs)
+        twin = muomni_fast.restore(copy.deepcopy(part))
+        same([lent], [torch.func.functional_call(twin, weights, inputs)])
+        with torch.autocast("cpu", torch.bfloat16):
+            same([part(*inputs)], [twin(*inputs)], least=25)
+        same([part(inputs[0], inputs[1][:1])], [twin(inputs[0], inputs[1][:1])])
+    same(case.ours(), [first])
+    case.model.bfloat16()
+    same(case.ours(), case.theirs(), least=25)
+
+
 def test_what_has_no_counterpart_runs_as_before():
     case = Case(FAMILIES[NAMES.index("vector-quantize-pytorch")])
     part, (x,) = case.part, case.inputs["forward"]
