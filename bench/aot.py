@@ -42,10 +42,12 @@ from muomni_fast.kernels.rvq.encode import rvq_encode
 from muomni_fast.kernels.rvq.table import table_width
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, weight_grad
+from muomni_fast.reference.vocoder.addends import rows_at
 from muomni_fast.vocoder import generator as generators
 from muomni_fast.vocoder import triton_backend as triton_vocoder
 from muomni_fast.vocoder import triton_mrf
 from muomni_fast.vocoder.plan import plan_of_generator
+from muomni_fast.vocoder.shapes import Up
 
 TOOLS = Path(nvidia.__file__).parent / "bin"
 OPCODES = r"\b(HGMMA|HMMA|FFMA|DFMA|LDL|STL|LDG|LDGSTS|STG|LDS|STS|BAR)\b"
@@ -127,16 +129,28 @@ def generator_case(
     train: bool = False,
     whole: bool = False,
     precision: str | None = None,
+    addends: str | None = None,
 ) -> Case:
     """All launches of a generator, 16 x 1 s; `train` with the gradients, `whole` with every stage
     in one launch that there is a tile for; in float32, where the table has none, all of them with
-    the tiles of single convolutions, as bench/gpu_vocoder.py forces them."""
+    the tiles of single convolutions, as bench/gpu_vocoder.py forces them. With `addends` at every
+    place, for all rows ("speakers") or for each ("sources"), no last bias and audio cut off."""
     shape = reference.vocoder.hifigan.PRESETS.get(preset, {})
+    if addends:
+        shape = {**shape, "conv_post_bias": False, "final": "clamp"}
     with torch.device("meta"):
         model = reference.HiFiGANVocoder(**shape).to(dtype)
     tensors = [tensor.detach() for tensor in plan_of_generator(model).tensors()]
     net = plan_of_generator(model).shape
     mel = meta(16, model.n_mels, 87, dtype=dtype)
+    added = []
+    if addends:
+        rows = rows_at(net.factors)
+        net = dataclasses.replace(net, addends=tuple(range(len(rows))))
+        channels = model.conv_pre.out_channels
+        for place, each in enumerate(rows):
+            size = 87 * each if addends == "sources" else 1
+            added.append(meta(16, channels >> place, size, dtype=dtype))
 
     def strip(x: Tensor, *_: Any) -> conv_configs.StripConfig | None:
         found = conv_configs.strip_tile(x)
@@ -153,25 +167,43 @@ def generator_case(
             for change in changes:
                 stack.enter_context(unittest.mock.patch.object(*change))
             layers = triton_vocoder.layers(tensors, net)
-            audio, kept = generators.forward(triton_vocoder, mel, layers, net, None, train)
+            audio, kept = generators.forward(triton_vocoder, mel, layers, net, None, train, added)
             if train:
-                needs = [True] * (1 + len(tensors))
+                every = [*tensors, *added]
+                needs = [True] * (1 + len(every))
                 generators.backward(
-                    triton_vocoder, audio, audio, mel, kept, tensors, net, None, needs
+                    triton_vocoder, audio, audio, mel, kept, every, net, None, needs
                 )
 
     kind = f"{str(dtype).removeprefix('torch.')}{f' as {precision}' if precision else ''}"
     what = "training" if train else "stages in one launch" if whole else "forward"
+    what += f", {addends}" if addends else ""
     return Case(f"generator {preset}, {kind}, {what}", launch, dots=True, main=main)
 
 
+def added_case(each: bool, main: bool = False) -> Case:
+    """The first convolution and an upsampling of the default generator, bfloat16, with something
+    added to what they give, for all rows or for each."""
+    x, mel = (meta(16, *shape, dtype=BF16) for shape in ((87, 256), (128, 87)))
+    weights = [(meta(n, taps, c, dtype=BF16), meta(n, dtype=BF16)) for n, taps, c in ADDED]
+
+    def launch() -> None:
+        rows = 87 if each else 1
+        triton_vocoder.pre(mel, weights[0], addend=meta(16, 256, rows, dtype=BF16))
+        addend = meta(16, 128, rows * 8 if each else 1, dtype=BF16)
+        triton_vocoder.up(x, weights[1], Up(8, 16), addend=addend)
+
+    return Case(f"addends for {'each row' if each else 'all rows'}", launch, dots=True, main=main)
+
+
+ADDED = (256, 7, 128), (8 * 128, 3, 256)
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 PRECISION_USERS = (conv, weight_grad, mrf_step, mrf_strip)
 # Kernels of a generator whose products are too few, or whose tiles too small, for warp groups.
 NO_DOTS = ("_conv_post_kernel", "_conv_post_grad_kernel")
 SMALL_DOTS = ("_weight_grad_kernel",)
 
 DEFAULT = (2, 128, 64)
-BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 CASES = [
     encode_case("default", DEFAULT, 128, main=True),
     encode_case("default, bias, loss sums", DEFAULT, 128, main=True, bias=True, with_sums=True),
@@ -210,6 +242,11 @@ CASES = [
     *(generator_case(preset, BF16, train=True) for preset in ("v1", "v2", "v3")),
     *(generator_case(preset, BF16, whole=True) for preset in ("v1", "v2", "v3")),
     *(generator_case(preset, FP32) for preset in ("v1", "v2", "v3")),
+    generator_case("default", BF16, addends="sources"),
+    *(added_case(each, main=True) for each in (False, True)),
+    generator_case("v1", BF16, train=True, addends="sources"),
+    *(generator_case(preset, BF16, addends="speakers") for preset in ("default", "v1", "v2")),
+    *(generator_case("default", FP32, addends=kind) for kind in ("speakers", "sources")),
 ]
 
 

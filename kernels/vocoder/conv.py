@@ -1,7 +1,7 @@
 """One convolution, and the transposed one.
 
-The leaky_relu before it is applied on the way in, and a bias added on the way out, so that neither
-moves a tensor of its own.
+The leaky_relu before it is applied on the way in, and a bias and an addend (a speaker, a harmonic
+source) are added on the way out, so that none of them moves the activations once more.
 
 A transposed convolution (HiFi-GAN's upsampling) is a convolution to factor x C_out columns ordered
 (phase, C_out), so that interleaving the phases is a view. A column needs only the taps of its own
@@ -27,6 +27,7 @@ def _conv_kernel(
     sign_ptr,  # (B, T, N), or None
     w_ptr,  # (N, taps, C)
     b_ptr,  # (N), or None
+    add_ptr,  # (B, T, N) where EACH_ROW, else (B, N / phases); or None
     out_ptr,  # (B, T, N)
     lengths_ptr,  # (B,) or None
     T,
@@ -40,6 +41,7 @@ def _conv_kernel(
     PHASES: tl.constexpr,  # (phases, taps of the whole kernel, its padding), or None
     SLOPE: tl.constexpr,
     CHANNELS_FIRST: tl.constexpr,
+    EACH_ROW: tl.constexpr,
     TILE: tl.constexpr,
 ):
     BLOCK_T: tl.constexpr = TILE[0]
@@ -54,10 +56,10 @@ def _conv_kernel(
     o_t = tl.arange(0, BLOCK_T)
     o_n = column * BLOCK_N + tl.arange(0, BLOCK_N)
     first, last = 0, taps
+    WIDTH: tl.constexpr = N if PHASES is None else N // PHASES[0]
     if PHASES is not None:
         # Tap i of phase p is tap p + padding + (i + least) * phases of the whole kernel.
         PADDING: tl.constexpr = PHASES[2]
-        WIDTH: tl.constexpr = N // PHASES[0]
         least_phase = column * BLOCK_N // WIDTH
         most_phase = tl.minimum(column * BLOCK_N + BLOCK_N - 1, N - 1) // WIDTH
         first = OFFSET - (most_phase + PADDING) // PHASES[0]
@@ -88,6 +90,12 @@ def _conv_kernel(
     start = (b * T + first_row) * N
     offset = start + o_t[:, None] * N + o_n[None, :]
     mask = (o_t < T - first_row)[:, None] & (o_n < N)[None, :]
+    if add_ptr is not None:
+        if EACH_ROW:
+            acc += tl.load(add_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        else:
+            p_add = add_ptr + b * WIDTH + o_n % WIDTH
+            acc += tl.load(p_add, mask=o_n < N, other=0.0).to(tl.float32)[None, :]
     p_sign = None if sign_ptr is None else sign_ptr + offset
     acc = derivative(acc, p_sign=p_sign, mask=mask, SLOPE=SLOPE)
     tl.store(out_ptr + offset, acc.to(out_ptr.dtype.element_ty), mask=mask)
@@ -107,6 +115,7 @@ def conv(
     slope: float = 1.0,
     sign: Tensor | None = None,
     channels_first: bool = False,
+    addend: Tensor | None = None,
 ) -> Tensor:
     """Launch one convolution; all tensors on one device and of one dtype.
 
@@ -124,6 +133,8 @@ def conv(
         slope: of the leaky_relu before the convolution (1: none); with `sign`, of the one whose
             derivative there multiplies the result instead.
         sign: (B, T, N), input or output of that activation.
+        addend: (B, T * phases, N / phases), contiguous, or (B, 1, N / phases), the same for all
+            rows; added to the result.
 
     Returns:
         (B, T, N), the dtype of `x`.
@@ -141,6 +152,7 @@ def conv(
                 sign_ptr=sign,
                 w_ptr=weight,
                 b_ptr=bias,
+                add_ptr=addend,
                 out_ptr=out,
                 lengths_ptr=lengths,
                 T=rows,
@@ -154,6 +166,7 @@ def conv(
                 PHASES=phases,
                 SLOPE=slope,
                 CHANNELS_FIRST=channels_first,
+                EACH_ROW=addend is not None and addend.shape[1] > 1,
                 TILE=config.tile(dot_precision(x)),
                 num_warps=config.num_warps,
                 maxnreg=MAX_REGISTERS,

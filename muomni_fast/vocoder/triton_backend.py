@@ -32,7 +32,7 @@ def pre(mel: Tensor, layer: Pair, ends: Ends = None, addend: Tensor | None = Non
     lengths, rows_per_frame = ends or WHOLE
     weight, bias = layer
     padding = (weight.shape[1] - 1) // 2
-    out = conv(
+    return conv(
         mel.contiguous(),
         weight,
         bias,
@@ -40,8 +40,8 @@ def pre(mel: Tensor, layer: Pair, ends: Ends = None, addend: Tensor | None = Non
         rows_per_frame,
         padding=padding,
         channels_first=True,
+        addend=None if addend is None else _channels_last(addend),
     )
-    return out if addend is None else out.add_(addend.transpose(1, 2))
 
 
 def addend_grad(grad: Tensor, constant: bool, ends: Ends = None) -> Tensor:
@@ -112,9 +112,9 @@ def up(
         dilation=-1,
         phases=(factor, shape.kernel, shape.paddings[0]),
         slope=shape.slope,
+        addend=None if addend is None else _channels_last(addend),
     )
-    out = columns.view(x.shape[0], x.shape[1] * factor, columns.shape[2] // factor)
-    return out if addend is None else out.add_(addend.transpose(1, 2))
+    return columns.view(x.shape[0], x.shape[1] * factor, columns.shape[2] // factor)
 
 
 def up_grad(

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from support.environment import ON_KERNELS
 from support.interpreter import nearest_tf32
-from support.kernel_checks import all_close, doubles, turned, with_gradients
+from support.kernel_checks import all_close, assert_close, doubles, turned, with_gradients
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,12 +34,22 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     ("n_mels", "channels", "rows"), [*((8, 16, rows) for rows in ROWS), (80, 24, 17), (6, 48, 17)]
 )
 def test_pre(tile, n_mels, channels, rows):
+    check_pre(n_mels, channels, rows, None)
+
+
+@pytest.mark.parametrize("each", [1, 17])
+def test_pre_with_an_addend(tile, each):
+    check_pre(8, 24, 17, torch.randn(2, 24, each))
+
+
+def check_pre(n_mels: int, channels: int, rows: int, addend: Tensor | None) -> None:
     mel, grad = torch.randn(2, n_mels, rows), torch.randn(2, channels, rows)
     layer = torch.randn(channels, n_mels, 7), torch.randn(channels)
     m, w, b = doubles(mel, *layer)
-    exact = with_gradients(F.conv1d(m, w, b, padding=3), grad, m, w, b)
+    exact = F.conv1d(m, w, b, padding=3) + (0 if addend is None else addend.double())
+    exact = with_gradients(exact, grad, m, w, b)
     packed = layer[0].transpose(1, 2).contiguous(), layer[1]
-    out = backend.pre(mel, packed)
+    out = backend.pre(mel, packed, addend=addend)
     d_mel, grads = backend.pre_grad(turned(grad), mel, layer, True, [True, True])
     all_close([turned(out), d_mel, *grads], exact)
 
@@ -68,6 +78,19 @@ def test_up(tile, rate, kernel, channels, rows):
     out = backend.up(turned(x), up_of(*layer, rate), shape)
     d_x, grads = backend.up_grad(turned(grad), turned(x), layer, shape, [True, True])
     all_close([turned(out), turned(d_x), *grads], exact)
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["all rows", "each row"])
+@pytest.mark.parametrize(("rate", "kernel", "channels"), [(8, 16, 16), (5, 10, 8), (3, 8, 24)])
+def test_up_with_an_addend(tile, rate, kernel, channels, each):
+    """Added as the result is stored: the same as added afterwards, to rounding."""
+    x, shape = torch.randn(2, channels, 17), Up(rate, kernel)
+    layer = torch.randn(channels, channels // 2, kernel), torch.randn(channels // 2)
+    addend = torch.randn(2, channels // 2, 17 * rate if each else 1)
+    packed = up_of(*layer, rate)
+    plain = backend.up(turned(x), packed, shape).double()
+    out = backend.up(turned(x), packed, shape, addend=addend)
+    assert_close(out, plain + addend.double().transpose(1, 2))
 
 
 @pytest.mark.parametrize(

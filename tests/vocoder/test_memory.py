@@ -1,6 +1,7 @@
 """What the vocoder's kernels do to memory, watched in the interpreter."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -42,15 +43,20 @@ def tile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["1", "2"])
 def test_every_kernel_stays_in_bounds_and_writes_every_element_once(kind):
-    """A generator, forward and backward; 6 channels and rates that leave tiles unfilled."""
+    """A generator, forward and backward; 6 channels and rates that leave tiles unfilled. One of
+    them with addends."""
     model = reference.HiFiGANVocoder(5, (3, 2), (7, 4), 24, kind, TAPS, DILATIONS)
     tensors, shape = (
         [t.detach() for t in plan_of_generator(model).tensors()],
         plan_of_generator(model).shape,
     )
-    mel, layers = torch.randn(2, 5, 7), backend.layers(tensors, shape)
+    mel, layers, added = torch.randn(2, 5, 7), backend.layers(tensors, shape), []
+    if kind == "2":
+        shape, added = dataclasses.replace(shape, addends=(0, 1)), [torch.randn(2, 24, 1)]
+        added.append(torch.randn(2, 12, 21))
     with watched() as launches:
-        audio, kept = generators.forward(backend, mel, layers, shape, None, True)
+        audio, kept = generators.forward(backend, mel, layers, shape, None, True, added)
+        tensors += added
         needs = [True] * (1 + len(tensors))
         generators.backward(
             backend, torch.randn_like(audio), audio, mel, kept, tensors, shape, None, needs
@@ -233,13 +239,14 @@ def farthest(found: Probe, tensor: Tensor) -> None:
 @ITEMS
 def test_offsets_of_a_convolution_do_not_wrap(probe, beyond, rows):
     batch, rows = sizes(beyond, rows)
-    x, out = torch.zeros(16), torch.zeros(16)
+    x, added, out = torch.zeros(16), torch.zeros(16), torch.zeros(16)
     found = probe(batch * rows // 16 - 1)
     _conv_kernel[(1,)](
         x_ptr=x,
         sign_ptr=None,
         w_ptr=torch.zeros(256),
         b_ptr=None,
+        add_ptr=added,
         out_ptr=out,
         lengths_ptr=None,
         T=rows,
@@ -253,10 +260,12 @@ def test_offsets_of_a_convolution_do_not_wrap(probe, beyond, rows):
         PHASES=None,
         SLOPE=1.0,
         CHANNELS_FIRST=False,
+        EACH_ROW=True,
         TILE=SHAPE,
     )
     assert farthest(found, out) == batch * rows * 16 - 1 > beyond
     assert found.read[0].max() == x.data_ptr() + 4 * (batch * rows * 16 - 1)
+    assert found.read[-1].max() == added.data_ptr() + 4 * (batch * rows * 16 - 1)
 
 
 @BEYOND
@@ -347,6 +356,7 @@ def test_offsets_of_the_last_convolution_do_not_wrap(probe, beyond, rows):
         C=16,
         TAPS=1,
         SLOPE=0.1,
+        FINAL="tanh",
         BLOCK_T=16,
         BLOCK_C=16,
     )
