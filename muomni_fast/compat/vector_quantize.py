@@ -50,6 +50,10 @@ class VectorQuantizeAdapter(QuantizerAdapter):
                 return "its codebooks have projections of their own"
         return ""
 
+    @classmethod
+    def slower(cls, module: Any) -> str:
+        return ""  # their own takes longer at any size
+
     def forward(
         self,
         x: Tensor,

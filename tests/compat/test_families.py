@@ -38,7 +38,7 @@ class Case:
             self.inputs = family.inputs(part_of(self.model, family), FRAMES)
         forget(self.model)
         self.before = dict(part_of(self.model, family).__dict__)
-        self.report = muomni_fast.accelerate(self.model)
+        self.report = muomni_fast.accelerate(self.model, slower=True)  # as small as they are
 
     @property
     def part(self) -> Any:
@@ -212,7 +212,7 @@ def test_the_state_dict_shows_nothing(case, tmp_path):
         again = type(case.model).from_pretrained(tmp_path)
         assert adapter_of(part_of(again, case.family)) is None
         same(case.ours(), case.theirs(again))
-        muomni_fast.accelerate(again)
+        muomni_fast.accelerate(again, slower=True)
         assert all(torch.equal(*p) for p in zip(case.ours(again), case.ours(), strict=True))
 
 
@@ -370,6 +370,17 @@ def test_what_has_no_counterpart_runs_as_before():
     assert "cosine" in muomni_fast.accelerate(cosine).skipped[0].reason
 
 
+def test_what_was_measured_slower_is_swapped_on_demand():
+    case = Case(FAMILIES[NAMES.index("EnCodec")])
+    muomni_fast.restore(case.model)
+    (found,) = muomni_fast.accelerate(case.model).found
+    assert "at most 64 codes were measured to be slower" in found.reason
+    assert adapter_of(case.part) is None
+    for layer in case.part.layers:
+        layer.codebook.embed = torch.randn(65, 8)
+    assert muomni_fast.accelerate(case.model).swapped
+
+
 def test_dac_is_not_yet_known():
     pytest.importorskip("transformers")
     from transformers.models.dac.configuration_dac import DacConfig
@@ -406,7 +417,7 @@ def test_micro_omnis_layouts_lengths_and_batches_of_codes():
             for length in (None, 50, 100):
                 same([model(x, length)], [own(model, x, length)])
         rvq = STAND_INS[-1].make(True)
-        muomni_fast.accelerate(rvq)
+        muomni_fast.accelerate(rvq, slower=True)
         codes = rvq.encode(torch.randn(3, 2, 12))
         each = torch.stack([type(rvq).decode(rvq, own_codes) for own_codes in codes])
         same([rvq.decode(codes)], [each])

@@ -49,7 +49,7 @@ class Generator(nn.Module):
             up = nn.ConvTranspose1d(channels, channels // 2, 2 * rate, rate, rate // 2)
             channels //= 2
             self.ups.append(up)
-            self.resblocks.extend(block(channels, k, (1, 3)) for k in (3, 5))
+            self.resblocks.extend(block(channels, k, (2,)) for k in (3, 5))
         self.conv_post = nn.Conv1d(channels, 1, 7, 1, 3, bias=not speakers)
         if speakers:
             self.cond = nn.Conv1d(speakers, 16, 1)
