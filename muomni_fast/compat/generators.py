@@ -123,8 +123,8 @@ class GeneratorAdapter(Adapter):
         Returns:
             (B, T * hop).
         """
-        view = self._generator()
-        assert view is not None  # `fits` has said so
+        view = self._view
+        assert view is not None  # `fits` has made it
         if addend is None:
             return view(x)
         addend = addend.expand(x.shape[0], -1, -1)

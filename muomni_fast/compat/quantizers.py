@@ -21,11 +21,11 @@ class Prepared:
     """What encoding needs.
 
     Attributes:
-        books: the codebooks, (K, D) each.
-        table: (Q, K, W), what is searched; None where a codeword is not finite.
+        books: the codebooks: (K, D) each, or, on a GPU, whose kernel reads them so, all in one.
+        table: (Q, K, W), what is searched; None of float64, or where a codeword is not finite.
     """
 
-    books: list[Tensor]
+    books: list[Tensor] | Tensor
     table: Tensor | None
 
 
@@ -71,9 +71,10 @@ class QuantizerAdapter(Adapter):
 
     def _prepare(self) -> Prepared:
         books = self.books(self.module)
-        stacked = torch.stack(books).float()
-        finite = bool(stacked.isfinite().all())
-        return Prepared(books, search_table(stacked, mark_repeats=True) if finite else None)
+        stacked = torch.stack(books)
+        single = stacked.dtype != torch.float64 and bool(stacked.isfinite().all())
+        table = search_table(stacked.float(), mark_repeats=True) if single else None
+        return Prepared(stacked if stacked.is_cuda else books, table)
 
     def codes(self, z: Tensor, n_codebooks: int | None = None) -> Tensor:
         """(..., D) frames -> (..., Q) int64: the nearest codewords in real arithmetic.
@@ -97,7 +98,7 @@ class QuantizerAdapter(Adapter):
         return z.ndim in ndims and z.numel() > 0 and self.usable()
 
 
-def sum_of_codewords(codes: Sequence[Tensor] | Tensor, books: Sequence[Tensor]) -> Tensor:
+def sum_of_codewords(codes: Sequence[Tensor] | Tensor, books: Sequence[Tensor] | Tensor) -> Tensor:
     """(Q, ...) codes and Q codebooks (K, D) -> the sums of their codewords, (..., D).
 
     On a CPU this was measured to be faster than gathering from codebooks in one tensor, and than
