@@ -6,4 +6,6 @@ imported: a class is known by its name and by what it holds.
 
 from .swap import Report, accelerate, restore
 
+Report.__module__ = "muomni_fast"  # what pickles name
+
 __all__ = ["Report", "accelerate", "restore"]

@@ -391,7 +391,7 @@ def test_dac_is_not_yet_known():
 
 
 def test_nothing_known_and_no_model():
-    report = muomni_fast.accelerate(nn.Linear(2, 2))
+    report = pickle.loads(pickle.dumps(muomni_fast.accelerate(nn.Linear(2, 2))))
     assert report.found == () and str(report) == "nothing known in this model"
     for function in (muomni_fast.accelerate, muomni_fast.restore):
         with pytest.raises(TypeError, match="expected a torch.nn.Module, got str"):
