@@ -10,18 +10,21 @@ from . import functional
 from .backend import BackendUnavailableError, doctor, explain
 from .codec import SpeechCodec
 from .counters import CodeRangeError, raise_if_errors
+from .loading import load, save
 from .reference import (
     GriffinLimVocoder,
     MelConfig,
     MultiPeriodDiscriminator,
     MultiScaleDiscriminator,
     RVQOutput,
+    TalkerOutput,
     log_mel,
     pool_frames,
     unpool_frames,
 )
 from .reference.errors import AudioFormatError, CheckpointError, DataError, TrainingError
 from .rvq.modules import RVQ
+from .talker.modules import Talker
 from .vocoder.modules import MRF, HiFiGANVocoder, NeuralVocoder, ResBlock
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ for _class in (
     NeuralVocoder,
     ResBlock,
     SpeechCodec,
+    Talker,
 ):
     _class.__module__ = __name__
 
@@ -60,15 +64,19 @@ __all__ = [
     "Report",
     "ResBlock",
     "SpeechCodec",
+    "Talker",
+    "TalkerOutput",
     "TrainingError",
     "accelerate",
     "doctor",
     "explain",
     "functional",
+    "load",
     "log_mel",
     "pool_frames",
     "raise_if_errors",
     "restore",
+    "save",
     "unpool_frames",
 ]
 

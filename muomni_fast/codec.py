@@ -4,6 +4,7 @@ from typing import Self
 
 from . import reference
 from .rvq.modules import RVQ
+from .talker.modules import Talker
 from .vocoder.modules import HiFiGANVocoder, NeuralVocoder
 
 
@@ -12,6 +13,7 @@ class SpeechCodec(reference.SpeechCodec):
 
     quantizer_class = RVQ
     vocoder_class = NeuralVocoder
+    talker_class = Talker
 
     def prepare(self) -> Self:
         """Prepare the parts that can be: see `RVQ.prepare` and `HiFiGANVocoder.prepare`."""

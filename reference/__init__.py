@@ -8,6 +8,7 @@ from .audio.mel import MelConfig, log_mel, mel_filterbank, pool_frames, unpool_f
 from .codec import SpeechCodec
 from .rvq.quantizer import RVQ, RVQOutput, rvq_decode, rvq_encode, rvq_quantize
 from .rvq.search import nearest_code
+from .talker.model import Talker, TalkerOutput
 from .vocoder.blocks import MRF, ResBlock
 from .vocoder.discriminators import MultiPeriodDiscriminator, MultiScaleDiscriminator
 from .vocoder.griffin_lim import GriffinLimVocoder
@@ -27,6 +28,8 @@ for _class in (
     RVQ,
     RVQOutput,
     SpeechCodec,
+    Talker,
+    TalkerOutput,
 ):
     _class.__module__ = __name__
 
@@ -42,6 +45,8 @@ __all__ = [
     "RVQOutput",
     "ResBlock",
     "SpeechCodec",
+    "Talker",
+    "TalkerOutput",
     "log_mel",
     "mel_filterbank",
     "nearest_code",

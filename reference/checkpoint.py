@@ -10,7 +10,7 @@ A model checkpoint is `<name>.json`. In version 2 it holds exactly
     mel         the `MelConfig`
     weights     the name of the safetensors file beside it
     sha256      of that file
-    extra       what else was saved: the training step, `frames_per_code`
+    extra       what else was saved: the training step, `frames_per_code`, `pooling`
     digest      sha256 of all of the above, as JSON with sorted keys and no spaces, in ASCII
 
 Version 1 had no digest: it loads, with a warning. Replacing the JSON is the one moment at which a

@@ -1,18 +1,32 @@
 """The join of codec and vocoder: audio -> codes -> audio, with every setting checked once."""
 
+import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, overload
 
 import torch
 from torch import Tensor, nn
 
-from .audio.mel import MelConfig, log_mel, pool_frames, require_same_mel, unpool_frames
+from .audio.mel import (
+    MelConfig,
+    log_mel,
+    pool_frames,
+    pooled_width,
+    require_pooling,
+    require_same_mel,
+    unpool_frames,
+)
 from .checkpoint import restore
 from .checks import accept_wrapped_names, mono, require_hop, require_n_mels, require_tensor
 from .reading import blaming
 from .rvq.checks import without_padding
 from .rvq.quantizer import RVQ
+from .talker.checks import require_talker
+from .talker.generation import Steps
+from .talker.model import Talker
+from .talker.speaking import codes_of, mels_of
 from .values import MOST_HOP, require_int
 from .vocoder.griffin_lim import GriffinLimVocoder
 from .vocoder.hifigan import HiFiGANVocoder
@@ -32,19 +46,30 @@ class Quantizer(Protocol):
         """(..., n_codebooks) -> (..., n_mels)."""
 
 
-def encode_mel(rvq: Quantizer, mel: Tensor, frames_per_code: int = 1) -> Tensor:
+def encode_mel(
+    rvq: Quantizer, mel: Tensor, frames_per_code: int = 1, pooling: str = "mean"
+) -> Tensor:
     """Codes of log-mels: (..., n_mels, T) -> (..., ceil(T / frames_per_code), Q) int64."""
-    return rvq.encode(pool_frames(mel.transpose(-1, -2), frames_per_code))
+    return rvq.encode(pool_frames(mel.transpose(-1, -2), frames_per_code, pooling))
 
 
-def decode_mel(rvq: Quantizer, codes: Tensor, frames_per_code: int = 1) -> Tensor:
+def decode_mel(
+    rvq: Quantizer, codes: Tensor, frames_per_code: int = 1, pooling: str = "mean"
+) -> Tensor:
     """Log-mels of codes: (..., S, k) -> (..., n_mels, S * frames_per_code)."""
-    return _unpooled(rvq.decode(codes), frames_per_code)
+    return unpool_frames(rvq.decode(codes), frames_per_code, pooling).transpose(-1, -2)
 
 
-def _unpooled(mel: Tensor, frames_per_code: int) -> Tensor:
-    """(..., S, n_mels) -> (..., n_mels, S * frames_per_code)."""
-    return unpool_frames(mel, frames_per_code).transpose(-1, -2)
+def require_pooled(rvq_n_mels: int, mel_n_mels: int, frames_per_code: int, pooling: str) -> None:
+    """Raise ValueError unless a quantizer takes what `pool_frames` makes of a mel's frames."""
+    width = pooled_width(mel_n_mels, frames_per_code, pooling)
+    if pooling == "mean":
+        require_n_mels(rvq_n_mels, width, "the quantizer")
+    elif rvq_n_mels != width:
+        raise ValueError(
+            f"the quantizer has n_mels = {rvq_n_mels}, but frames_per_code = {frames_per_code} "
+            f"stacked frames of a mel with n_mels = {mel_n_mels} have {width}"
+        )
 
 
 class SpeechCodec(nn.Module):
@@ -54,67 +79,101 @@ class SpeechCodec(nn.Module):
         rvq: mel frames <-> codes.
         vocoder: maps (B, n_mels, T), and `lengths` (B,) if given, to (B, T * hop_length).
         config: the mel settings both were trained with.
-        frames_per_code: mel frames averaged into one code: 5 turns 62.5 frames/s into 12.5 codes/s.
+        frames_per_code: mel frames that share a code: 5 turn 62.5 frames/s into 12.5 codes/s.
+        pooling: how they do (`pool_frames`): "mean", or "stack", for which the quantizer's `n_mels`
+            is the mel's times `frames_per_code`.
+        talker: trained on the codes of `rvq`, for `speak`.
 
     Raises:
         TypeError: `frames_per_code` is not an integer.
-        ValueError: it is out of range; the parts disagree on a mel setting, the number of bands or
-            the hop; names both values.
+        ValueError: it is out of range, or `pooling` is unknown; the parts disagree on a mel
+            setting, the number of bands or the hop, or the Talker has learned other codes; names
+            both values.
     """
 
     # What a subclass with faster kernels replaces.
     quantizer_class: ClassVar[type[RVQ]] = RVQ
     vocoder_class: ClassVar[type[NeuralVocoder]] = NeuralVocoder
+    talker_class: ClassVar[type[Talker]] = Talker
 
     def __init__(
-        self, rvq: RVQ, vocoder: nn.Module, config: MelConfig, frames_per_code: int = 1
+        self,
+        rvq: RVQ,
+        vocoder: nn.Module,
+        config: MelConfig,
+        frames_per_code: int = 1,
+        pooling: str = "mean",
+        talker: Talker | None = None,
     ) -> None:
         super().__init__()
-        require_n_mels(rvq.n_mels, config.n_mels, "the quantizer")
+        self.frames_per_code = require_int("frames_per_code", frames_per_code, 1, MOST_HOP)
+        self.pooling = require_pooling(pooling)
+        require_pooled(rvq.n_mels, config.n_mels, self.frames_per_code, pooling)
         if isinstance(vocoder, HiFiGANVocoder):
             require_hop(vocoder.hop_length, config.hop_length)
             require_n_mels(vocoder.n_mels, config.n_mels, "the vocoder")
         elif isinstance(vocoder, (GriffinLimVocoder, NeuralVocoder)):
             require_same_mel(vocoder.config, config, "vocoder != codec")
+        if talker is not None:
+            require_talker(talker, rvq, self.frames_per_code, pooling)
         self.rvq = rvq
         self.vocoder = vocoder
+        self.talker = talker
         self.config = config
-        self.frames_per_code = require_int("frames_per_code", frames_per_code, 1, MOST_HOP)
         self.register_load_state_dict_pre_hook(accept_wrapped_names)
 
     @classmethod
-    def from_checkpoints(cls, rvq: str | Path, vocoder: str | Path | None = None) -> Self:
-        """Load what training saved: `checkpoints/rvq.json` and `vocoder.json` in its run folder.
+    def from_checkpoints(
+        cls,
+        rvq: str | Path,
+        vocoder: str | Path | None = None,
+        talker: str | Path | None = None,
+    ) -> Self:
+        """Load what training saved: `checkpoints/rvq.json`, `vocoder.json` and `talker.json` in its
+        run folder.
 
         Args:
-            rvq: the quantizer's `.json`, which also holds the mel settings and `frames_per_code`.
+            rvq: the quantizer's `.json`, which also holds the mel settings, `frames_per_code` and
+                `pooling`; one without the last was trained on means.
             vocoder: the vocoder's; None chooses Griffin-Lim and logs it.
+            talker: the Talker's, for `speak`; None is without.
 
         Raises:
-            CheckpointError: a checkpoint is missing, damaged or of another kind, or they were
-                trained with different mel settings; names each.
+            CheckpointError: a checkpoint is missing, damaged or of another kind, they were trained
+                with different mel settings, or the Talker with another quantizer; names each.
         """
         quantizer, saved = restore(cls.quantizer_class, rvq, "rvq")
         with blaming(rvq):
             neural = cls.vocoder_class(vocoder, saved.mel)
-            return cls(quantizer, neural, saved.mel, saved.extra.get("frames_per_code", 1)).eval()
+            per_code = saved.extra.get("frames_per_code", 1)
+            pooling = saved.extra.get("pooling", "mean")
+            codec = cls(quantizer, neural, saved.mel, per_code, pooling)
+        if talker is not None:
+            speaker, saved = restore(cls.talker_class, talker, "talker")
+            with blaming(talker):
+                require_same_mel(codec.config, saved.mel, f"{rvq} != {talker}")
+                codec = cls(quantizer, neural, codec.config, per_code, pooling, speaker)
+        return codec.eval()
 
     @torch.no_grad()
-    def encode(self, audio: Tensor) -> Tensor:
+    def encode(self, audio: Tensor, n_codebooks: int | None = None, beam: int = 1) -> Tensor:
         """Codes of audio at `config.sample_rate`.
 
         Args:
             audio: (B, L) or (B, 1, L).
+            n_codebooks, beam: as `RVQ.encode` takes them.
 
         Returns:
             (B, S, n_codebooks) int64, S codes per clip.
 
         Raises:
-            TypeError: `audio` is not a float32 or float64 tensor.
-            ValueError: the shape is not (B, L >= 1) or (B, 1, L >= 1).
+            TypeError: `audio` is not a float32 or float64 tensor; an option is not an integer.
+            ValueError: the shape is not (B, L >= 1) or (B, 1, L >= 1); an option is out of range.
         """
         audio = mono("audio", audio)
-        return encode_mel(self.rvq, log_mel(audio, self.config), self.frames_per_code)
+        mel = log_mel(audio, self.config).transpose(-1, -2)
+        rows = pool_frames(mel, self.frames_per_code, self.pooling)
+        return self.rvq.encode(rows, n_codebooks=n_codebooks, beam=beam)
 
     @torch.no_grad()
     def decode(
@@ -149,21 +208,75 @@ class SpeechCodec(nn.Module):
             audio = self._audio(*without_padding(codes, padding_code, self.rvq.codebook_size))
         return audio if length is None else audio[:, :length]
 
+    @overload
+    def speak(
+        self,
+        text: str,
+        speaker: str | None = None,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> Tensor: ...
+
+    @overload
+    def speak(
+        self, text: str, speaker: str | None = None, *, stream: Literal[True], **options: Any
+    ) -> Iterator[Tensor]: ...
+
+    @torch.no_grad()
+    def speak(
+        self, text: str, speaker: str | None = None, stream: bool = False, **options: Any
+    ) -> Tensor | Iterator[Tensor]:
+        """Say a text.
+
+        Args:
+            text: in any length; see `Talker.generate`.
+            speaker: a name that the Talker knows, or None.
+            stream: yield audio while codes come, of which the pieces joined are, within rounding,
+                what is returned otherwise. HiFi-GAN only: Griffin-Lim needs all of a mel.
+            options: `temperature`, `top_k`, `seed` and `max_frames` of `Talker.generate`.
+
+        Returns:
+            (L,) audio at `config.sample_rate`; streaming, an iterator of parts of it.
+
+        Raises:
+            RuntimeError: there is no Talker.
+            TypeError, ValueError: as `Talker.generate`; or `stream` without HiFi-GAN.
+        """
+        if self.talker is None:
+            raise RuntimeError("speak: this codec has no Talker; give SpeechCodec(..., talker=)")
+        # What is inside a NeuralVocoder.
+        voices: Any = getattr(self.vocoder, "vocoder", self.vocoder)
+        if stream and not isinstance(voices, HiFiGANVocoder):
+            raise ValueError(
+                f"stream: expected a HiFiGANVocoder, got {type(voices).__name__}, which needs all "
+                "of a mel at once"
+            )
+        frames = codes_of(Steps(self.talker, **options), text, speaker)
+        if stream:
+            first = next(frames, None)  # what is wrong with the text shows now
+            frames = frames if first is None else itertools.chain([first], frames)
+            parts = voices.stream(mels_of(self, frames))
+            return (part[0] for part in parts)
+        codes = [*frames]
+        return self._audio(torch.cat(codes, 1))[0] if codes else torch.empty(0)
+
     def _audio(self, codes: Tensor, padded: Tensor | None = None) -> Tensor:
         """Audio of codes (B, S, k), silent where steps (B, S) are `padded`."""
         samples = self.frames_per_code * self.config.hop_length  # of a step
-        mel = self.rvq.decode(codes)  # (B, S, n_mels)
+        mel = self.rvq.decode(codes)  # (B, S, rvq.n_mels)
         if mel.shape[1] == 0:
             return mel.new_empty(mel.shape[0], 0)
         if padded is None:
-            return self.vocoder(_unpooled(mel, self.frames_per_code))
+            return self.vocoder(self._frames(mel))
         steps = torch.arange(1, mel.shape[1] + 1, device=mel.device)
         ends = (steps * ~padded).amax(1)  # (B,) steps before the padding at the end
-        # Past the end the last frame goes on, as interpolation has it of an item alone.
+        # Past the end the last step goes on, as interpolation has it of an item alone.
         last = mel.gather(1, (ends - 1).clamp(min=0)[:, None, None].expand(-1, 1, mel.shape[2]))
         mel = mel.masked_fill(padded[..., None], math.log(self.config.log_floor))
         mel = torch.where((steps > ends[:, None])[..., None], last, mel)
-        audio = self.vocoder(
-            _unpooled(mel, self.frames_per_code), lengths=ends * self.frames_per_code
-        )
+        audio = self.vocoder(self._frames(mel), lengths=ends * self.frames_per_code)
         return audio.masked_fill(padded.repeat_interleave(samples, 1), 0)
+
+    def _frames(self, mel: Tensor) -> Tensor:
+        """What the vocoder takes: (B, S, rvq.n_mels) -> (B, n_mels, S * frames_per_code)."""
+        return unpool_frames(mel, self.frames_per_code, self.pooling).transpose(-1, -2)

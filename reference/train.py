@@ -20,6 +20,7 @@ except ModuleNotFoundError as error:
         'pip install -c constraints.txt -e ".[train]"'
     ) from error
 
+from muomni_fast.reference.audio.mel import POOLINGS
 from muomni_fast.reference.errors import CheckpointError, DataError, TrainingError
 from muomni_fast.reference.training.presets import SHARED
 from muomni_fast.reference.training.registry import STAGES
@@ -36,7 +37,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
     add("--steps", type=int, help="steps of each stage, instead of the preset's")
     add("--batch-size", type=int, help="items per step over all processes")
     add("--accumulate", type=int, help="micro-batches per step (default: 1)")
-    add("--frames-per-code", type=int, help="mel frames averaged into one code")
+    add("--frames-per-code", type=int, help="mel frames that share a code")
+    add(
+        "--pooling",
+        choices=list(POOLINGS),
+        help="how: their mean, or side by side (default: the preset's)",
+    )
     add("--amp", choices=["none", "bf16", "fp16"], help="autocast precision (default: none)")
     add("--seed", type=int, help="of weights, order and crops (default: 0)")
     add("--backend", choices=["reference", "fast"], help="whose modules (default: reference)")

@@ -224,16 +224,19 @@ def test_other_files_are_refused_in_a_line(tmp_path, saved):
 # SpeechCodec
 
 
+@pytest.mark.parametrize("extra", [{}, {"pooling": "mean"}, {"pooling": "stack"}])
 @pytest.mark.parametrize("lib", [muomni_fast, reference], ids=["fast", "reference"])
-def test_codec_from_checkpoints(lib, tmp_path, caplog):
-    rvq, generator = reference.RVQ(), reference.HiFiGANVocoder(upsample_initial_channel=16)
+def test_codec_from_checkpoints(lib, extra, tmp_path, caplog):
+    pooling = extra.get("pooling", "mean")  # what was saved without it is of means
+    rvq = reference.RVQ(n_mels=640 if pooling == "stack" else 128)
+    generator = reference.HiFiGANVocoder(upsample_initial_channel=16)
     paths = tmp_path / "rvq.json", tmp_path / "vocoder.json"
-    checkpoint.save_model(paths[0], "rvq", rvq, MelConfig(), frames_per_code=5)
+    checkpoint.save_model(paths[0], "rvq", rvq, MelConfig(), frames_per_code=5, **extra)
     checkpoint.save_model(paths[1], "vocoder", generator, MelConfig())
     codec = lib.SpeechCodec.from_checkpoints(*paths)
     assert type(codec.rvq) is lib.RVQ and type(codec.vocoder.vocoder) is lib.HiFiGANVocoder
-    assert not codec.training and codec.frames_per_code == 5
-    expected = reference.SpeechCodec(rvq, generator, MelConfig(), 5)
+    assert not codec.training and (codec.frames_per_code, codec.pooling) == (5, pooling)
+    expected = reference.SpeechCodec(rvq, generator, MelConfig(), 5, pooling)
     audio = torch.randn(2, 4000)
     codes = codec.encode(audio)
     assert torch.equal(codes, expected.encode(audio))

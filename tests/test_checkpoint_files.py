@@ -126,6 +126,12 @@ def test_what_json_cannot_hold_is_not_saved(saved):
         (dict(extra={"frames_per_code": "5"}), "frames_per_code: expected an integer.*'5'"),
         (dict(extra={"frames_per_code": 0}), "frames_per_code: expected an integer.*got 0"),
         (dict(extra={"frames_per_code": None}), "frames_per_code: expected an integer.*None"),
+        (dict(extra={"pooling": "sum"}), 'pooling: expected "mean" or "stack", got .sum.'),
+        (dict(extra={"pooling": None}), 'pooling: expected "mean" or "stack", got None'),
+        (
+            dict(extra={"pooling": "stack", "frames_per_code": 5}),
+            "n_mels = 128, but frames_per_code = 5 .* have 640",
+        ),
         (dict(sha256="0" * 63), "sha256: expected"),
         (dict(sha256="0" * 64), "sha256 is .* but rvq.json says 0000"),
         (dict(weights="../a.safetensors"), r"weights: expected .*'\.\./a\.safetensors'"),

@@ -6,19 +6,23 @@ from torch import Tensor, nn
 
 import muomni_fast
 from muomni_fast import reference
-from muomni_fast.reference.codec import decode_mel
+from muomni_fast.reference import log_mel
+from muomni_fast.reference.codec import decode_mel, encode_mel
 
 CONFIG = reference.MelConfig(n_mels=8, n_fft=64, win_length=64, hop_length=8, sample_rate=16000)
 LIBS = pytest.mark.parametrize("lib", [reference, muomni_fast], ids=["reference", "fast"])
 VOCODERS = pytest.mark.parametrize("kind", ["hifigan", "griffin-lim"])
 
 
-def codec_of(lib, kind: str, frames_per_code: int = 1) -> reference.SpeechCodec:
+def codec_of(
+    lib, kind: str, frames_per_code: int = 1, pooling: str = "mean"
+) -> reference.SpeechCodec:
     torch.manual_seed(0)
     vocoder: nn.Module = lib.GriffinLimVocoder(CONFIG, n_iter=2)
     if kind == "hifigan":
         vocoder = lib.HiFiGANVocoder(8, (4, 2), (8, 4), 16)
-    return lib.SpeechCodec(lib.RVQ(2, 8, 4, 8, bias=True), vocoder, CONFIG, frames_per_code).eval()
+    rvq = lib.RVQ(2, 8, 4, 8 if pooling == "mean" else 8 * frames_per_code, bias=True)
+    return lib.SpeechCodec(rvq, vocoder, CONFIG, frames_per_code, pooling).eval()
 
 
 @LIBS
@@ -55,12 +59,20 @@ def test_audio_is_cut_to_the_callers_length(lib):
 
 
 @LIBS
-@VOCODERS
-@pytest.mark.parametrize("frames_per_code", [1, 5])
+@pytest.mark.parametrize(
+    "kind, frames_per_code, pooling",
+    [
+        ("hifigan", 1, "mean"),
+        ("hifigan", 5, "mean"),
+        ("hifigan", 5, "stack"),
+        ("griffin-lim", 1, "mean"),
+        ("griffin-lim", 5, "mean"),  # stacked random frames leap, and it makes much of roundings
+    ],
+)
 @pytest.mark.parametrize("padding_code", [-1, 8, -100])
-def test_padding_at_the_end_changes_nothing(lib, kind, frames_per_code, padding_code):
+def test_padding_at_the_end_changes_nothing(lib, kind, frames_per_code, pooling, padding_code):
     """Each item is the same as alone, and silent after its end."""
-    codec, steps = codec_of(lib, kind, frames_per_code), [4, 0, 6, 1]
+    codec, steps = codec_of(lib, kind, frames_per_code, pooling), [4, 0, 6, 1]
     codes = torch.full((4, 6, 2), padding_code)
     for item, n in enumerate(steps):
         codes[item, :n] = torch.randint(8, (n, 2))
@@ -75,8 +87,9 @@ def test_padding_at_the_end_changes_nothing(lib, kind, frames_per_code, padding_
 
 @LIBS
 @VOCODERS
-def test_padding_elsewhere_is_silence(lib, kind):
-    codec, codes = codec_of(lib, kind, 2), torch.randint(8, (3, 9, 2))
+@pytest.mark.parametrize("pooling", ["mean", "stack"])
+def test_padding_elsewhere_is_silence(lib, kind, pooling):
+    codec, codes = codec_of(lib, kind, 2, pooling), torch.randint(8, (3, 9, 2))
     padded = torch.zeros(3, 9, dtype=torch.bool)
     padded[0, :3] = padded[1, 4] = padded[2, ::2] = True
     codes[padded] = -1
@@ -153,3 +166,18 @@ def test_decoding_a_mel_is_what_a_codec_does():
     codes = torch.randint(8, (2, 3, 2))
     mel = decode_mel(codec.rvq, codes, 5)
     assert isinstance(mel, Tensor) and torch.equal(codec.decode(codes), codec.vocoder(mel))
+
+
+@LIBS
+def test_stacked_codes_stand_for_their_own_frames_only(lib):
+    """Another code changes the frames of its own step, and with them no other's."""
+    codec = codec_of(lib, "griffin-lim", 5, "stack")
+    codes = torch.randint(8, (1, 6, 2))
+    frames = decode_mel(codec.rvq, codes, 5, "stack")  # (B, n_mels, T)
+    assert frames.shape == (1, 8, 30)
+    codes[0, 3] = (codes[0, 3] + 1) % 8
+    changed = (decode_mel(codec.rvq, codes, 5, "stack") != frames).any(1)[0]
+    assert changed.nonzero()[:, 0].tolist() == list(range(15, 20))
+    audio = torch.randn(2, 5 * 8 * 3 - 7)  # three steps, the last not full
+    assert codec.encode(audio).shape == (2, 3, 2)
+    assert codec.encode(audio).equal(encode_mel(codec.rvq, log_mel(audio, CONFIG), 5, "stack"))

@@ -59,6 +59,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mel = muomni_fast.MelConfig()
     save_model(checkpoints / "rvq.json", "rvq", muomni_fast.reference.RVQ(), mel)
     save_model(checkpoints / "vocoder.json", "vocoder", vocoder, mel)
+    talker = muomni_fast.reference.Talker(dim=16, n_layers=1, n_heads=2, speakers=["ada"])
+    save_model(checkpoints / "talker.json", "talker", talker, mel)
 
     published = muomni_fast.reference.HiFiGANVocoder(
         n_mels=80, upsample_initial_channel=16, weight_norm=True
@@ -180,6 +182,7 @@ RULES: dict[str, Callable[[list[str], dict[str, str], Path], str]] = {
     "python docs/pictures/make_pictures.py": as_it_is,
     "python reference/train.py": its_help,
     "python reference/evaluate.py": its_help,
+    "python reference/speech/make_speech.py": its_help,
     "python bench/": its_help,
     "torchrun --nproc_per_node=4 reference/train.py": its_help,
     "make": dry_run,

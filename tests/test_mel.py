@@ -203,11 +203,11 @@ def test_settings_that_differ_are_named():
 # Rates
 
 
-def test_two_hundred_codes_are_sixteen_seconds():
-    rvq, config = ref.RVQ(), MelConfig()
-    codec = SpeechCodec(
-        rvq, ref.HiFiGANVocoder(upsample_initial_channel=16), config, frames_per_code=5
-    )
+@pytest.mark.parametrize("pooling, n_mels", [("mean", 128), ("stack", 640)])
+def test_two_hundred_codes_are_sixteen_seconds(pooling, n_mels):
+    rvq, config = ref.RVQ(n_mels=n_mels), MelConfig()
+    vocoder = ref.HiFiGANVocoder(upsample_initial_channel=16)
+    codec = SpeechCodec(rvq, vocoder, config, frames_per_code=5, pooling=pooling)
     codes = torch.randint(128, (1, 200, 2))
     audio = codec.decode(codes)
     assert audio.shape == (1, 256_000) and 256_000 / config.sample_rate == 16.0
@@ -233,12 +233,36 @@ def test_unpooling_is_linear():
     torch.testing.assert_close(out[2:13], torch.arange(0.0, 10.5, 1.0))
 
 
+def test_stacking_puts_frames_side_by_side_and_takes_them_apart():
+    mel = torch.randn(2, 10, 3)
+    stacked = pool_frames(mel, 5, "stack")
+    assert stacked.shape == (2, 2, 15) and torch.equal(stacked[1, 1, 3:6], mel[1, 6])
+    assert torch.equal(unpool_frames(stacked, 5, "stack"), mel)
+    ragged = unpool_frames(pool_frames(mel[:, :7], 5, "stack"), 5, "stack")
+    assert torch.equal(ragged[:, :7], mel[:, :7])
+    assert torch.equal(ragged[:, 7:], mel[:, 6:7].expand(2, 3, 3))  # the last frame goes on
+    assert torch.equal(pool_frames(mel, 1, "stack"), mel)
+
+
+def test_no_stacked_code_waits_for_the_next():
+    rows = torch.randn(4, 15)
+    whole = unpool_frames(rows, 5, "stack")
+    assert torch.equal(unpool_frames(rows[:3], 5, "stack"), whole[:15])
+    means = torch.randn(4, 3)  # where a frame lies between two means it does
+    assert not torch.equal(unpool_frames(means[:3], 5), unpool_frames(means, 5)[:15])
+
+
 def test_pooling_refuses():
     for function in (pool_frames, unpool_frames):
-        with pytest.raises(ValueError, match=r"T >= 1"):
-            function(torch.zeros(2, 0, 3), 5)
-        with pytest.raises(ValueError, match="frames_per_code.*0"):
-            function(torch.zeros(2, 4, 3), 0)
+        for pooling in ("mean", "stack"):
+            with pytest.raises(ValueError, match=r"T >= 1"):
+                function(torch.zeros(2, 0, 3), 5, pooling)
+            with pytest.raises(ValueError, match="frames_per_code.*0"):
+                function(torch.zeros(2, 4, 3), 0, pooling)
+        with pytest.raises(ValueError, match='pooling: expected "mean" or "stack", got \'sum\''):
+            function(torch.zeros(2, 4, 3), 2, "sum")
+    with pytest.raises(ValueError, match=r"mel: expected \(..., S, 5 \* n_mels\), got \(2, 13\)"):
+        unpool_frames(torch.zeros(2, 13), 5, "stack")
 
 
 def test_parts_that_do_not_fit_are_refused():
@@ -247,5 +271,9 @@ def test_parts_that_do_not_fit_are_refused():
         SpeechCodec(ref.RVQ(), ref.HiFiGANVocoder(upsample_rates=(8, 4, 2, 2)), config)
     with pytest.raises(ValueError, match="quantizer has n_mels = 80.*128"):
         SpeechCodec(ref.RVQ(n_mels=80), GriffinLimVocoder(), config)
+    with pytest.raises(ValueError, match="n_mels = 128, but frames_per_code = 5 .*= 128 have 640"):
+        SpeechCodec(ref.RVQ(), GriffinLimVocoder(), config, 5, "stack")
+    with pytest.raises(ValueError, match="quantizer has n_mels = 640.*128"):
+        SpeechCodec(ref.RVQ(n_mels=640), GriffinLimVocoder(), config, 5)
     with pytest.raises(ValueError, match="vocoder has n_mels = 80.*128"):
         SpeechCodec(ref.RVQ(), ref.HiFiGANVocoder(n_mels=80), config)

@@ -13,6 +13,7 @@ from ..kernels.rvq.table import table_width
 from ..operators import learning, refuse_transforms
 from ..reference.checks import require_float, require_integers, require_same_device
 from ..reference.rvq.checks import (
+    codebooks_reached,
     require_alike,
     require_decodable,
     require_encodable,
@@ -95,6 +96,11 @@ def rvq_encode(
     return codes.reshape(*mel.shape[:-1], codes.shape[-1])
 
 
+def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
+    """`reference.nearest_code`, faster: (N, D), (K, D) -> (N,) int64, the exact nearest."""
+    return rvq_encode(x, [codebook])[:, 0]
+
+
 def rvq_decode(
     codes: Tensor,
     codebooks: Tensor,
@@ -141,6 +147,9 @@ def rvq_quantize(
     proj_in_bias: Tensor | None = None,
     proj_out_weight: Tensor | None = None,
     proj_out_bias: Tensor | None = None,
+    *,
+    n_codebooks: int | Tensor | Sequence[int] | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
 ) -> RVQOutput:
     """Quantize for training: gradients reach both projections (straight through) and every
     codebook.
@@ -151,10 +160,15 @@ def rvq_quantize(
     Args:
         mel, codebooks, proj_in_weight, proj_in_bias: as in `rvq_encode`.
         proj_out_weight, proj_out_bias: as in `rvq_decode`.
+        n_codebooks: how many a row goes through, 1 to Q: an integer, or one for each item of the
+            first dimension (B,), as quantizer dropout draws them.
+        lengths: (B,) frames of each item of mel (B, T, n_mels). What follows them is padding: it
+            changes no value, loss or gradient, whatever it holds.
 
     Returns:
         RVQOutput: mel (..., n_mels) and quantized (..., D) in the dtype of `mel`; codes (..., Q)
-        int64; commitment_loss and codebook_loss (Q,) float32.
+        int64, -1 where a row does not reach a codebook; commitment_loss and codebook_loss (Q,)
+        float32, means over the rows that reach it.
 
     Raises:
         TypeError, ValueError, BackendUnavailableError: as in `rvq_encode`.
@@ -165,11 +179,17 @@ def rvq_quantize(
     require_projection_back(codebooks, proj_out_weight, proj_out_bias)
     weights = codebooks, proj_in_weight, proj_in_bias, proj_out_weight, proj_out_bias
     refuse_transforms("rvq_quantize", mel, *weights)
+    reached = codebooks_reached(mel, len(codebooks), n_codebooks, lengths)
+    lead, padding = mel.shape[:-1], None
+    if lengths is not None and reached is not None:
+        padding = (reached == 0)[:, None]
+        mel = mel.masked_fill(padding.reshape(*lead, 1), 0)
     dtype = work_dtype(mel, codebooks)
     out, quantized, commitment, codebook_loss, codes = ops.rvq_quantize(
-        _rows(mel, dtype), *(_cast(weight, dtype) for weight in weights)
+        _rows(mel, dtype), *(_cast(weight, dtype) for weight in weights), reached
     )
-    lead = mel.shape[:-1]
+    if padding is not None:
+        out = out.masked_fill(padding, 0)
     return RVQOutput(
         mel=out.reshape(*lead, out.shape[-1]).to(mel.dtype),
         codes=codes.reshape(*lead, codes.shape[-1]),

@@ -99,11 +99,16 @@ def read_audio(path: str | Path, sample_rate: int | None = None) -> tuple[np.nda
     _require_plausible(path, mono)
     if sample_rate is None or sample_rate == info.sample_rate:
         return mono, info.sample_rate
-    import soxr
-
-    audio = soxr.resample(mono, info.sample_rate, sample_rate, quality="HQ")
+    audio = resample(mono, info.sample_rate, sample_rate)
     _require_plausible(path, audio)  # it overshoots
     return audio, sample_rate
+
+
+def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Audio (samples,) float32 at another rate in Hz, by soxr in high quality; it may overshoot."""
+    import soxr
+
+    return soxr.resample(audio, from_rate, to_rate, quality="HQ")
 
 
 @contextlib.contextmanager

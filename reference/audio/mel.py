@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from ..checks import full_precision, refuse_in_capture, require_tensor
 from ..errors import CheckpointError
 from ..reading import blaming, read_json
-from ..values import MOST_HOP, require_int, require_number
+from ..values import MOST_HOP, require_choice, require_int, require_number
 
+POOLINGS = ("mean", "stack")  # of mel frames to one code
 LARGEST = {
     "sample_rate": 1 << 20,  # Hz
     "n_fft": MOST_HOP,
@@ -266,30 +267,64 @@ def log_mel(audio: Tensor, config: MelConfig) -> Tensor:
     return mel.clamp(min=config.log_floor).log().to(audio.dtype)
 
 
-def pool_frames(mel: Tensor, frames_per_code: int) -> Tensor:
-    """Average groups of frames: (..., T, n_mels) -> (..., ceil(T / frames_per_code), n_mels).
+def pool_frames(mel: Tensor, frames_per_code: int, pooling: str = "mean") -> Tensor:
+    """One vector for each group of frames, what a quantizer gives a code to.
 
     A ragged tail repeats its last frame. 5 frames of 16 ms make the 12.5 codes per second of a
     language model's speech tokens.
+
+    Args:
+        mel: (..., T, n_mels), T >= 1.
+        frames_per_code: of a group.
+        pooling: "mean" averages a group, which loses what changes within it; "stack" puts its
+            frames side by side.
+
+    Returns:
+        (..., ceil(T / frames_per_code), n_mels), stacked (..., frames_per_code * n_mels).
     """
-    _require_frames(mel, frames_per_code)
+    _require_frames(mel, frames_per_code, pooling)
     missing = -mel.shape[-2] % frames_per_code
     if missing:
         tail = mel[..., -1:, :].expand(*mel.shape[:-2], missing, mel.shape[-1])
         mel = torch.cat([mel, tail], dim=-2)
-    return mel.unflatten(-2, (-1, frames_per_code)).mean(dim=-2)
+    groups = mel.unflatten(-2, (-1, frames_per_code))  # (..., S, frames_per_code, n_mels)
+    return groups.flatten(-2) if pooling == "stack" else groups.mean(dim=-2)
 
 
-def unpool_frames(mel: Tensor, frames_per_code: int) -> Tensor:
-    """Interpolate linearly back: (..., T, n_mels) -> (..., T * frames_per_code, n_mels)."""
-    _require_frames(mel, frames_per_code)
-    flat = mel.reshape(-1, *mel.shape[-2:]).transpose(1, 2)  # (B, n_mels, T)
+def unpool_frames(mel: Tensor, frames_per_code: int, pooling: str = "mean") -> Tensor:
+    """Frames of what `pool_frames` gives: (..., S, pooled) -> (..., S * frames_per_code, n_mels).
+
+    "mean" interpolates linearly, so that a frame may depend on the code after its own; "stack"
+    takes apart what stood side by side, and no code waits for the next.
+
+    Raises:
+        ValueError: there are no frames; stacked, `frames_per_code` does not divide their width.
+    """
+    _require_frames(mel, frames_per_code, pooling)
     size = mel.shape[-2] * frames_per_code
+    if pooling == "stack":
+        if mel.shape[-1] % frames_per_code:
+            raise ValueError(
+                f"mel: expected (..., S, {frames_per_code} * n_mels), got {tuple(mel.shape)}"
+            )
+        return mel.unflatten(-1, (frames_per_code, -1)).flatten(-3, -2)
+    flat = mel.reshape(-1, *mel.shape[-2:]).transpose(1, 2)  # (B, n_mels, S)
     out = F.interpolate(flat, size=size, mode="linear", align_corners=False).transpose(1, 2)
     return out.reshape(*mel.shape[:-2], size, mel.shape[-1])
 
 
-def _require_frames(mel: Tensor, frames_per_code: int) -> None:
+def pooled_width(n_mels: int, frames_per_code: int, pooling: str) -> int:
+    """Numbers of one of the vectors that `pool_frames` gives: a quantizer's `n_mels`."""
+    return n_mels * frames_per_code if require_pooling(pooling) == "stack" else n_mels
+
+
+def require_pooling(pooling: str) -> str:
+    """Raise unless `pooling` is one that `pool_frames` knows."""
+    return require_choice("pooling", pooling, *POOLINGS)
+
+
+def _require_frames(mel: Tensor, frames_per_code: int, pooling: str) -> None:
     if mel.ndim < 2 or mel.shape[-2] == 0:
         raise ValueError(f"mel: expected (..., T >= 1, n_mels), got {tuple(mel.shape)}")
     require_int("frames_per_code", frames_per_code, 1, MOST_HOP)
+    require_pooling(pooling)

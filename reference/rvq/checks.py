@@ -11,6 +11,7 @@ from ..checks import (
     refuse_in_capture,
     require_float,
     require_integers,
+    require_lengths,
     require_same_device,
 )
 from ..values import require_int
@@ -142,6 +143,63 @@ def _require_floats(names: Iterable[str], values: Iterable[Any]) -> None:
 def _require_books(codebooks: Tensor) -> None:
     if codebooks.ndim != 3 or codebooks.shape[0] < 1 or codebooks.shape[1] < 2:
         raise ValueError(f"codebooks: expected (Q, K >= 2, D), got {tuple(codebooks.shape)}")
+
+
+def codebooks_reached(
+    mel: Tensor,
+    most: int,
+    n_codebooks: int | Tensor | Sequence[int] | None,
+    lengths: Tensor | Sequence[int] | None,
+) -> Tensor | None:
+    """How many codebooks each row goes through; None where all rows go through all.
+
+    Args:
+        mel: (..., n_mels).
+        most: codebooks there are.
+        n_codebooks: 1 to `most`, for all rows or for each item of `mel`'s first dimension, (B,).
+        lengths: (B,) frames of each item of mel (B, T, n_mels); rows after them go through none.
+
+    Returns:
+        (N,) int64 on the mel's device.
+
+    Raises:
+        TypeError: one is not of integers.
+        ValueError: the number of them does not fit, or a value is out of range; a GPU's values
+            are not read, which would wait: less than 1 there is none, more than `most` is all.
+    """
+    if n_codebooks is None and lengths is None:
+        return None
+    reached = torch.full(mel.shape[:-1], most, device=mel.device)
+    if isinstance(n_codebooks, (Tensor, Sequence)) and not isinstance(n_codebooks, str):
+        given = _of_each_item(n_codebooks, mel, most)
+        reached = given.reshape(-1, *[1] * (mel.ndim - 2)).expand(mel.shape[:-1])
+    elif n_codebooks is not None:
+        reached.fill_(require_int("n_codebooks", n_codebooks, 1, most))
+    if lengths is not None:
+        if mel.ndim != 3:
+            raise ValueError(f"lengths: expected mel (B, T, n_mels), got {tuple(mel.shape)}")
+        frames = require_lengths(lengths, mel.transpose(1, 2))
+        inside = torch.arange(mel.shape[1], device=mel.device) < frames[:, None]  # (B, T)
+        reached = reached * inside
+    return reached.reshape(-1)
+
+
+def _of_each_item(n_codebooks: Tensor | Sequence[int], mel: Tensor, most: int) -> Tensor:
+    """`n_codebooks` (B,) as int64 on the mel's device, values checked where they can be read."""
+    given = n_codebooks
+    if not isinstance(given, Tensor):
+        refuse_in_capture(mel.device, f"n_codebooks: expected a tensor on {mel.device}, got a list")
+        given = torch.tensor(given, dtype=None if len(given) else torch.int64, device="cpu")
+    require_integers("n_codebooks", given)
+    if mel.ndim < 2 or given.shape != mel.shape[:1]:
+        expected = f"one, or ({mel.shape[0]},)" if mel.ndim > 1 else "one for a single frame"
+        raise ValueError(f"n_codebooks: expected {expected}, got {tuple(given.shape)}")
+    unread = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if given.device.type == "cpu" and given.numel() and not unread:
+        low, high = map(int, given.long().aminmax())
+        if low < 1 or high > most:
+            raise ValueError(f"n_codebooks: expected 1 to {most}, got {low} to {high}")
+    return given.to(mel.device, torch.int64, non_blocking=True)
 
 
 def without_padding(codes: Tensor, padding_code: int, size: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ kernels are checked against; its codes are exact (see `search.nearest_code`).
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,8 +21,10 @@ from ..values import (
     require_int,
     require_parameters,
 )
+from .beam import MOST_BEAM, beam_search
 from .checks import (
     code_range_error,
+    codebooks_reached,
     require_decodable,
     require_encodable,
     require_finite_frames,
@@ -40,11 +42,12 @@ class RVQOutput:
     """What `RVQ.forward` returns.
 
     Attributes:
-        mel: (..., n_mels), the reconstruction.
-        codes: (..., n_codebooks) int64.
+        mel: (..., n_mels), the reconstruction; zero in padding.
+        codes: (..., n_codebooks) int64; -1 where a row does not reach the codebook.
         quantized: (..., codebook_dim), the sum of the chosen codewords.
-        commitment_loss: (n_codebooks,), mean (residual - sg(codeword))^2 of each codebook.
-        codebook_loss: (n_codebooks,), mean (sg(residual) - codeword)^2 of each codebook.
+        commitment_loss: (n_codebooks,), mean (residual - sg(codeword))^2 of each codebook, over the
+            rows that reach it.
+        codebook_loss: (n_codebooks,), mean (sg(residual) - codeword)^2, over the same.
     """
 
     mel: Tensor
@@ -140,17 +143,35 @@ def rvq_quantize(
     proj_in_bias: Tensor | None = None,
     proj_out_weight: Tensor | None = None,
     proj_out_bias: Tensor | None = None,
+    *,
+    n_codebooks: int | Tensor | Sequence[int] | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
 ) -> RVQOutput:
     """Quantize for training: gradients reach both projections (straight through) and every
     codebook.
 
     Each residual is the previous one less the detached codeword, never taken from the
     straight-through output, which would cancel the commitment gradient of later codebooks.
-    Arguments and errors as in `rvq_encode` and `rvq_decode`; float outputs have the dtype of
-    `mel`, losses are float32 (or float64) and accumulated so.
+    Arguments and errors as in `rvq_encode` and `rvq_decode`, and besides:
+
+    Args:
+        n_codebooks: how many a row goes through, 1 to all: an integer, or one for each item of the
+            first dimension (B,). Random ones, "quantizer dropout" (SoundStream, section III-C),
+            make every prefix of the codebooks a codec of its own.
+        lengths: (B,) frames of each item of mel (B, T, n_mels). What follows them is padding: it
+            changes no value, loss or gradient, whatever it holds.
+
+    Returns:
+        RVQOutput; float outputs have the dtype of `mel`, losses are float32 (or float64) and
+        accumulated so.
     """
     require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
     require_projection_back(codebooks, proj_out_weight, proj_out_bias)
+    reached = codebooks_reached(mel, len(codebooks), n_codebooks, lengths)
+    padding = None
+    if lengths is not None and reached is not None:
+        padding = (reached == 0).reshape(*mel.shape[:-1], 1)
+        mel = mel.masked_fill(padding, 0)
     with full_precision(mel):
         z, books = _project(mel, codebooks, proj_in_weight, proj_in_bias)  # (..., D)
         codes = search(z.detach(), books.detach())
@@ -158,12 +179,21 @@ def rvq_quantize(
         quantized = torch.zeros_like(z)
         for q, codebook in enumerate(books):
             codeword = F.embedding(codes[..., q], codebook)
-            commitment.append(_mean_square(residual - codeword.detach()))
-            codebook_loss.append(_mean_square(codeword - residual.detach()))
+            reaches = None
+            if reached is not None:
+                reaches = (reached > q).reshape(*z.shape[:-1], 1)
+                codeword = codeword.where(reaches, 0)
+            commitment.append(_mean_square(residual - codeword.detach(), reaches))
+            codebook_loss.append(_mean_square(codeword - residual.detach(), reaches))
             residual = residual - codeword.detach()
             quantized = quantized + codeword
         # In this order the value is exactly `quantized`; (quantized + z) - z is not.
         out = _linear(quantized + (z - z.detach()), proj_out_weight, proj_out_bias)
+    if reached is not None:
+        later = torch.arange(len(codebooks), device=z.device) >= reached[:, None]  # (N, Q)
+        codes = codes.masked_fill(later.reshape(codes.shape), -1)
+    if padding is not None:
+        out = out.masked_fill(padding, 0)
     return RVQOutput(
         mel=out.to(mel.dtype),
         codes=codes,
@@ -173,8 +203,12 @@ def rvq_quantize(
     )
 
 
-def _mean_square(difference: Tensor) -> Tensor:
-    return difference.square().sum() / max(1, difference.numel())  # no frames, no loss
+def _mean_square(difference: Tensor, rows: Tensor | None) -> Tensor:
+    """Of all rows (..., D), or those where `rows` (..., 1) is true; of none it is zero."""
+    if rows is None:
+        return difference.square().sum() / max(1, difference.numel())
+    count = (rows.sum() * difference.shape[-1]).clamp(min=1)
+    return difference.where(rows, 0).square().sum() / count
 
 
 def _project(
@@ -239,7 +273,9 @@ class RVQ(nn.Module):
             projections are needed but off.
     """
 
+    # What a subclass with faster kernels replaces.
     code_sums = staticmethod(code_sums)
+    nearest_code = staticmethod(nearest_code)
 
     def __init__(
         self,
@@ -308,15 +344,41 @@ class RVQ(nn.Module):
         with full_precision(mel):
             return _project(mel, self.stacked_codebooks(), *self._projection("proj_in"))[0]
 
-    def encode(self, mel: Tensor, precision: str = "exact", check_finite: bool = False) -> Tensor:
-        """Codes of mel frames: (..., n_mels) -> (..., n_codebooks) int64; see `rvq_encode`."""
-        return rvq_encode(
+    def encode(
+        self,
+        mel: Tensor,
+        precision: str = "exact",
+        check_finite: bool = False,
+        n_codebooks: int | None = None,
+        beam: int = 1,
+    ) -> Tensor:
+        """Codes of mel frames: (..., n_mels) -> (..., n_codebooks) int64; see `rvq_encode`.
+
+        Args:
+            mel, precision, check_finite: as there.
+            n_codebooks: stop after so many; None is all. What is left out changes no code before,
+                unless there is a beam.
+            beam: paths through the codebooks to keep, 1 to 1024. With more than one the error is at
+                most greedy's, and mostly less; codes then are not certified (`beam.beam_search`).
+        """
+        if n_codebooks is not None:
+            require_int("n_codebooks", n_codebooks, 1, self.n_codebooks)
+        codes = rvq_encode(
             mel,
-            self.stacked_codebooks(),
+            self.stacked_codebooks()[:n_codebooks],
             *self._projection("proj_in"),
             precision=precision,
             check_finite=check_finite,
         )
+        return self._by_beam(mel, codes, beam) if beam != 1 or beam is True else codes
+
+    def _by_beam(self, mel: Tensor, greedy: Tensor, beam: int) -> Tensor:
+        """Codes (..., k) by a beam, from the greedy ones."""
+        beam = require_int("beam", beam, 1, MOST_BEAM)
+        with torch.no_grad():
+            z = self.project(mel)
+        books = self.stacked_codebooks()[: greedy.shape[-1]].detach()
+        return beam_search(z, books.to(z.dtype), greedy, beam)
 
     def decode(self, codes: Tensor, padding_code: int | None = None) -> Tensor:
         """Mel frames of codes: (..., k <= n_codebooks) -> (..., n_mels); see `rvq_decode`.
@@ -338,11 +400,18 @@ class RVQ(nn.Module):
     def _decode(self, codes: Tensor) -> Tensor:
         return rvq_decode(codes, self.stacked_codebooks(), *self._projection("proj_out"))
 
-    def forward(self, mel: Tensor) -> RVQOutput:
+    def forward(
+        self,
+        mel: Tensor,
+        n_codebooks: int | Tensor | Sequence[int] | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> RVQOutput:
         """Quantize for training: (..., n_mels) -> RVQOutput; see `rvq_quantize`."""
         return rvq_quantize(
             mel,
             self.stacked_codebooks(),
             *self._projection("proj_in"),
             *self._projection("proj_out"),
+            n_codebooks=n_codebooks,
+            lengths=lengths,
         )

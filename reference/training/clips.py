@@ -21,19 +21,24 @@ LIBRI_NAME = re.compile(r"^(\d+)[-_]\d+[-_]\d+([-_]\d+)?$")
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """One audio file and its speaker ("" where unknown)."""
+    """One audio file and its speaker ("" where unknown).
+
+    Attributes:
+        text: what is said, where a table has it; see `transcripts.transcript`.
+    """
 
     path: Path
     speaker: str
+    text: str | None = dataclasses.field(default=None, compare=False)
 
 
 def find_clips(source: str | Path) -> list[Clip]:
     """List the clips of a data source, sorted by path.
 
     Args:
-        source: a CSV manifest (`file`, relative to it; optional `speaker`); or a folder: LJSpeech's
-            (`metadata.csv` with `|`, a fourth column naming the speaker), VCTK's, LibriTTS's or
-            LibriSpeech's, or any folder of audio, searched recursively.
+        source: a CSV manifest (`file`, relative to it; optional `speaker` and `text`); or a folder:
+            LJSpeech's (`metadata.csv` with `|`, a fourth column naming the speaker), VCTK's,
+            LibriTTS's or LibriSpeech's, or any folder of audio, searched recursively.
 
     Raises:
         DataError: the source is missing, empty or malformed; names it and what is wrong.
@@ -74,11 +79,14 @@ def _manifest_clips(path: Path) -> Iterator[Clip]:
     if "file" not in header:
         raise DataError(f'{path}: expected a column "file" in its first line, got {header}')
     file_at = header.index("file")
-    speaker_at = header.index("speaker") if "speaker" in header else None
+    speaker_at, text_at = (
+        header.index(name) if name in header else None for name in ("speaker", "text")
+    )
     for number, row in rows:
         if len(row) != len(header) or not row[file_at] or "\0" in row[file_at]:
             raise DataError(f"{path}: line {number}: expected {len(header)} columns, got {row}")
-        yield Clip(path.parent / row[file_at], "" if speaker_at is None else row[speaker_at])
+        speaker = "" if speaker_at is None else row[speaker_at]
+        yield Clip(path.parent / row[file_at], speaker, None if text_at is None else row[text_at])
 
 
 def _ljspeech_clips(folder: Path) -> Iterator[Clip]:
@@ -88,7 +96,8 @@ def _ljspeech_clips(folder: Path) -> Iterator[Clip]:
             raise DataError(f"{table}: line {number}: expected id|text..., got {row}")
         candidates = [folder / "wavs" / (row[0] + extension) for extension in EXTENSIONS]
         path = next((p for p in candidates if os.path.isfile(p)), candidates[0])
-        yield Clip(path, row[3] if len(row) > 3 else folder.name)
+        normalised = row[2] if len(row) > 2 else ""  # numbers and abbreviations written out
+        yield Clip(path, row[3] if len(row) > 3 else folder.name, normalised or row[1])
 
 
 def _speaker_of(path: Path) -> str:

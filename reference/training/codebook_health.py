@@ -6,6 +6,7 @@ den Oord et al., "Neural discrete representation learning" (2017), appendix A.1;
 et al., "Jukebox" (2020).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..rvq.quantizer import RVQ, code_sums
 from ..rvq.search import nearest_code
 
+Nearest = Callable[[Tensor, Tensor], Tensor]  # (N, D), (K, D) -> (N,)
 KMEANS_STEPS = 30
 KMEANS_ROWS = 40000  # a start needs no more frames than this
 
@@ -23,7 +25,7 @@ def usage(codes: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
     """How evenly codes are used.
 
     Args:
-        codes: (..., n_codebooks) int64.
+        codes: (..., n_codebooks) int64; -1 where a row did not reach the codebook does not count.
         codebook_size: K.
 
     Returns:
@@ -36,13 +38,17 @@ def usage(codes: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
 
 
 def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
-    """Occurrences of every code of every codebook: (N, Q) -> (Q, K) float64."""
-    columns = [torch.bincount(c, minlength=codebook_size) for c in codes.unbind(1)]
+    """Occurrences of every code of every codebook: (N, Q) -> (Q, K) float64; -1 is none."""
+    columns = [torch.bincount(c[c >= 0], minlength=codebook_size) for c in codes.unbind(1)]
     return torch.stack(columns).double()
 
 
-def kmeans(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def kmeans(
+    rows: Tensor, size: int, generator: torch.Generator, nearest: Nearest = nearest_code
+) -> Tensor:
     """Lloyd's algorithm: (N, D) float32 on the CPU -> (size, D).
+
+    `nearest` is any exact search, and changes nothing but the time.
 
     Starts from distinct rows; an empty cluster restarts at the row farthest from its codeword. With
     fewer rows than clusters, the rest are copies moved by a thousandth of the data's spread.
@@ -54,7 +60,7 @@ def kmeans(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
         return torch.cat([rows, rows[extra] + noise * spread])
     centres = rows[_drawn(len(rows), size, generator)].clone()
     for _ in range(KMEANS_STEPS):
-        codes = nearest_code(rows, centres)
+        codes = nearest(rows, centres)
         counts = torch.bincount(codes, minlength=size)
         means = code_sums(codes, rows, size) / counts[:, None].clamp(min=1)
         empty = counts == 0
@@ -104,9 +110,9 @@ def start_from_data(rvq: RVQ, mel: Tensor, generator: torch.Generator) -> None:
         mel = mel[_drawn(len(mel), KMEANS_ROWS, generator)]
     residual = rvq.project(mel.to(rvq.codebook_weights()[0].device)).cpu()
     for weight in rvq.codebook_weights():
-        centres = kmeans(residual, rvq.codebook_size, generator)
+        centres = kmeans(residual, rvq.codebook_size, generator, rvq.nearest_code)
         weight.copy_(centres)
-        residual = residual - centres[nearest_code(residual, centres)]
+        residual = residual - centres[rvq.nearest_code(residual, centres)]
 
 
 class CodebookHealth:
@@ -158,27 +164,32 @@ class CodebookHealth:
     def after_step(self, mel: Tensor, codes: Tensor) -> int:
         """Update from one step's batch (..., n_mels) and its codes (..., Q).
 
+        Codes -1, of rows that did not reach a codebook, are neither counted nor is such a row drawn
+        from there; a codebook that no row reached stays as it is.
+
         Returns:
             how many codes were revived.
         """
-        z = self.rvq.project(mel).flatten(0, -2)  # (N, D)
-        codes = codes.reshape(len(z), codes.shape[-1])
+        residual = self.rvq.project(mel).flatten(0, -2)  # (N, D)
+        codes = codes.reshape(len(residual), codes.shape[-1])
         if dist.is_initialized():
-            z, codes = _gathered(z), _gathered(codes)
-        if len(z) == 0:
-            return 0
-        size = self.rvq.codebook_size
-        even = len(z) / size
-        counts = code_counts(codes, size) / even  # (Q, K)
-        self.counts.lerp_(counts, 1 - self.usage_decay)
-        revived, residual = 0, z
+            residual, codes = _gathered(residual), _gathered(codes)
+        size, revived = self.rvq.codebook_size, 0
         for q, weight in enumerate(self.rvq.codebook_weights()):
-            before = weight[codes[:, q]]
+            here = codes[:, q] >= 0
+            if not here.all():  # a row that misses this codebook misses those after it
+                residual, codes = residual[here], codes[here]
+            if len(codes) == 0:
+                break
+            column, even = codes[:, q], len(codes) / size
+            before = weight[column]
+            counts = code_counts(column[:, None], size)[0] / even  # (K,)
+            self.counts[q].lerp_(counts, 1 - self.usage_decay)
             if self.ema_decay is not None:
                 self._follow(q, weight)
-                sums = self.rvq.code_sums(codes[:, q], residual, size) / even
+                sums = self.rvq.code_sums(column, residual, size) / even
                 self.ema_sums[q].lerp_(sums, 1 - self.ema_decay)
-                self.ema_counts[q].lerp_(counts[q], 1 - self.ema_decay)
+                self.ema_counts[q].lerp_(counts, 1 - self.ema_decay)
                 used, mean = self._means(q)
                 weight[used] = mean.to(weight)
             dead = (self.counts[q] < self.least_count).nonzero()[:, 0]

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..audio.mel import MelConfig
+from ..audio.mel import MelConfig, pooled_width, require_pooling
 from .field_types import require_field_types, require_type
 
 # The least value of what has one, wherever it is set.
@@ -45,14 +45,15 @@ class TrainConfig:
     """Everything a run depends on besides its data and machine.
 
     Raises:
-        ValueError: a number is too small; or the parts disagree on mel bands, hop or segment
-            length. Names the values.
+        ValueError: a number is too small, or a choice unknown; or the parts disagree on mel bands,
+            hop or segment length. Names the values.
     """
 
     preset: str
     mel: MelConfig = MelConfig()
     recipes: dict[str, Recipe] = dataclasses.field(default_factory=dict)  # by stage
     frames_per_code: int = 1
+    pooling: str = "mean"  # of these frames; what was saved without it is of means
     segment_samples: int = 8192
     accumulate: int = 1
     amp: str = "none"
@@ -63,6 +64,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_in_range(vars(self))
+        require_pooling(self.pooling)
         for name, recipe in self.recipes.items():
             require_in_range(vars(recipe), f"{name}: ".__add__)
             recipe.check(self)
@@ -74,6 +76,11 @@ class TrainConfig:
             )
         if self.amp not in ("none", "bf16", "fp16"):
             raise ValueError(f'amp: expected "none", "bf16" or "fp16", got {self.amp!r}')
+
+    @property
+    def pooled_width(self) -> int:
+        """Numbers of what one code stands for: the quantizer's `n_mels`."""
+        return pooled_width(self.mel.n_mels, self.frames_per_code, self.pooling)
 
     def recipe(self, stage: str) -> Any:
         """The recipe of a stage, of the class that the stage declares."""

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Sequence, Sized
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,12 +38,14 @@ class Corpus:
         clips: to train on.
         rank, world_size: this process's share of each batch: the rank-th of equal parts.
         cache_bytes: decoded clips that may be kept in memory.
+        keep: a folder for what is computed once from clips; None keeps nothing.
     """
 
     clips: Sequence[Clip]
     rank: int = 0
     world_size: int = 1
     cache_bytes: int = 1 << 30
+    keep: Path | None = None
 
 
 class HeldOut(NamedTuple):
@@ -61,6 +64,34 @@ class TrainingData(Dataset[Any]):
     """
 
     entries: Sized
+
+
+class Epochs:
+    """An endless sequence of shuffled epochs of the same entries, a function of the seed."""
+
+    def __init__(self, entries: np.ndarray, seed: int) -> None:
+        self.entries, self.seed = entries, seed
+        self._order: tuple[int, np.ndarray] = (-1, entries)
+
+    def __getitem__(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.entries))
+        if self._order[0] != epoch:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.entries)
+            self._order = (epoch, order)
+        return int(self._order[1][place])
+
+
+def own_share(batch_size: int, rank: int, world_size: int) -> range:
+    """Which items of each batch are this process's: the rank-th of equal parts.
+
+    Raises:
+        ValueError: a batch has no equal parts.
+    """
+    if batch_size < 1 or batch_size % world_size:
+        raise ValueError(
+            f"batch_size: expected a multiple of {world_size} processes, got {batch_size}"
+        )
+    return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
 
 def read_clip(clip: Clip, sample_rate: int) -> Tensor:
@@ -99,14 +130,14 @@ def read_held_out(clips: Sequence[Clip], mel: MelConfig) -> list[HeldOut]:
         except AudioFormatError as error:
             bad += 1
             log.warning("left out of the held-out clips (%d so far): %s", bad, error)
-            _require_mostly_usable(bad, clips, "held-out clips", error)
+            require_mostly_usable(bad, clips, "held-out clips", error)
             continue
         held.append(HeldOut(clip, audio, log_mel(audio, mel)))
         seconds += len(audio) / mel.sample_rate
     return held
 
 
-def _require_mostly_usable(
+def require_mostly_usable(
     bad: int, clips: Sequence[Clip], what: str, last: AudioFormatError
 ) -> None:
     """Raise DataError if more than MAX_SKIPPED of the clips are unusable."""
@@ -118,9 +149,10 @@ class SpeechDataset(TrainingData):
     """Training batches by step number.
 
     `dataset[step]` has "audio" (b, segment_samples) and "mel" (b, n_mels, segment_frames), float32:
-    aligned crops of clips and of their log-mels, so that a crop's edge frames see real audio. A
-    clip shorter than a segment is zero-padded. One that cannot be read, or is silent, is logged,
-    listed by its index in "skipped", and replaced by the next position's.
+    aligned crops of clips and of their log-mels, so that a crop's edge frames see real audio; and
+    their "positions" in the sequence. A clip shorter than a segment is zero-padded. One that cannot
+    be read, or is silent, is logged, listed by its index in "skipped", and replaced by the next
+    position's.
 
     Args:
         clips: to draw from.
@@ -157,16 +189,12 @@ class SpeechDataset(TrainingData):
                 f"segment_samples: expected a multiple of hop_length {mel.hop_length}, "
                 f"got {segment_samples}"
             )
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"batch_size: expected a multiple of {world_size} processes, got {batch_size}"
-            )
+        self.share = own_share(batch_size, rank, world_size)
         self.clips = list(clips)
         self.mel = mel
         self.segment_samples = segment_samples
         self.batch_size = batch_size
         self.seed = seed
-        self.share = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self.cache_bytes = cache_bytes
         self.bad: set[int] = set()
         counts = [self._segments(clip) if by_length else 1 for clip in self.clips]
@@ -174,7 +202,7 @@ class SpeechDataset(TrainingData):
         self.entries: np.ndarray = np.repeat(np.arange(len(self.clips)), counts)
         self._cache: collections.OrderedDict[int, tuple[Tensor, Tensor]] = collections.OrderedDict()
         self._cached_bytes = 0
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        self._epochs = Epochs(self.entries, seed)
 
     def _segments(self, clip: Clip) -> int:
         try:
@@ -186,22 +214,23 @@ class SpeechDataset(TrainingData):
 
     def clip_of(self, position: int) -> int:
         """Index of the clip at a position of the endless sequence of shuffled epochs."""
-        epoch, place = divmod(position, len(self.entries))
-        if self._order[0] != epoch:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.entries)
-            self._order = (epoch, order)
-        return int(self._order[1][place])
+        return self._epochs[position]
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         audios, mels = [], []
         bad_before = set(self.bad)
-        for item in self.share:
-            position = step * self.batch_size + item
+        positions = [step * self.batch_size + item for item in self.share]
+        for position in positions:
             audio, mel = self._crop(position)
             audios.append(audio)
             mels.append(mel)
         skipped = sorted(self.bad - bad_before)
-        return {"audio": torch.stack(audios), "mel": torch.stack(mels), "skipped": skipped}
+        return {
+            "audio": torch.stack(audios),
+            "mel": torch.stack(mels),
+            "positions": positions,
+            "skipped": skipped,
+        }
 
     def _crop(self, position: int) -> tuple[Tensor, Tensor]:
         audio, mel = self._usable(position)
@@ -223,7 +252,7 @@ class SpeechDataset(TrainingData):
                 except AudioFormatError as error:
                     self.bad.add(index)
                     log.warning("skipped (%d so far): %s", len(self.bad), error)
-                    _require_mostly_usable(len(self.bad), self.clips, "clips", error)
+                    require_mostly_usable(len(self.bad), self.clips, "clips", error)
             position += 1
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,15 @@ def share(value: Any) -> Any:
     return values[0]
 
 
+def gather(value: Any) -> list[Any]:
+    """Every process's value, everywhere, in their order."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def total(values: Tensor) -> Tensor:
     """Sum over processes, in place."""
     if dist.is_initialized():

@@ -27,15 +27,21 @@ class FaissQuantizer:
         beam: of encoding; 1 is greedy, as in `RVQ`.
 
     Raises:
-        ValueError: `codebook_size` is not a power of two.
+        ValueError: `codebook_size` is not a power of two; there are too few frames to fit it on;
+            or faiss is not installed.
     """
 
     def __init__(self, frames: Tensor, n_codebooks: int, codebook_size: int, beam: int = 1) -> None:
-        import faiss
-
+        try:
+            import faiss
+        except ImportError as error:
+            raise ValueError(f'faiss: {error}; pip install "muomni-fast[peers]"') from error
         self.bits = codebook_size.bit_length() - 1
         if 1 << self.bits != codebook_size:
             raise ValueError(f"codebook_size: faiss needs a power of two, got {codebook_size}")
+        least = max(codebook_size, frames.shape[1])
+        if len(frames) < least:
+            raise ValueError(f"frames: faiss needs at least {least} to fit on, got {len(frames)}")
         self.n_codebooks, self.codebook_size = n_codebooks, codebook_size
         self.quantizer = faiss.ResidualQuantizer(frames.shape[1], n_codebooks, self.bits)
         self.quantizer.max_beam_size = beam
@@ -65,10 +71,11 @@ def evaluate(
     training, held_out, _ = split_clips(find_clips(source), run["split"])
     mels = [mel for _, _, mel in read_held_out(held_out, config.mel)]
     rvq: Any = load_product(folder, "rvq", config, backend)
-    figures = {"trained": validate_rvq(rvq, mels, config.frames_per_code)}
+    pooled = config.frames_per_code, config.pooling
+    figures = {"trained": validate_rvq(rvq, mels, *pooled)}
     if against == "faiss":
         dataset = SpeechDataset(training, config.mel, config.segment_samples, 1, config.seed)
-        frames = pool_frames(dataset.frames(START_FRAMES), config.frames_per_code)
+        frames = pool_frames(dataset.frames(START_FRAMES), *pooled)
         faiss_rvq = FaissQuantizer(frames, rvq.n_codebooks, rvq.codebook_size)
-        figures["faiss greedy"] = validate_rvq(faiss_rvq, mels, config.frames_per_code)
+        figures["faiss greedy"] = validate_rvq(faiss_rvq, mels, *pooled)
     return figures

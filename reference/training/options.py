@@ -24,6 +24,7 @@ class Options:
     batch_size: int | None = None
     accumulate: int | None = None
     frames_per_code: int | None = None
+    pooling: str | None = None
     amp: str | None = None
     seed: int | None = None
     backend: str | None = None
@@ -54,7 +55,7 @@ def make_config(options: Options) -> TrainConfig:
     """The preset with the command line's changes."""
     config = preset(options.preset or "quick")
     given = options.given()
-    plain = ["accumulate", "amp", "seed", "frames_per_code"]
+    plain = ["accumulate", "amp", "seed", "frames_per_code", "pooling"]
     changes = {name: given[name] for name in plain if name in given}
     unit = config.mel.hop_length * changes.get("frames_per_code", config.frames_per_code)
     changes["segment_samples"] = -(-config.segment_samples // unit) * unit

@@ -9,8 +9,16 @@ from .registry import STAGES
 
 __all__ = ["SHARED", "TrainConfig", "preset", "presets"]
 
+STACKED = {"frames_per_code": 5, "pooling": "stack", "segment_samples": 8960}
 SHARED: dict[str, dict[str, Any]] = {
-    "quick": {"validate_every": 200, "checkpoint_every": 200, "log_every": 1},
+    "quick": {
+        "frames_per_code": 5,
+        "pooling": "stack",
+        "segment_samples": 7680,
+        "validate_every": 200,
+        "checkpoint_every": 200,
+        "log_every": 1,
+    },
     "smoke": {
         "segment_samples": 2560,
         "validate_every": 10,
@@ -18,6 +26,9 @@ SHARED: dict[str, dict[str, Any]] = {
         "log_every": 1,
     },
     "muomni": {"frames_per_code": 5, "segment_samples": 8960},
+    "muomni-4": STACKED,
+    "muomni-8": STACKED,
+    "muomni-62": {},  # every frame has its codes
     **{name: {"mel": MelConfig(sample_rate=22050, n_mels=80)} for name in PUBLISHED},
 }
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from .rvq_stage import RVQStage
 from .stage import Stage
+from .talker_stage import TalkerStage
 from .vocoder_stage import VocoderStage
 
 STAGES: dict[str, type[Stage[Any]]] = {}  # by name
@@ -23,5 +24,5 @@ def register(stage: type[Stage[Any]]) -> None:
     STAGES[stage.name] = stage
 
 
-for _stage in (RVQStage, VocoderStage):
+for _stage in (RVQStage, VocoderStage, TalkerStage):
     register(_stage)

@@ -42,9 +42,11 @@ def resynthesise(clip: HeldOut, config: TrainConfig, products: dict[str, Any]) -
         "original": clip.audio,
         "mel-griffin-lim": GriffinLimVocoder(config.mel)(clip.mel[None])[0],
     }
+    said: dict[str, Tensor] = {}
     for name in products:
         heard |= STAGES[name].heard(clip, config, products)
-    return {name: sound[: len(clip.audio)] for name, sound in heard.items()}
+        said |= STAGES[name].said(clip, config, products)
+    return {name: sound[: len(clip.audio)] for name, sound in heard.items()} | said
 
 
 def write_report(
@@ -52,11 +54,22 @@ def write_report(
     config: TrainConfig,
     products: dict[str, Any],
     clips: Sequence[HeldOut],
+    trained: Sequence[HeldOut] = (),
 ) -> str:
-    """Write audio, pictures and `report.txt` into the run's folder; returns the report's text."""
+    """Write audio, pictures and `report.txt` into the run's folder; returns the report's text.
+
+    Args:
+        folder: the run's.
+        config: of the run.
+        products: of finished stages.
+        clips: held out, of which some are shown.
+        trained: clips of the training data to show besides.
+    """
     lines = [f"run folder: {folder.path}", ""]
     make_folder(folder.path / "audio")
-    lines += _clip_lines(folder, config, products, _spread(clips))
+    lines += _clip_lines(folder, config, products, _spread(clips), "held-out clip", "")
+    if trained:
+        lines += _clip_lines(folder, config, products, trained, "training clip", "training-")
     plot_losses(folder.path / "losses.png", {s: read_metrics(folder.metrics(s)) for s in products})
     for name, results in folder.results().items():
         lines += [*STAGES[name].report(results), _speed(results), ""]
@@ -80,13 +93,14 @@ def _clip_lines(
     config: TrainConfig,
     products: dict[str, Any],
     clips: Sequence[HeldOut],
+    what: str,
+    prefix: str,
 ) -> list[str]:
     lines = [
-        f"{'held-out clip':<44}{'samples':>9}{'level dB':>10}{'to original':>13}"
-        f"  (!) over {LEVEL_LIMIT:g} dB"
+        f"{what:<44}{'samples':>9}{'level dB':>10}{'to original':>13}  (!) over {LEVEL_LIMIT:g} dB"
     ]
     for number, clip in enumerate(clips, start=1):
-        stem = f"{number}-{shortened(clip.clip.path.stem, LONGEST_STEM)}"
+        stem = f"{prefix}{number}-{shortened(clip.clip.path.stem, LONGEST_STEM)}"
         heard = resynthesise(clip, config, products)
         original = level_db(clip.audio)
         for name, sound in heard.items():

@@ -80,7 +80,8 @@ def train(
     workers = options.workers
     if workers is None:
         workers = 4 if device.type == "cuda" else 0
-    corpus = Corpus(training, rank, world_size, CACHE_BYTES // max(1, workers))
+    kept = folder.clips.parent
+    corpus = Corpus(training, rank, world_size, CACHE_BYTES // max(1, workers), kept)
     for name in chosen(config, description["stage"]):
         if distributed.share(name in folder.results() if rank == 0 else None):
             continue
@@ -98,7 +99,9 @@ def train(
             for name in config.recipes
             if folder.model(name).exists()
         }
-        text = write_report(folder, config, products, clips)
+        speaks = any(STAGES[name].speaks for name in products)
+        heard_before = read_held_out(training[:1], config.mel) if speaks else []
+        text = write_report(folder, config, products, clips, heard_before)
     distributed.leave()
     return folder, text
 
@@ -125,6 +128,7 @@ def open_run(options: Options, held: contextlib.ExitStack) -> Opened:
     source = source_of(description)
     clips = find_clips(source)
     split_clips(clips, description["split"])  # what cannot be split makes no folder
+    config = without_obstacles(config, description["stage"], clips)
     folder = RunFolder.new(config.preset, options.out, held)
     write_clips(folder.clips, describe_clips(clips, source))
     folder.write_config(config, **description, number=folder.next_number())  # now it is a run
@@ -165,6 +169,24 @@ def resume_run(options: Options, held: contextlib.ExitStack) -> Opened:
     if (config, description) != before:
         folder.write_config(config, **description)
     return folder, config, description, clips
+
+
+def without_obstacles(config: TrainConfig, stage: str, clips: list[Clip]) -> TrainConfig:
+    """The config without stages that cannot learn from these clips.
+
+    Raises:
+        DataError: `stage` is one of them.
+    """
+    recipes = dict(config.recipes)
+    for name in chosen(config, stage):
+        obstacle = STAGES[name].obstacle(clips)
+        if obstacle is None:
+            continue
+        if stage == name:
+            raise DataError(f"{name}: {obstacle}")
+        log.warning("%s is left out: %s", name, obstacle)
+        del recipes[name]
+    return dataclasses.replace(config, recipes=recipes)
 
 
 def require_same_clips(folder: RunFolder, description: dict[str, Any], clips: list[Clip]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .clips import Clip
 from .config import Recipe, TrainConfig
 from .data import Corpus, HeldOut, SpeechDataset, TrainingData
 
@@ -61,6 +62,7 @@ class Stage(abc.ABC, Generic[D]):
         requires: stages whose products it needs.
         starts_from_data: whether `start` does anything.
         max_grad_norm: what the norm of a pass's gradient is limited to; None for no limit.
+        speaks: whether `said` gives anything.
         unplotted: figures that have no curve in the report.
         models: all modules with learned state; the one called `name` is the product.
         optimisers: one per pass, in the order a step runs them.
@@ -72,6 +74,7 @@ class Stage(abc.ABC, Generic[D]):
     requires: ClassVar[tuple[str, ...]] = ()
     starts_from_data = False
     max_grad_norm: float | None = None
+    speaks: ClassVar[bool] = False
     unplotted: ClassVar[tuple[str, ...]] = ()
     recipe: Recipe
     models: dict[str, nn.Module]
@@ -96,6 +99,12 @@ class Stage(abc.ABC, Generic[D]):
     def preset(cls, name: str) -> Recipe:
         """The recipe of a preset."""
         return cls.recipes[name] if name in cls.recipes else cls.recipe_class()
+
+    @classmethod
+    def obstacle(cls, clips: Sequence[Clip]) -> str | None:
+        """Why nothing can be learned from these clips, or None. Where all stages are to run, one
+        that has an obstacle is left out."""
+        return None
 
     @classmethod
     @abc.abstractmethod
@@ -188,6 +197,14 @@ class Stage(abc.ABC, Generic[D]):
             config: of the run.
             products: of all finished stages.
         """
+        return {}
+
+    @classmethod
+    def said(
+        cls, clip: HeldOut, config: TrainConfig, products: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Sounds (L,) of a length of their own that the stage's product makes of what is known of a
+        clip besides its sound, by name; where `speaks`, also of a clip of the training data."""
         return {}
 
     @classmethod

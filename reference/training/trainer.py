@@ -206,6 +206,7 @@ class Trainer:
             self.config.mel,
             step=self.step,
             frames_per_code=self.config.frames_per_code,
+            pooling=self.config.pooling,
         )
 
     def _train_step(self, batch: Any) -> dict[str, list[Weighted]]:

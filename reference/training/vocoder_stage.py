@@ -69,17 +69,23 @@ class VocoderRecipe(Recipe):
 
 
 QUICK = VocoderRecipe(
-    steps=1200,
+    steps=800,
     batch_size=4,
     model=SMALL,
     learning_rate=1e-3,
     discriminator_learning_rate=1e-3,
     schedule="cosine",
-    adversarial_from=0.7,
+    adversarial_from=0.75,
     periods=(2, 3, 5),
     n_scales=1,
     discriminator_scale=1 / 16,
     convergence_weight=45.0,
+)
+
+
+MUOMNI = "muomni", "muomni-4", "muomni-8", "muomni-62"  # of one mel, so of one vocoder
+MUOMNI_RECIPE = VocoderRecipe(
+    steps=1_000_000, periods=(2, 3, 5), n_scales=2, model={"weight_norm": True}
 )
 
 
@@ -97,9 +103,7 @@ class VocoderStage(SpeechStage):
             model={**SMALL, "upsample_initial_channel": 16},
             adversarial_from=0.0,
         ),
-        "muomni": VocoderRecipe(
-            steps=1_000_000, periods=(2, 3, 5), n_scales=2, model={"weight_norm": True}
-        ),
+        **dict.fromkeys(MUOMNI, MUOMNI_RECIPE),
         **{n: VocoderRecipe(model={**s, "weight_norm": True}) for n, s in PUBLISHED.items()},
     }
 
@@ -204,7 +208,9 @@ class VocoderStage(SpeechStage):
         vocoder = products[cls.name]
         sounds = {"mel-hifigan": vocoder(clip.mel[None])[0]}
         if "rvq" in products:
-            codec = SpeechCodec(products["rvq"], vocoder, config.mel, config.frames_per_code)
+            codec = SpeechCodec(
+                products["rvq"], vocoder, config.mel, config.frames_per_code, config.pooling
+            )
             sounds["codec-hifigan"] = codec.decode(codec.encode(clip.audio[None]))[0]
         return sounds
 

@@ -53,13 +53,16 @@ def require_addends(addends: Any, mel: Tensor, channels: int, rates: Sequence[in
             expected = " or ".join(map(str, shapes))
             raise ValueError(f"{name}: expected {expected}, got {tuple(addend.shape)}")
         require_same_device(**{"mel": mel, name: addend})
-        casts = torch.is_autocast_enabled(mel.device.type) and torch.float64 not in (
-            mel.dtype,
-            addend.dtype,
-        )
-        if addend.dtype != mel.dtype and not casts:
+        if addend.dtype != mel.dtype and not _cast_alike(mel, addend):
             raise TypeError(f"{name}: expected {mel.dtype}, as the mel, got {addend.dtype}")
     return [*addends, *[None] * (len(rates) + 1 - len(addends))]
+
+
+def _cast_alike(mel: Tensor, addend: Tensor) -> bool:
+    """Whether autocast makes both of one dtype. On `meta` there is none, and asking raises."""
+    device = mel.device.type
+    wide = torch.float64 in (mel.dtype, addend.dtype)  # which it leaves alone
+    return device != "meta" and torch.is_autocast_enabled(device) and not wide
 
 
 def add(x: Tensor, addend: Tensor | None) -> Tensor:

@@ -32,6 +32,20 @@ DISCRIMINATORS = "mpd", "msd"
 
 def load_generator(model_class: type[G], config_json: str | Path, checkpoint: str | Path) -> G:
     """`HiFiGANVocoder.from_hifigan` for a class of generators."""
+    arguments, hop = generator_arguments(config_json)
+    with open_regular(checkpoint) as (_, size), blaming(config_json), held_by_file(size):
+        model: Any = model_class(**arguments)
+        require_hop(model.hop_length, hop)
+    load_state(model, generator_state(checkpoint), checkpoint)
+    return model.eval()
+
+
+def generator_arguments(config_json: str | Path) -> tuple[dict[str, Any], int]:
+    """Constructor arguments that a config of HiFi-GAN's own code says, and its hop.
+
+    Raises:
+        CheckpointError: it is no such config, or contradicts itself.
+    """
     h = read_hifigan_config(config_json, [*ARGUMENTS, "num_mels", "hop_size"])
     arguments: dict[str, Any] = {name: h[name] for name in ARGUMENTS}
     arguments["n_mels"] = h["num_mels"]
@@ -43,11 +57,7 @@ def load_generator(model_class: type[G], config_json: str | Path, checkpoint: st
     if stated:
         arguments["leaky_slope"] = stated[0]
     arguments |= {name: h[name] for name in OPTIONS if name in h}
-    with open_regular(checkpoint) as (_, size), blaming(config_json), held_by_file(size):
-        model: Any = model_class(**arguments)
-        require_hop(model.hop_length, h["hop_size"])
-    load_state(model, generator_state(checkpoint), checkpoint)
-    return model.eval()
+    return arguments, h["hop_size"]
 
 
 def generator_state(checkpoint: str | Path) -> dict[str, Tensor]:
@@ -55,6 +65,20 @@ def generator_state(checkpoint: str | Path) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: it cannot be read safely, or holds something else: names what.
+    """
+    content = foreign_state(checkpoint)
+    if any(key in content for key in DISCRIMINATORS) or any(
+        str(key).startswith("discriminators.") for key in content
+    ):
+        raise _other(checkpoint, "discriminators (the generator is usually in a g_ file beside)")
+    return plain_tensors(checkpoint, content)
+
+
+def foreign_state(checkpoint: str | Path) -> dict[Any, Any]:
+    """A state dict, wherever a file has it, unchecked.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, or holds none.
     """
     content = load_foreign(checkpoint)
     for _ in STATES:  # one in another, but a file may hold a dictionary that holds itself
@@ -66,18 +90,21 @@ def generator_state(checkpoint: str | Path) -> dict[str, Tensor]:
         content = content[found[0]]
     if not isinstance(content, dict) or not content:
         raise _other(checkpoint, f"a {type(content).__name__}")
-    if any(key in content for key in DISCRIMINATORS) or any(
-        str(key).startswith("discriminators.") for key in content
-    ):
-        raise _other(checkpoint, "discriminators (the generator is usually in a g_ file beside)")
-    for name, value in content.items():
+    return content
+
+
+def plain_tensors(checkpoint: str | Path, state: dict[Any, Any]) -> dict[str, Tensor]:
+    """A state dict with half precision as float32.
+
+    Raises:
+        CheckpointError: it holds anything but tensors of their own memory by names.
+    """
+    for name, value in state.items():
         if not isinstance(name, str) or not is_plain(value):
             got = f"a {type(value).__name__} by {shown(name)}"
             raise CheckpointError(f"{checkpoint}: expected plain tensors by name, got {got}")
     half = torch.float16, torch.bfloat16
-    return {
-        name: value.float() if value.dtype in half else value for name, value in content.items()
-    }
+    return {name: value.float() if value.dtype in half else value for name, value in state.items()}
 
 
 def _other(checkpoint: str | Path, got: str) -> CheckpointError:

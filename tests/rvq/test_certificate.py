@@ -199,3 +199,26 @@ def test_no_table_exceeds_what_its_scale_tells(factor):
         radius, size, scale = table[:, 65:68].unbind(1)
         assert radius.max() < 5 * 64**0.5
         assert (size.clamp(max=2.0**127) <= 3 * 64 / scale).all()  # what overflows is infinite
+
+
+def test_scores_may_err_by_all_that_they_are_said_to(monkeypatch):
+    """Real products err far less. Here those of the nearest codes come out too high by nearly the
+    bound, those of the second nearest too low: with half the reach, codes would be wrong."""
+    codebook = torch.randn(128, 64)
+    rows = midpoints(codebook, 2000)
+    table = search_table(codebook, mark_repeats=True)
+    beta, _, ties = torch_search.proof(64, "ieee")
+    words, _, radius, size, *_ = table.double().split([64, 1, 1, 1, 1], 1)
+    two = torch.cdist(rows.double(), codebook.double()).topk(2, largest=False).indices
+    signs = torch.zeros(len(rows), 128, dtype=torch.float64)
+    signs.scatter_(1, two, torch.tensor([[0.9, -0.9]], dtype=torch.float64).expand(len(rows), 2))
+    errors = signs * beta * (rows.double().norm(dim=1, keepdim=True) * radius.t() + size.t())
+    real = torch.mm
+
+    def product(x: Tensor, y: Tensor, *, out: Tensor) -> Tensor:
+        return real(x, y, out=out).add_(errors)
+
+    monkeypatch.setattr(torch, "mm", product)
+    assert wrong(rows, codebook, table) == 0
+    monkeypatch.setattr(torch_search, "proof", lambda *_: certificate.Proof(beta, beta, ties))
+    assert wrong(rows, codebook, table) > 100

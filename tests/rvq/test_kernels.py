@@ -417,17 +417,18 @@ def test_code_sums(rows, size, dim):
 
 
 def test_training_through_the_kernels_equals_the_reference(monkeypatch):
-    """Three steps of a tiny model, forward and backward, against plain PyTorch."""
+    """Three steps of a tiny model, forward and backward, against plain PyTorch; in the last one
+    items go through some codebooks, and end early."""
     slow = reference.RVQ(3, 20, 12, n_mels=24, bias=True)
     fast = muomni_fast.RVQ(3, 20, 12, n_mels=24, bias=True)
     fast.load_state_dict(slow.state_dict())
     optimisers = [torch.optim.AdamW(m.parameters(), lr=1e-2) for m in (slow, fast)]
-    for _ in range(3):
+    for partly in ((), (), (torch.tensor([3, 2]), torch.tensor([17, 30]))):
         mel, losses = torch.randn(2, 33, 24), []
         for model, optimiser in zip((slow, fast), optimisers, strict=True):
             monkeypatch.setenv("MUOMNI_FAST_BACKEND", "auto" if model is slow else "triton")
             optimiser.zero_grad()
-            out = model(mel)
+            out = model(mel, *partly)
             loss = F.mse_loss(out.mel, mel) + 0.25 * out.commitment_loss.sum()
             loss = loss + out.codebook_loss.sum() + out.quantized.square().mean()
             loss.backward()
@@ -446,9 +447,11 @@ def test_modules_run_the_kernels_when_asked(monkeypatch):
     monkeypatch.setenv("MUOMNI_FAST_BACKEND", "triton")
     assert muomni_fast.explain("rvq_encode", mel, rvq.stacked_codebooks()).endswith("kernel")
     assert torch.equal(rvq.encode(mel), codes)
+    assert torch.equal(rvq.encode(mel, n_codebooks=1), codes[..., :1])
     torch.testing.assert_close(rvq.decode(codes), frames)
     rvq.prepare()
     assert torch.equal(rvq.encode(mel), codes)
+    assert torch.equal(rvq.encode(mel, n_codebooks=1), codes[..., :1])
     torch.testing.assert_close(rvq.decode(codes), frames)
     rvq.decode(torch.tensor([[0, 99]]))
     with pytest.raises(muomni_fast.CodeRangeError, match="1 codes out of range"):

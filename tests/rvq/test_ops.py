@@ -21,6 +21,7 @@ def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 CODES = torch.arange(120).reshape(40, 3) % 16
+REACHED = torch.arange(40) % 4
 CALLS = {
     "encode": (ops.rvq_encode, (40, 20), [(16, 12)] * 3, None, (12, 20), (12,), True),
     "encode, table": (ops.rvq_encode, (40, 12), [(3, 16, 12)], (3, 16, 16), None, None, True),
@@ -28,8 +29,9 @@ CALLS = {
     "decode": (ops.rvq_decode, CODES, (3, 16, 12), (20, 12), (20,)),
     "decode, inference": (ops.rvq_decode_inference, CODES, (3, 16, 12), (20, 12), (20,)),
     "decode without projection": (ops.rvq_decode, CODES[:, :2], (3, 16, 12), None, None),
-    "quantize": (ops.rvq_quantize, (40, 20), (3, 16, 12), (12, 20), (12,), (20, 12), (20,)),
-    "quantize without projection": (ops.rvq_quantize, (40, 12), (3, 16, 12), *[None] * 4),
+    "quantize": (ops.rvq_quantize, (40, 20), (3, 16, 12), (12, 20), (12,), (20, 12), (20,), None),
+    "quantize without projection": (ops.rvq_quantize, (40, 12), (3, 16, 12), *[None] * 5),
+    "quantize partly": (ops.rvq_quantize, (40, 20), (3, 16, 12), (12, 20), *[None] * 3, REACHED),
     "code sums": (ops.code_sums, CODES[:, 0], (40, 20), 16),
 }
 
@@ -53,9 +55,11 @@ def test_backward_operators_pass_opcheck():
         opcheck(ops.rvq_decode_backward, (torch.randn(40, 20), CODES, books, weight, needs))
     mel, projection = torch.randn(40, 20), torch.randn(12, 20)
     grads = torch.randn(40, 20), torch.randn(40, 12), torch.randn(3), torch.randn(3)
+    partly = CODES.where(REACHED[:, None] > torch.arange(3), -1)
     for needs in ([True] * 6, [False, True] * 3):
-        args = (*grads, CODES, mel, books, projection, torch.randn(12), weight, needs)
-        opcheck(ops.rvq_quantize_backward, args)
+        for codes, reached in ((CODES, None), (partly, REACHED)):
+            args = codes, mel, books, projection, torch.randn(12), weight, reached, needs
+            opcheck(ops.rvq_quantize_backward, (*grads, *args))
 
 
 # Gradients

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from support.ranks import on_two_ranks
-from support.training import clustered, health_on_a_rank, with_dead_codes
+from support.training import assert_same, clustered, health_on_a_rank, with_dead_codes
 from torch.nn import functional as F
 
+import muomni_fast
 from muomni_fast.reference import RVQ, nearest_code
 from muomni_fast.reference.training.codebook_health import (
     CodebookHealth,
@@ -203,3 +204,70 @@ def test_state_restores_exactly():
     resumed.load_state_dict(state)
     run(resumed, 40)
     assert torch.equal(rvq.stacked_codebooks(), other.stacked_codebooks())
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_only_rows_that_reached_a_codebook_count(ema_decay):
+    """Rows of items that went through fewer codebooks, and padding, whatever it holds."""
+    mel, codebooks = torch.randn(300, 8), []
+    reached = torch.arange(300) % 4
+    states = []
+    for of_all in (True, False):
+        torch.manual_seed(0)
+        rvq = RVQ(3, 16, 8, n_mels=8, projections=False)
+        health = CodebookHealth(rvq, None, usage_decay=0.5, ema_decay=ema_decay)
+        health.counts[:, 3] = 0.01  # about to die, unless used
+        if of_all:
+            rows = torch.where(reached[:, None] == 0, torch.nan, mel)
+            codes = rvq.encode(mel)
+            codes[reached[:, None] <= torch.arange(3)] = -1
+        else:  # only those that reach the first codebook, and not in their order
+            order = torch.randperm(300)
+            order = order[reached[order] > 0]
+            rows, codes = mel[order], rvq.encode(mel[order])
+            codes[reached[order, None] <= torch.arange(3)] = -1
+        counts = usage(codes, 16)
+        health.after_step(rows, codes)
+        states.append([health.counts, health.ema_sums, health.ema_counts, *counts])
+        codebooks.append(rvq.stacked_codebooks())
+    for a, b in zip(*states, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(*codebooks)
+    expected = torch.ones(16, dtype=torch.float64)
+    expected[3] = 0.01
+    third = codes[codes[:, 2] >= 0, 2]
+    expected = 0.5 * expected + 0.5 * torch.bincount(third, minlength=16) / (len(third) / 16)
+    torch.testing.assert_close(states[0][0][2], expected)
+
+
+def test_codes_are_revived_from_rows_that_reached_their_codebook():
+    rvq, mel = RVQ(2, 4, 8, n_mels=8, projections=False), torch.randn(40, 8)
+    health, codes = CodebookHealth(rvq, None, usage_decay=0.5), rvq.encode(mel)
+    codes[3:, 1] = -1
+    left = mel - rvq.codebooks[0].weight.detach()[codes[:, 0]]
+    health.counts[1] = 0
+    codes[:3, 1] = 0
+    assert health.after_step(mel, codes) == 3
+    assert {tuple(w.tolist()) for w in rvq.codebooks[1].weight[1:]} == {
+        tuple(w.tolist()) for w in left[:3]
+    }
+
+
+def test_a_codebook_that_no_row_reached_stays_as_it_is():
+    rvq, mel = RVQ(2, 4, 8, n_mels=8, projections=False), torch.randn(40, 8)
+    health, codes = CodebookHealth(rvq, None), rvq.encode(mel)
+    health.counts[1] = 0.001
+    codes[:, 1] = -1
+    before = rvq.codebooks[1].weight.detach().clone()
+    assert health.after_step(mel, codes) == 0
+    assert torch.equal(rvq.codebooks[1].weight, before)
+    assert health.counts[1].tolist() == [0.001] * 4
+
+
+def test_a_start_is_the_same_whichever_library_searches():
+    mel, states = torch.randn(700, 20) @ torch.randn(20, 20), []
+    for lib in (RVQ, muomni_fast.RVQ):
+        rvq = lib(3, 64, 12, n_mels=20)
+        start_from_data(rvq, mel, torch.Generator().manual_seed(0))
+        states.append(rvq.state_dict())
+    assert_same(*states)

@@ -72,6 +72,13 @@ def test_ljspeech_and_manifest(tmp_path):
     assert find_clips(table) == [Clip(lj / "wavs" / "LJ001-0001.wav", "ann")]
     table.write_text("file\nx.wav\n")
     assert find_clips(table) == [Clip(tmp_path / "x.wav", "")]
+    table.write_text('text,file\n"Well, no",x.wav\n,y.wav\n')
+    assert find_clips(table) == [
+        Clip(tmp_path / "x.wav", ""),
+        Clip(tmp_path / "y.wav", ""),
+    ]
+    assert [clip.text for clip in find_clips(table)] == ["Well, no", ""]
+    assert [clip.text for clip in find_clips(lj)] == ["He said no"]
 
 
 def test_sources_that_do_not_work_are_named(tmp_path):

@@ -18,12 +18,14 @@ from muomni_fast.reference.checkpoint import load_model, load_state  # noqa: E40
 from muomni_fast.reference.training.clips import find_clips  # noqa: E402
 from muomni_fast.reference.training.data import read_clip  # noqa: E402
 from muomni_fast.reference.training.run_folder import RunFolder  # noqa: E402
+from muomni_fast.reference.training.rvq_stage import RVQRecipe, RVQStage  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
 
 def test_quick_preset(tmp_path):
-    """`python reference/train.py`: log-mel L1 at most 0.8, five WAVs of length and level."""
+    """`python reference/train.py`: log-mel L1 at most 0.8, five WAVs of length and level, and a
+    Talker that has learned its sentences by heart."""
     done = run("--out", tmp_path / "run", timeout=1500)
     assert done.returncode == 0, done.stderr
     print(done.stdout)
@@ -34,7 +36,18 @@ def test_quick_preset(tmp_path):
     assert rvq["trained"]["mel_mse"] < rvq["start"]["mel_mse"] < rvq["random"]["mel_mse"]
     sizes = {size: figures["mel_mse"] for size, figures in rvq["sizes"].items()}
     assert sizes["2 x 128"] < sizes["1 x 128"] and sizes["1 x 256"] < sizes["2 x 16"]
-    rows = re.findall(r"^\S+\.wav +(\d+) +(-?[\d.]+) +([+-][\d.]+)", done.stdout, re.MULTILINE)
+    assert rvq["trained"]["mel_mse"] <= 0.45
+    talker = results["talker"]
+    assert talker["recalled"]["of"] == 20 and talker["recalled"]["exact"] >= 18
+    assert len(talker["ranks"]) == 6 and all(r["of"] == 20 for r in talker["ranks"].values())
+    assert (
+        len(re.findall(r"^(?:training-)?1-\S+-talker-hifigan\.wav", done.stdout, re.MULTILINE)) == 2
+    )
+    rows = re.findall(
+        r"^\d-\S+-(?:mel|codec|orig)\S+\.wav +(\d+) +(-?[\d.]+) +([+-][\d.]+)",
+        done.stdout,
+        re.MULTILINE,
+    )
     assert len(rows) == 15
     lengths = np.array([int(length) for length, _, _ in rows]).reshape(3, 5)
     assert (lengths == lengths[:, :1]).all()
@@ -42,13 +55,15 @@ def test_quick_preset(tmp_path):
     assert max(differences) <= 6, differences
 
 
-def test_recordings_beat_faiss(tmp_path, recordings, caplog):
+def test_recordings_beat_faiss(tmp_path, recordings, caplog, monkeypatch):
     """Unseen speakers: at most faiss's greedy residual quantizer, below the start, codes in use."""
     pytest.importorskip("faiss")
-    from muomni_fast.reference.evaluate import evaluate
+    from muomni_fast.reference.training.evaluation import evaluate
 
     manifest = recordings.parent / "manifest.csv"
-    assert main("--stage", "rvq", "--data", manifest, "--out", tmp_path / "run") == 0
+    monkeypatch.setitem(RVQStage.recipes, "quick", RVQRecipe())  # 2 x 128 codes of single frames
+    options = ["--frames-per-code", "1", "--pooling", "mean"]
+    assert main(*options, "--stage", "rvq", "--data", manifest, "--out", tmp_path / "run") == 0
     assert "held out by speaker" in caplog.text
     results = json.loads((tmp_path / "run" / "results.json").read_text())["rvq"]
     figures = evaluate(RunFolder(tmp_path / "run"), None, "faiss")

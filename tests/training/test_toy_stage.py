@@ -288,7 +288,7 @@ def test_what_cannot_be_registered():
 
 def test_every_preset_has_every_stage():
     for config in presets().values():
-        assert list(config.recipes) == ["rvq", "vocoder", "toy"]
+        assert list(config.recipes) == ["rvq", "vocoder", "talker", "toy"]
         assert config.recipes["toy"] == ToyStage.recipe_class()
         saved = json.loads(json.dumps(dataclasses.asdict(config)))
         again = type(config).from_dict(saved)

@@ -17,6 +17,7 @@ import torch
 from support.environment import SPEECH
 from support.training import SCRIPT, assert_same, losses, main, rows, run
 
+import muomni_fast
 from muomni_fast.reference.training.presets import TrainConfig, presets
 
 soundfile = pytest.importorskip("soundfile")
@@ -26,6 +27,8 @@ for module in ("safetensors", "soxr", "matplotlib", "tqdm"):
 from muomni_fast.reference import train  # noqa: E402
 from muomni_fast.reference.checkpoint import load_training_state  # noqa: E402
 from muomni_fast.reference.training import rvq_stage, trainer  # noqa: E402
+from muomni_fast.reference.training.clips import Clip  # noqa: E402
+from muomni_fast.reference.training.data import Corpus, HeldOut  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +37,7 @@ SMOKE = ["--preset", "smoke"]
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One unbroken run of both stages."""
+    """One unbroken run of all stages."""
     folder = tmp_path_factory.mktemp("smoke") / "run"
     done = run(*SMOKE, "--out", folder)
     assert done.returncode == 0, done.stderr
@@ -48,12 +51,16 @@ def test_a_run_leaves_what_it_promises(smoke):
     expected |= {
         "metrics-rvq.csv",
         "metrics-vocoder.csv",
+        "metrics-talker.csv",
         "checkpoints/rvq.json",
         "checkpoints/vocoder.json",
+        "checkpoints/talker.json",
     }
     assert expected <= names
-    assert sum(name.startswith("mels-") for name in names) == 3
-    audio = sorted((smoke / "audio").iterdir())
+    assert sum(name.startswith("mels-") for name in names) == 4  # one is of a training clip
+    found = sorted((smoke / "audio").iterdir())
+    # What the Talker says has a length of its own.
+    audio = [p for p in found if "talker" not in p.name and not p.name.startswith("training")]
     assert len(audio) == 15
     for path in audio:
         clip = path.name[2:8]
@@ -151,12 +158,18 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
         np.testing.assert_allclose(two, one, rtol=1e-5 if stage == "rvq" else 1e-2)
 
 
-def test_codes_of_five_frames_and_half_precision(tmp_path):
-    options = ["--frames-per-code", "5", "--amp", "bf16", "--steps", "3"]
+def test_codes_of_five_stacked_frames_and_half_precision(tmp_path, failing):
+    options = ["--frames-per-code", "5", "--pooling", "stack", "--amp", "bf16", "--steps", "3"]
     assert main(*SMOKE, *options, "--out", tmp_path / "run") == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
     assert config["frames_per_code"] == 5 and config["segment_samples"] % (5 * 256) == 0
+    assert config["pooling"] == "stack"
     assert np.isfinite(losses(tmp_path / "run", "vocoder")).all()
+    saved = tmp_path / "run" / "checkpoints" / "rvq.json"
+    codec = muomni_fast.SpeechCodec.from_checkpoints(saved)
+    assert codec.rvq.n_mels == 640 and codec.encode(torch.randn(1, 6400)).shape == (1, 5, 2)
+    said = failing("--resume", tmp_path / "run", "--pooling", "mean")
+    assert "was begun with pooling = stack, not mean" in said
 
 
 def test_one_stage_alone(tmp_path):
@@ -168,7 +181,8 @@ def test_one_stage_alone(tmp_path):
 
 def test_presets_are_the_published_shapes():
     all_presets = presets()
-    assert set(all_presets) == {"quick", "smoke", "muomni", "v1", "v2", "v3"}
+    muomni = {"muomni", "muomni-4", "muomni-8", "muomni-62"}
+    assert set(all_presets) == {"quick", "smoke", "v1", "v2", "v3"} | muomni
     for name in ("v1", "v2", "v3"):
         config, recipe = all_presets[name], all_presets[name].recipe("vocoder")
         assert config.mel.sample_rate == 22050 and config.mel.n_mels == 80
@@ -181,6 +195,21 @@ def test_presets_are_the_published_shapes():
     assert TrainConfig.from_dict(saved).recipe("vocoder").learning_rate == 2e-4
 
 
+@pytest.mark.parametrize(
+    "name, codes_per_second, n_codebooks, n_mels",
+    [("muomni", 12.5, 2, 128), ("muomni-4", 12.5, 4, 640), ("muomni-8", 12.5, 8, 640)]
+    + [("muomni-62", 62.5, 8, 128)],
+)
+def test_presets_of_one_mel_at_several_rates(name, codes_per_second, n_codebooks, n_mels):
+    config = presets()[name]
+    with torch.device("meta"):
+        rvq = muomni_fast.RVQ(**config.recipe("rvq").shape(config))
+    assert config.mel.frame_rate / config.frames_per_code == codes_per_second
+    assert (rvq.n_codebooks, rvq.codebook_size, rvq.n_mels) == (n_codebooks, 128, n_mels)
+    assert config.mel == presets()["muomni"].mel
+    assert config.recipe("vocoder") == presets()["muomni"].recipe("vocoder")
+
+
 def test_a_config_with_two_fields_for_each_stage_loads():
     """What runs wrote before a config held recipes by stage."""
     config = presets()["smoke"]
@@ -191,7 +220,7 @@ def test_a_config_with_two_fields_for_each_stage_loads():
     again = TrainConfig.from_dict(saved)
     assert json.dumps(again, default=vars) == json.dumps(config, default=vars)
     saved["recipes"] = {"unheard": {}}
-    with pytest.raises(ValueError, match="unheard is not a stage; there are rvq, vocoder"):
+    with pytest.raises(ValueError, match="unheard is not a stage; there are rvq, vocoder, talker"):
         TrainConfig.from_dict(saved)
 
 
@@ -321,6 +350,19 @@ def test_settings_that_do_not_fit_are_named():
         replace(config, mel=replace(config.mel, n_mels=80))
     with pytest.raises(ValueError, match="segment_samples.*2000"):
         replace(config, segment_samples=2000)
+    with pytest.raises(ValueError, match='pooling: expected "mean" or "stack", got .sum.'):
+        replace(config, pooling="sum")
+    fixed = config.with_recipes(["rvq"], model={"n_mels": 128})
+    with pytest.raises(ValueError, match="n_mels = 128, but frames_per_code = 5 .* 128 have 640"):
+        replace(fixed, frames_per_code=5, pooling="stack", segment_samples=2560)
+
+
+def test_a_config_without_pooling_is_of_means():
+    from dataclasses import asdict
+
+    saved = asdict(presets()["muomni"])
+    del saved["pooling"]
+    assert TrainConfig.from_dict(saved) == presets()["muomni"]
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
@@ -409,3 +451,18 @@ def test_a_full_disk_stops_with_the_previous_checkpoint_intact(tmp_path, monkeyp
     assert load_training_state(folder / "checkpoints" / "state.pt")["step"] == 8
     monkeypatch.undo()
     assert main("--resume", folder) == 0
+
+
+def test_a_run_with_dropout_reports_what_prefixes_and_a_beam_are_worth(tmp_path):
+    config = presets()["smoke"].with_recipes(["rvq"], codebook_dropout=0.5, steps=2)
+    stage = rvq_stage.RVQStage(config, muomni_fast, torch.device("cpu"))
+    data = stage.dataset(Corpus([Clip(SPEECH / "wavs" / "ada-01.flac", "ada")]))
+    stage.start(data)
+    held_out = [HeldOut(data.clips[0], *data.load(0))]
+    results = {"random": stage.validate(held_out), "start": stage.validate(held_out)}
+    results |= stage.comparisons(data, held_out, results) | {"trained": results["start"]}
+    errors = [part["mel_mse"] for part in results["parts"].values()]
+    assert list(results["parts"]) == ["first 1 of 2", "beam 5"]
+    assert errors[1] < results["start"]["mel_mse"] < errors[0]
+    lines = "\n".join(stage.report(results))
+    assert f"trained, first 1 of 2{errors[0]:>21.3f}" in lines and "trained, beam 5 " in lines

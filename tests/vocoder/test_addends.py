@@ -223,6 +223,15 @@ def test_addends_that_do_not_fit_are_refused(lib, addends, error, message):
         of(lib)(torch.randn(2, 5, 4), addends=addends)
 
 
+@libs
+def test_shapes_alone(lib):
+    model, addends = of(lib).to("meta"), [torch.randn(2, 8, 1, device="meta")]
+    mel = torch.randn(2, 5, 4, device="meta")
+    assert model(mel, addends=addends).shape == (2, 24)
+    with pytest.raises(TypeError, match=r"addends\[0\]: expected torch.float32, as the mel"):
+        model(mel, addends=[addends[0].half()])
+
+
 # Operators
 
 

@@ -118,6 +118,19 @@ def test_a_slope_that_a_config_states(tmp_path, key):
         load(tmp_path, model.state_dict(), **{key: 1})
 
 
+def test_options_that_a_config_states(tmp_path):
+    model = generator(conv_post_bias=False, final=None)
+    found = load(tmp_path, model.state_dict(), conv_post_bias=False, final=None)
+    assert found.final is None and found.conv_post.bias is None
+    assert_same(found, model)
+    with pytest.raises(CheckpointError, match=r"Missing key\(s\).*conv_post\.bias"):
+        load(tmp_path, model.state_dict(), final=None)
+    with pytest.raises(
+        CheckpointError, match=r'config\.json: final: expected "tanh", "clamp" or N'
+    ):
+        load(tmp_path, model.state_dict(), final="sine")
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_discriminators_are_named_as_such(tmp_path, whole):
     mpd = reference.MultiPeriodDiscriminator(channels_scale=0.05).state_dict()

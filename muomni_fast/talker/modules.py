@@ -1,0 +1,160 @@
+"""The Talker with a step of fewer operators: dispatching them is what a small model's step costs.
+
+Weights are packed when a generation begins, so that nothing can be out of date: codebooks' tables
+one below the other, heads as one product, gains of norms multiplied into the weights after them,
+and queries and keys in an order in which turning a pair is one complex product.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import reference
+from ..reference.talker.blocks import Block, Cache, rotary_table
+
+PACKED = torch.float32, torch.float64  # half precision has no complex numbers that turn pairs
+
+
+@dataclasses.dataclass
+class PackedBlock:
+    """Weights of a block, transposed: (D, 3 D), (D, D), (D, 2 hidden) and (hidden, D)."""
+
+    qkv: Tensor
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclasses.dataclass
+class PackedCache(Cache):
+    """A cache that holds the packed weights besides.
+
+    Keys and values are (B * L, H, head_dim), the keys' pairs side by side.
+
+    Attributes:
+        blocks: of each layer.
+        table: (Q * (K + 2), D) of all codebooks.
+        offsets: (Q,), where each codebook's begins.
+        heads: (D, Q * (K + 1)).
+        no_end: (Q * (K + 1),), minus infinity where a codebook has no end of speech, else zero.
+        turns: (L, 1, head_dim / 2), complex.
+        rows: (B,), where an item's next position is in keys and values.
+        size: L.
+    """
+
+    blocks: list[PackedBlock]
+    table: Tensor
+    offsets: Tensor
+    heads: Tensor
+    no_end: Tensor
+    turns: Tensor
+    rows: Tensor
+    size: int
+
+
+class Talker(reference.Talker):
+    __doc__ = reference.Talker.__doc__
+
+    def prefill(
+        self, text: Tensor, text_lengths: Tensor, speakers: Tensor | None, max_steps: int
+    ) -> Cache:
+        """A cache with packed weights in float32 and float64; see `reference.Talker.prefill`."""
+        cache = super().prefill(text, text_lengths, speakers, max_steps)
+        if cache.keys[0].dtype not in PACKED or torch.is_grad_enabled():
+            return cache
+        batch, n_heads, size, head_dim = cache.keys[0].shape
+        pairs = _side_by_side(head_dim, text.device)
+        rows = [t.transpose(1, 2).flatten(0, 1) for t in cache.values]  # (B * L, H, head_dim)
+        keys = [t[..., pairs].transpose(1, 2).flatten(0, 1) for t in cache.keys]
+        modules: list[Any] = [*self.heads]
+        heads = [F.pad(head.weight, (0, 0, 0, int(q > 0))) for q, head in enumerate(modules)]
+        embeddings: list[Any] = [*self.code_embeddings]
+        no_end = self.norm.weight.new_zeros(self.n_codebooks, self.codebook_size + 1)
+        no_end[1:, -1] = -math.inf
+        books = torch.arange(self.n_codebooks, device=text.device)
+        cosine, sine = rotary_table(size, head_dim, cache.keys[0])
+        return PackedCache(
+            keys=keys,
+            values=rows,
+            rotary=cache.rotary,
+            position=cache.position,
+            filled=cache.filled,
+            blocks=[self._packed(block, pairs) for block in self.blocks],
+            table=torch.cat([embedding.weight for embedding in embeddings]),
+            offsets=books * (self.codebook_size + 2),
+            heads=self._gained(torch.cat(heads), self.norm.weight),
+            no_end=no_end.flatten(),
+            turns=torch.complex(cosine, sine)[:, None],
+            rows=torch.arange(batch, device=text.device) * size + cache.position,
+            size=size,
+        )
+
+    def _gained(self, weight: Tensor, gain: Tensor) -> Tensor:
+        """A transposed weight (D, out) for rows divided by their length, not by their RMS."""
+        return (weight * gain * math.sqrt(self.dim)).T.contiguous()
+
+    def _packed(self, block: Any, pairs: Tensor) -> PackedBlock:
+        query, key, value = block.qkv.weight.unflatten(0, (3, self.n_heads, -1))
+        qkv = torch.stack([query[:, pairs], key[:, pairs], value]).flatten(0, 2)
+        return PackedBlock(
+            qkv=self._gained(qkv, block.attention_norm.weight),
+            out=block.out.weight.T.contiguous(),
+            gate_up=self._gained(block.gate_up.weight, block.mlp_norm.weight),
+            down=block.down.weight.T.contiguous(),
+        )
+
+    def step(self, codes: Tensor, cache: Cache) -> Tensor:
+        """Logits of a batch's next step: (B, Q) of what is read -> (B, Q, K + 1)."""
+        if not isinstance(cache, PackedCache):
+            return super().step(codes, cache)
+        batch, n_heads, dim = len(codes), self.n_heads, self.dim
+        cache.filled += 1
+        seen = None
+        if batch > 1:  # one alone has no padding
+            places = torch.arange(cache.filled, device=codes.device)
+            seen = (places <= cache.position[:, None])[:, None, None]
+        turns = cache.turns[cache.position]  # (B, 1, head_dim / 2)
+        # Of the length, with the epsilon that the norms have under their root.
+        least = codes.new_tensor(math.sqrt(dim * _EPSILON), dtype=cache.table.dtype)
+        x = F.embedding(codes + cache.offsets, cache.table).sum(1)  # (B, D)
+        for block, keys, values in zip(cache.blocks, cache.keys, cache.values, strict=True):
+            packed = torch.mm(_unit(x, least), block.qkv).view(batch, 3 * n_heads, -1)
+            turned = torch.view_as_complex(packed[:, : 2 * n_heads].unflatten(2, (-1, 2))) * turns
+            turned = torch.view_as_real(turned).flatten(2)  # (B, 2 H, head_dim)
+            keys.index_copy_(0, cache.rows, turned[:, n_heads:])
+            values.index_copy_(0, cache.rows, packed[:, 2 * n_heads :])
+            attended = F.scaled_dot_product_attention(
+                turned[:, :n_heads, None],
+                _filled(keys, batch, cache),
+                _filled(values, batch, cache),
+                attn_mask=seen,
+            )
+            x = torch.addmm(x, attended.view(batch, dim), block.out)
+            gate, up = torch.mm(_unit(x, least), block.gate_up).chunk(2, 1)
+            x = torch.addmm(x, F.silu(gate) * up, block.down)
+        cache.position = cache.position + 1
+        cache.rows = cache.rows + 1
+        logits = torch.addmm(cache.no_end, _unit(x, least), cache.heads)
+        return logits.view(batch, self.n_codebooks, -1)
+
+
+_EPSILON = Block(2, 1, 1).attention_norm.eps or 0.0
+
+
+def _unit(x: Tensor, least: Tensor) -> Tensor:
+    """Rows (B, D) divided by sqrt(|x|^2 + least^2)."""
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=1, keepdim=True), least)
+
+
+def _filled(rows: Tensor, batch: int, cache: PackedCache) -> Tensor:
+    """(B * L, H, head_dim) -> (B, H, filled, head_dim)."""
+    return rows.view(batch, cache.size, *rows.shape[1:])[:, : cache.filled].transpose(1, 2)
+
+
+def _side_by_side(head_dim: int, device: torch.device) -> Tensor:
+    """The order in which a pair (i, i + head_dim / 2) stands side by side."""
+    return torch.arange(head_dim, device=device).view(2, -1).T.flatten()

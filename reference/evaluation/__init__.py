@@ -1,0 +1,1 @@
+"""How speech that codec and vocoder make compares with the original, in figures."""

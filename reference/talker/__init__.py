@@ -1,0 +1,1 @@
+"""The Talker: text in, codes out."""

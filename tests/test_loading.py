@@ -1,0 +1,170 @@
+"""Files that people have, loaded as the module they hold; what is wrong with them is named."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+import muomni_fast
+from muomni_fast import HiFiGANVocoder, MelConfig, SpeechCodec, reference
+from muomni_fast.reference.errors import CheckpointError
+
+pytest.importorskip("safetensors")
+from safetensors.torch import save_file  # noqa: E402
+
+CONFIG = {
+    **{"num_mels": 4, "hop_size": 2, "sampling_rate": 8000, "n_fft": 64, "win_size": 64},
+    **{"fmin": 0, "fmax": 4000, "upsample_rates": [2], "upsample_kernel_sizes": [4]},
+    **{"upsample_initial_channel": 4, "resblock": "2", "resblock_kernel_sizes": [3]},
+    "resblock_dilation_sizes": [[1, 2]],
+}
+MEL = MelConfig(sample_rate=8000, n_fft=64, win_length=64, hop_length=2, n_mels=4, fmax=4000.0)
+
+
+def generator(weight_norm: bool = False) -> reference.HiFiGANVocoder:
+    return reference.HiFiGANVocoder(
+        4, (2,), (4,), 4, "2", (3,), ((1, 2),), weight_norm=weight_norm
+    ).eval()
+
+
+def quantizer(**sizes) -> reference.RVQ:
+    return reference.RVQ(**{"codebook_size": 8, "codebook_dim": 3, "n_mels": 4} | sizes).eval()
+
+
+def same_codes(found, rvq: reference.RVQ) -> bool:
+    assert type(found) is muomni_fast.RVQ and found.config == rvq.config and not found.training
+    mel = torch.randn(50, rvq.n_mels)
+    return torch.equal(found.encode(mel), rvq.encode(mel))
+
+
+def same_audio(found, vocoder: reference.HiFiGANVocoder) -> bool:
+    assert type(found) is HiFiGANVocoder and not found.training
+    mel = torch.randn(1, vocoder.n_mels, 6)
+    return torch.allclose(found(mel), vocoder(mel), atol=1e-6)
+
+
+@pytest.mark.parametrize("library", [reference, muomni_fast], ids=["reference", "fast"])
+def test_what_is_saved_here_comes_back(tmp_path, library):
+    rvq = library.RVQ(codebook_size=8, codebook_dim=3, n_mels=4)
+    vocoder = library.HiFiGANVocoder(4, (2,), (4,), 4, "2", (3,), ((1, 2),))
+    muomni_fast.save(rvq, tmp_path / "a.json", MEL, note="mine")
+    muomni_fast.save(vocoder, tmp_path / "b.json", MEL)
+    assert same_codes(muomni_fast.load(tmp_path / "a.json"), rvq)
+    assert same_audio(muomni_fast.load(tmp_path / "b.json"), vocoder)
+    codec = library.SpeechCodec(rvq, vocoder, MEL, frames_per_code=3)
+    muomni_fast.save(codec, tmp_path / "codec")
+    again = muomni_fast.load(tmp_path / "codec")
+    assert type(again) is SpeechCodec and again.config == MEL and again.frames_per_code == 3
+    audio = torch.randn(1, 60)
+    assert torch.equal(again.encode(audio), codec.encode(audio))
+    assert torch.allclose(again.decode(again.encode(audio)), codec.decode(codec.encode(audio)))
+
+
+def test_a_codec_of_griffin_lim(tmp_path):
+    codec = SpeechCodec(muomni_fast.RVQ(), muomni_fast.NeuralVocoder(), MelConfig())
+    muomni_fast.save(codec, tmp_path)
+    assert isinstance(muomni_fast.load(tmp_path).vocoder.vocoder, reference.GriffinLimVocoder)
+
+
+@pytest.mark.parametrize("normed", [True, False], ids=["normed", "folded"])
+@pytest.mark.parametrize("name", ["g_00000020", "generator_v2", "model.pth"])
+def test_a_folder_of_hifigans_own_code(tmp_path, name, normed):
+    model = generator(normed)
+    torch.save({"generator": model.state_dict()}, tmp_path / name)
+    torch.save({"generator": generator().state_dict()}, tmp_path / "g_00000003")
+    torch.save({"mpd": {}, "steps": 20}, tmp_path / "do_00000020")
+    (tmp_path / "LICENSE").write_text("anybody's")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert same_audio(muomni_fast.load(tmp_path / name), model)
+    if name.startswith("g_"):  # the last of its training
+        assert same_audio(muomni_fast.load(tmp_path), model)
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "codec.quantizer."])
+@pytest.mark.parametrize("sizes", [{}, {"bias": True}, {"projections": False, "n_mels": 3}])
+def test_a_quantizer_is_found_by_its_keys(tmp_path, caplog, prefix, sizes):
+    caplog.set_level(logging.INFO)
+    rvq = quantizer(**sizes)
+    state = {prefix + name: value for name, value in rvq.state_dict().items()}
+    save_file(state | {"head.weight": torch.zeros(2)}, tmp_path / "a.safetensors")
+    torch.save({"epoch": 3, "model": state | {"talker.step": 7}}, tmp_path / "a.pt")
+    assert same_codes(muomni_fast.load(tmp_path / "a.safetensors"), rvq)
+    assert "left out: 1 of head" in caplog.text
+    assert same_codes(muomni_fast.load(tmp_path / "a.pt"), rvq)
+    assert "left out: 1 of talker" in caplog.text
+
+
+def test_half_precision_comes_back_as_float32(tmp_path):
+    rvq = quantizer().half()
+    torch.save(rvq.state_dict(), tmp_path / "a.pt")
+    assert same_codes(muomni_fast.load(tmp_path / "a.pt"), rvq.float())
+
+
+def test_a_generator_of_the_default_sizes_needs_no_config(tmp_path):
+    model = reference.HiFiGANVocoder().eval()  # micro-Omni's
+    torch.save({"generator": model.state_dict(), "mpd": {}}, tmp_path / "a.pt")
+    assert same_audio(muomni_fast.load(tmp_path / "a.pt"), model)
+
+
+def test_one_of_several_parts(tmp_path):
+    first, second, vocoder = quantizer(), quantizer(codebook_size=5), generator()
+    parts = {"semantic.": first, "acoustic.": second, "vocoder.": vocoder}
+    state = {p + name: v for p, model in parts.items() for name, v in model.state_dict().items()}
+    torch.save(state, tmp_path / "a.pt")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(CheckpointError, match=r"one quantizer.*semantic\.'.*name its `part`"):
+        muomni_fast.load(tmp_path / "a.pt")
+    assert same_codes(muomni_fast.load(tmp_path / "a.pt", "acoustic."), second)
+    assert same_audio(muomni_fast.load(tmp_path, "vocoder."), vocoder)
+    with pytest.raises(CheckpointError, match=r"at 'nowhere\.'"):
+        muomni_fast.load(tmp_path / "a.pt", "nowhere.")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("proj_out.weight"), r"Missing key.*proj_out\.weight"),
+        (lambda s: s.update({"proj_out.scale": torch.ones(1)}), r"Unexpected key.*proj_out\.scale"),
+        (lambda s: s.update({"codebooks.1.weight": torch.ones(8, 4)}), r"codebooks\.1\.weight"),
+        (lambda s: s.update({"codebooks.0.weight": torch.ones(8)}), "two dimensions, got .8,"),
+        (lambda s: s.update({"proj_in.weight": torch.tensor(1.0)}), r"two dimensions, got \(\)"),
+        (lambda s: s.update({"codebooks.0.weight": 5}), "expected plain tensors by name"),
+        (lambda s: s.update({"proj_in.weight": torch.full((3, 4), torch.nan)}), "not finite"),
+        (lambda s: s.pop("codebooks.0.weight"), "expected keys of one quantizer.*none"),
+        (lambda s: s.clear(), "expected a generator's state dict"),
+    ],
+)
+def test_keys_that_do_not_fit_are_listed(tmp_path, change, message):
+    state = dict(quantizer().state_dict())
+    change(state)
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=rf"(?s)a\.pt: .*{message}"):
+        muomni_fast.load(tmp_path / "a.pt")
+
+
+def test_folders_that_hold_nothing_or_too_much(tmp_path):
+    with pytest.raises(CheckpointError, match=r"expected rvq\.json or vocoder\.json"):
+        muomni_fast.load(tmp_path)
+    with pytest.raises(CheckpointError, match="No such file"):
+        muomni_fast.load(tmp_path / "absent.pt")
+    for name in ("a.pt", "b.pt"):
+        torch.save(quantizer().state_dict(), tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"one file of weights.*a\.pt.*b\.pt"):
+        muomni_fast.load(tmp_path)
+    torch.save(generator().state_dict(), tmp_path / "g.pt")
+    for name in ("config.json", "config_v2.json"):
+        (tmp_path / name).write_text(json.dumps(CONFIG))
+    with pytest.raises(CheckpointError, match=r"one config beside it.*config_v2"):
+        muomni_fast.load(tmp_path / "g.pt")
+
+
+def test_what_save_refuses(tmp_path):
+    with pytest.raises(ValueError, match="mel: expected those it was trained with, got None"):
+        muomni_fast.save(quantizer(), tmp_path / "a.json")
+    with pytest.raises(TypeError, match="model: expected an RVQ.*got Linear"):
+        muomni_fast.save(torch.nn.Linear(2, 2), tmp_path / "a.json", MEL)
+    codec = SpeechCodec(muomni_fast.RVQ(), muomni_fast.NeuralVocoder(), MelConfig())
+    with pytest.raises(ValueError, match="mel: expected None"):
+        muomni_fast.save(codec, tmp_path, MEL)
+    assert not list(tmp_path.iterdir())
