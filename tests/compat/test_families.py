@@ -129,7 +129,7 @@ def test_results_are_theirs(family):
     for found, own, truth in zip(ours, theirs, exact, strict=True):
         if found.is_floating_point() and truth.any():
             assert snr(found, truth) >= min(snr(own, truth), 200) - 3
-    assert all(torch.equal(*pair) for pair in zip(ours, case.ours(), strict=True))
+    same(case.ours(), ours)
 
 
 def test_it_is_ours_that_runs(case, monkeypatch):
@@ -137,7 +137,7 @@ def test_it_is_ours_that_runs(case, monkeypatch):
     expected = case.ours()
     for name in case.inputs:
         monkeypatch.setattr(type(case.part), name, lambda *_: pytest.fail("their code runs"))
-    assert all(torch.equal(*pair) for pair in zip(case.ours(), expected, strict=True))
+    same(case.ours(), expected)
 
 
 def test_changed_weights_are_noticed(case):
@@ -183,9 +183,9 @@ def test_copies_are_independent(case):
         adapter = adapter_of(other)
         assert adapter is not None and adapter is not adapter_of(case.part)
         found = case.results(other, lambda name, part=other: getattr(part, name))
-        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+        same(found, expected)
     change(case.part)
-    assert all(torch.equal(*pair) for pair in zip(case.ours(twin), expected, strict=True))
+    same(case.ours(twin), expected)
     change(part_of(twin, case.family))
     same(case.ours(twin), case.theirs(twin))
     muomni_fast.restore(twin)
@@ -213,7 +213,7 @@ def test_the_state_dict_shows_nothing(case, tmp_path):
         assert adapter_of(part_of(again, case.family)) is None
         same(case.ours(), case.theirs(again))
         muomni_fast.accelerate(again, slower=True)
-        assert all(torch.equal(*p) for p in zip(case.ours(again), case.ours(), strict=True))
+        same(case.ours(again), case.ours())
 
 
 def test_training_is_theirs(case):
@@ -230,7 +230,7 @@ def test_training_is_theirs(case):
             first.square().sum().backward()
         grads.append([first, *(p.grad for p in part.parameters() if p.grad is not None)])
     assert len(grads[0]) == len(grads[1])
-    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+    same(*grads)
 
 
 def test_gradients_in_eval_mode_are_theirs(case):
@@ -245,7 +245,7 @@ def test_gradients_in_eval_mode_are_theirs(case):
         grads = torch.autograd.grad(first.sum(), weights, allow_unused=True)
         results.append([grad for grad in grads if grad is not None])
     assert len(results[0]) == len(results[1]) > 0
-    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    same(*results)
 
 
 @pytest.mark.long
