@@ -4,6 +4,8 @@
 Importing this needs torch and numpy only; triton is used where it is installed.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from . import functional
 from .backend import BackendUnavailableError, doctor, explain
 from .code_files import CodeInfo, read_codes, write_codes
@@ -31,6 +33,9 @@ from .reference.errors import (
 from .rvq.modules import RVQ
 from .talker.modules import Talker
 from .vocoder.modules import MRF, HiFiGANVocoder, NeuralVocoder, ResBlock
+
+if TYPE_CHECKING:
+    from .compat import Report, accelerate, restore
 
 # Pickled models name the public module, wherever a class lies inside.
 for _class in (
@@ -67,11 +72,13 @@ __all__ = [
     "MultiScaleDiscriminator",
     "NeuralVocoder",
     "RVQOutput",
+    "Report",
     "ResBlock",
     "SpeechCodec",
     "Talker",
     "TalkerOutput",
     "TrainingError",
+    "accelerate",
     "doctor",
     "explain",
     "functional",
@@ -80,7 +87,17 @@ __all__ = [
     "pool_frames",
     "raise_if_errors",
     "read_codes",
+    "restore",
     "save",
     "unpool_frames",
     "write_codes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What few users need is imported when it is asked for."""
+    if name in ("Report", "accelerate", "restore"):
+        from . import compat
+
+        return getattr(compat, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

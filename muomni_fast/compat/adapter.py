@@ -1,0 +1,157 @@
+"""What runs in place of a module's own methods.
+
+An adapter is a plain object, and what is set on a module are its bound methods: so the module can
+be copied, pickled and compiled with them, its copy gets an adapter of its own, and neither the
+state dict nor the modules inside show anything of it.
+"""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ..operators import learning
+from ..preparable import EVERY_MODULES_HOOKS, Sources, Structure, hooks_of
+
+# Methods of a module after which what was prepared of its weights is dropped.
+WATCHED = ("train", "_apply", "_load_from_state_dict")
+
+
+class Adapter:
+    """Runs one module of another library.
+
+    Attributes:
+        module: whose methods are replaced. Its tensors are read at every call; only what
+            `_prepare` computes of them is kept.
+    """
+
+    family: ClassVar[str]  # for the report
+    classes: ClassVar[tuple[str, ...]]  # qualified names
+    methods: ClassVar[tuple[str, ...]]  # that are replaced
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self._prepared: Any = None
+        self._sources: Sources | None = None
+        self._structure: Structure | None = None
+        self._fits = True  # the structure of before
+
+    @classmethod
+    def knows(cls, module: nn.Module) -> bool:
+        """Whether a module is of this family's class."""
+        return name_of(type(module)) in cls.classes
+
+    @classmethod
+    def misfit(cls, module: Any) -> str:
+        """Why a module of a known class cannot run here, or "" if it can."""
+        raise NotImplementedError
+
+    @classmethod
+    def slower(cls, module: Any) -> str:
+        """What was measured, where a module of this shape runs slower here; "" otherwise."""
+        return ""
+
+    def own(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """What the module's class does."""
+        return getattr(type(self.module), method)(self.module, *args, **kwargs)
+
+    def attach(self) -> None:
+        """Replace the module's methods, on this instance."""
+        for name in (*self.methods, *WATCHED):
+            setattr(self.module, name, getattr(self, name))
+
+    def detach(self) -> None:
+        """The inverse of `attach`."""
+        for name in (*self.methods, *WATCHED):
+            if getattr(self.module.__dict__.get(name), "__self__", None) is self:
+                delattr(self.module, name)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """The module's own; training drops what was prepared."""
+        if mode:
+            self.drop()
+        return self.own("train", mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        self.drop()  # another device or dtype
+        return self.own("_apply", *args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.drop()
+        self.own("_load_from_state_dict", *args, **kwargs)
+
+    def drop(self) -> None:
+        """Forget what was prepared."""
+        self._prepared = self._sources = self._structure = None
+
+    def _look(self) -> bool:
+        """Whether the module, whose structure is new, runs here."""
+        return not self.misfit(self.module)
+
+    def usable(self) -> bool:
+        """Whether the module still is what it was known as: its modules, and hooks on them.
+
+        The compiler watches that itself.
+        """
+        if torch.compiler.is_compiling():
+            return self._fits
+        if self._structure is None or not self._structure.unchanged(self.module):
+            self.drop()
+            self._fits = self._look()
+            self._structure = Structure(self.module)
+        return self._fits
+
+    def _prepare(self) -> Any:
+        """What calls need of the weights, computed once; None where they are not finite, say."""
+        raise NotImplementedError
+
+    def ready(self) -> Any:
+        """What was prepared of the weights as they are now; prepared anew where they have changed.
+
+        None in a compiled program, which would keep it when the weights change.
+        """
+        if torch.compiler.is_compiling():
+            return None
+        if self._sources is not None and self._sources.unchanged(self.module):
+            return self._prepared
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return None  # preparing waits for the GPU
+        with torch.inference_mode(False), torch.no_grad():
+            self._prepared = self._prepare()
+        self._sources = Sources(self.module)
+        return self._prepared
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_structure": None}  # a copy looks for itself
+
+
+def differentiated(x: Tensor, weights: Iterable[Tensor]) -> bool:
+    """Whether a call may be asked for derivatives of any kind: then a module's own code runs."""
+    if torch.is_grad_enabled() and learning(x, *weights):
+        return True
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return True
+    return forward_ad._current_level >= 0
+
+
+def name_of(cls: type) -> str:
+    """A class's qualified name."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def adapter_of(module: nn.Module) -> Adapter | None:
+    """The adapter whose methods a module has."""
+    for value in module.__dict__.values():
+        adapter = getattr(value, "__self__", None)
+        if isinstance(adapter, Adapter) and adapter.module is module:
+            return adapter
+    return None
+
+
+def watched(modules: Iterable[nn.Module]) -> bool:
+    """Whether somebody wants to see calls of these modules, or has replaced what they do."""
+    return any("forward" in m.__dict__ or any(hooks_of(m)) for m in modules) or any(
+        EVERY_MODULES_HOOKS
+    )

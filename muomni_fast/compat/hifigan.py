@@ -1,0 +1,40 @@
+"""The generator of HiFi-GAN's own code, and of what was made of it: `Generator` in a `models.py`.
+
+There is no package, so the class is known by its name and its modules, and swapped only where a
+trial gives the same audio. The generator of VITS's own code is one, with speakers added after the
+first convolution.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..reference.vocoder.blocks import LEAKY_SLOPE
+from .generators import GeneratorAdapter, Parts
+
+
+class HiFiGANAdapter(GeneratorAdapter):
+    """`forward`: (B, C, T), and (B, speaker, 1) or None -> (B, 1, T * hop)."""
+
+    family = "HiFi-GAN"
+    classes = ("models.Generator",)
+
+    @classmethod
+    def knows(cls, module: nn.Module) -> bool:
+        own = type(module)
+        names = own.__qualname__ == "Generator" and own.__module__.split(".")[-1] == "models"
+        return names and {"conv_pre", "ups", "resblocks", "conv_post"} <= module._modules.keys()
+
+    @classmethod
+    def parts(cls, module: Any) -> Parts:
+        return Parts(module.conv_pre, module.ups, module.resblocks, module.conv_post, LEAKY_SLOPE)
+
+    def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
+        """As the module's own; HiFi-GAN's takes no `g`."""
+        if not self.fits(x, condition=g) or not (g is None or hasattr(self.module, "cond")):
+            return self.own("forward", x, *(() if g is None else (g,)))
+        return self.run(x, g)
+
+    def run(self, mel: Tensor, speaker: Tensor | None = None) -> Tensor:
+        addend = None if speaker is None else self.module.cond(speaker)
+        return self.audio(mel, addend)[:, None]

@@ -1,0 +1,39 @@
+"""The vocoders of transformers' SeamlessM4T, versions 1 and 2: HiFi-GAN on embedded units.
+
+Unit, language and speaker embeddings are concatenated before it, so nothing conditions it inside.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from .generators import GeneratorAdapter, Parts
+
+
+class SeamlessAdapter(GeneratorAdapter):
+    """`forward`: (B, C, T) -> (B, T * hop)."""
+
+    family = "SeamlessM4T"
+    classes = (
+        "transformers.models.seamless_m4t.modeling_seamless_m4t.SeamlessM4THifiGan",
+        "transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2.SeamlessM4Tv2HifiGan",
+    )
+
+    @classmethod
+    def parts(cls, module: Any) -> Parts:
+        return Parts(
+            module.conv_pre,
+            module.upsampler,
+            module.resblocks,
+            module.conv_post,
+            module.leaky_relu_slope,
+        )
+
+    def forward(self, inputs_embeds: Tensor) -> Tensor:
+        """As the module's own."""
+        if not self.fits(inputs_embeds):
+            return self.own("forward", inputs_embeds)
+        return self.run(inputs_embeds)
+
+    def run(self, mel: Tensor) -> Tensor:
+        return self.audio(mel)

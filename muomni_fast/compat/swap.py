@@ -1,0 +1,139 @@
+"""Swapping what is known inside a model, and putting it back."""
+
+import dataclasses
+from typing import Any
+
+from torch import nn
+
+from .adapter import Adapter, adapter_of, name_of
+from .registry import ADAPTERS, LATER
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A module of a known class.
+
+    Attributes:
+        name: of the module inside the model; "" is the model itself.
+        family: what its class is of.
+        methods: that run here now; empty if none.
+        reason: why not; empty if they do.
+    """
+
+    name: str
+    family: str
+    methods: tuple[str, ...] = ()
+    reason: str = ""
+
+    def __str__(self) -> str:
+        what = f"{self.name or 'the model'} ({self.family})"
+        if self.methods:
+            return f"swapped      {what}: {', '.join(self.methods)}"
+        return f"not swapped  {what}: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `accelerate` found in a model, in the order of its modules.
+
+    Attributes:
+        found: every module of a known class.
+    """
+
+    found: tuple[Found, ...]
+
+    @property
+    def swapped(self) -> tuple[Found, ...]:
+        """What runs on this library's operations now."""
+        return tuple(found for found in self.found if found.methods)
+
+    @property
+    def skipped(self) -> tuple[Found, ...]:
+        """What is known but was left as it is; each says why."""
+        return tuple(found for found in self.found if not found.methods)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.found)) or "nothing known in this model"
+
+
+def accelerate(model: nn.Module, *, slower: bool = False) -> Report:
+    """Let what is known inside a model run on this library's operations.
+
+    A class is known by its qualified name and its modules; the guide lists all. On such an instance
+    `forward`, or `encode` and `decode`, are replaced, nothing else: weights stay where they are,
+    and state dict, `save_pretrained`, copies and pickles are as before. In training mode, where a
+    gradient may be asked for, and for arguments that have no counterpart here, the module's own
+    code runs. `restore` undoes all of it.
+
+    What inference needs of the weights is computed at the first call, and anew after `train`, `to`,
+    `load_state_dict`, or where weights have changed otherwise. Only writes into memory through
+    `.data`, or to weights made in inference mode, are not noticed. Compiled programs keep nothing:
+    they read the weights at every call.
+
+    Args:
+        model: any module, of which any part may be known.
+        slower: also swap what was measured to be slower here.
+
+    Returns:
+        What was swapped, and what was not and why.
+
+    Raises:
+        TypeError: `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    found = []
+    for name, module in list(model.named_modules()):
+        family, known = _known(module)
+        if not family:
+            continue
+        reason = known if isinstance(known, str) else _reason(module, known, slower)
+        if isinstance(known, str) or reason:
+            found.append(Found(name, family, reason=reason))
+            continue
+        if adapter_of(module) is None:
+            known(module).attach()
+        found.append(Found(name, family, known.methods))
+    return Report(tuple(found))
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undo `accelerate` on a model and all modules inside; returns the model itself.
+
+    Raises:
+        TypeError: `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        adapter = adapter_of(module)
+        if adapter is not None:
+            adapter.detach()
+    return model
+
+
+def _known(module: nn.Module) -> tuple[str, Any]:
+    """The family of a module's class, and its adapter, or why there is none; "" if it is not
+    known."""
+    cls = type(module)
+    name = name_of(cls)
+    if name in LATER:
+        return LATER[name]
+    for adapter in ADAPTERS:
+        if adapter.knows(module):
+            return adapter.family, adapter
+    for parent in cls.__mro__[1:]:
+        for adapter in ADAPTERS:
+            if name_of(parent) in adapter.classes:
+                return adapter.family, f"{name} is derived from {name_of(parent)}"
+    return "", None
+
+
+def _reason(module: nn.Module, known: type[Adapter], slower: bool) -> str:
+    """Why a module of a known class is not swapped, or ""."""
+    if adapter_of(module) is not None:
+        return ""
+    for method in known.methods:
+        if method in module.__dict__:
+            return f"its {method} was replaced before"
+    return known.misfit(module) or ("" if slower else known.slower(module))
