@@ -1,6 +1,7 @@
 """The commands of `muomni-fast`."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 
 from .. import __version__
 from ..backend import doctor as describe_installation
-from ..code_files import SUFFIX
+from ..code_files import MOST_SIZE, SUFFIX
 from . import exports, sources
 from .describe import describe, lines
 from .encoding import Encoder
@@ -97,6 +98,8 @@ def encode(
         where = device_of(device)
         coder = open_coder(model_path(model), where, quiet=True)
         books, report = coder.books(n_codebooks), Report("encode", as_json)
+        if coder.codec.rvq.codebook_size > MOST_SIZE:
+            raise UsageError(f"--model {model}: expected at most {MOST_SIZE:,} codes per codebook")
         with report.progress(sources.seconds_of(pair.source for pair in todo)):
             Encoder(coder, books, batch_of(batch, where), report).run(todo, write, read)
         raise typer.Exit(report.finish())
@@ -248,7 +251,7 @@ def doctor() -> None:
 @app.command(context_settings=HANDED_ON)
 def train(context: typer.Context) -> None:
     """Train a model; `train --help` has its options."""
-    with ending():
+    with ending("train"):
         from ..reference.train import main as train_main
     _hand_on(train_main, context)
 
@@ -256,7 +259,7 @@ def train(context: typer.Context) -> None:
 @app.command(context_settings=HANDED_ON)
 def evaluate(context: typer.Context) -> None:
     """Measure a run; `evaluate --help` has its options."""
-    with ending():
+    with ending("train"):
         from ..reference.evaluate import main as evaluate_main
     _hand_on(evaluate_main, context)
 
@@ -266,7 +269,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         app(args=None if argv is None else list(argv), prog_name="muomni-fast")
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):  # a message, which Python would print as it ends
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
     return 0
 
 

@@ -52,15 +52,19 @@ def batch_of(given: int | None, device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def ending() -> Iterator[None]:
-    """Turn what stops a command into a line on stderr and an exit code."""
+def ending(extra: str = "cli") -> Iterator[None]:
+    """Turn what stops a command into a line on stderr and an exit code.
+
+    Args:
+        extra: brings the packages that the command needs.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         yield
     except (UsageError, CheckpointError) as error:
         fail(str(error), USAGE)
     except ModuleNotFoundError as error:
-        fail(f'{error.name} is not installed: pip install "muomni-fast[cli]"', USAGE)
+        fail(f'{error.name} is not installed: pip install "muomni-fast[{extra}]"', USAGE)
     except torch.OutOfMemoryError as error:
         reason = str(error).split("\n")[0]
         fail(f"{reason} Try a smaller --batch; files that are done stay.", FAILED)

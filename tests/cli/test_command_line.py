@@ -121,11 +121,14 @@ def test_trainings_own_help_and_errors(tmp_path):
 def test_without_the_extra_there_is_doctor_alone(monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "typer" else find(name)
+        importlib.util, "find_spec", lambda name: None if name == "soxr" else find(name)
     )
     assert entry.main(["doctor"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(muomni_fast.doctor()))
-    for wrong, message in ((["encode", "a.wav", "-o", "b"], "[cli]"), (["doctor", "x"], "got x")):
+    for wrong, message in (
+        (["encode", "a", "-o", "b"], "need soxr: pip install"),
+        (["doctor", "x"], "got x"),
+    ):
         with pytest.raises(SystemExit, match="2"):
             entry.main(wrong)
         assert message in capsys.readouterr().err
@@ -166,22 +169,27 @@ def test_the_bar_is_for_terminals(tmp_path, monkeypatch):
     assert re.search(r"\d+\.\d x real time", stderr.getvalue())
 
 
-def test_what_a_command_lacks_is_named(monkeypatch, tmp_path):
-    def missing(*args):
-        raise ModuleNotFoundError("No module named 'soxr'", name="soxr")
+def test_what_a_command_lacks_is_named(monkeypatch):
+    for name in ("train", "evaluate"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, f"muomni_fast.reference.{name}", None)
+            done = call(name)
+        assert done.code == options.USAGE and 'pip install "muomni-fast[train]"' in done.err
 
-    small_codec(tmp_path / "model")
-    (path,) = speech(tmp_path / "speech", a=500).values()
-    monkeypatch.setattr(app.Encoder, "run", missing)
-    done = call("encode", path, "-o", tmp_path / "out", "--model", tmp_path / "model")
-    assert done.code == options.USAGE and 'soxr is not installed: pip install "muomni' in done.err
 
+def test_too_little_memory(monkeypatch, tmp_path):
     def exhausted(*args):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
+    small_codec(tmp_path / "model")
+    (path,) = speech(tmp_path / "speech", a=500).values()
     monkeypatch.setattr(app.Encoder, "run", exhausted)
-    done = call("encode", path, "-o", tmp_path / "out", "--model", tmp_path / "model")
+    command = "encode", path, "-o", tmp_path / "out", "--model", tmp_path / "model"
+    done = call(*command)
     assert done.code == options.FAILED and "smaller --batch" in done.err
+    monkeypatch.setattr(app, "MOST_SIZE", 10)
+    done = call(*command)
+    assert done.code == options.USAGE and "at most 10 codes per codebook" in done.err
 
 
 def test_the_model_that_comes_with_the_library(tmp_path):

@@ -6,8 +6,6 @@ import types
 
 import pytest
 import torch
-from support.audio_files import write
-from support.sounds import RATE, noise, voice
 
 pytest.importorskip("soundfile")
 pytest.importorskip("soxr")
@@ -15,6 +13,8 @@ pytest.importorskip("safetensors")
 pytest.importorskip("filelock")
 pytest.importorskip("tqdm")
 import numpy as np  # noqa: E402
+from support.audio_files import write  # noqa: E402
+from support.sounds import RATE, noise, voice  # noqa: E402
 
 from muomni_fast.reference import RVQ, HiFiGANVocoder, MelConfig, evaluate  # noqa: E402
 from muomni_fast.reference.checkpoint import save_model  # noqa: E402
