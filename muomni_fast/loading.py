@@ -35,8 +35,9 @@ from .vocoder.modules import HiFiGANVocoder
 
 log = logging.getLogger("muomni_fast")
 
-# A quantizer of read English at 3.5 kbit/s, without a vocoder; its card lies beside it.
 SHIPPED_MODEL = Path(__file__).parent / "models" / "muomni-62"
+"""Folder of a codec for `load`: a quantizer of read English at 3.5 kbit/s, without a vocoder; its
+MODEL_CARD.md lies there too."""
 
 KINDS: dict[str, type[Any]] = {"rvq": RVQ, "vocoder": HiFiGANVocoder, "talker": Talker}
 KNOWN: dict[str, type[Any]] = {  # and so ours, their subclasses
