@@ -375,6 +375,9 @@ def test_the_site_documents_all_that_is_public(site: Path) -> None:
     for name in names:
         assert f"::: {name}\n" in source, name
         thing = functools.reduce(getattr, name.split(".")[1:], muomni_fast)
+        if isinstance(thing, Path):  # has the docstring of paths, not its own
+            assert "MODEL_CARD.md" in text
+            continue
         first = re.split(r"[.:`<'(]", thing.__doc__.strip())[0]
         assert re.sub(r"\s+", " ", first).strip() in text, name
 
