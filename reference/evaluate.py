@@ -1,9 +1,10 @@
 """Measure speech that codec and vocoder make: `python reference/evaluate.py [RUN | CHECKPOINTS]`.
 
 Prints one table, a row for each way that the models allow (original; Griffin-Lim and HiFi-GAN from
-the true mel; codec + each), and writes it as JSON. Of a run the quantizer alone is measured too;
-with `--against faiss`, beside faiss's residual quantizer of the same size (greedy encoding), fitted
-on the training frames of the same split. What is measured, and by what, is in `evaluation/`.
+the true mel; codec + each; the Talker + each), and writes it as JSON. Of a run the quantizer alone
+is measured too; with `--against faiss`, beside faiss's residual quantizer of the same size (greedy
+encoding), fitted on the training frames of the same split. What is measured, and by what, is in
+`evaluation/`.
 """
 
 import argparse
@@ -32,7 +33,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Request:
         "models",
         nargs="*",
         metavar="RUN_OR_CHECKPOINTS",
-        help="a run folder (default: the latest under runs/), or rvq.json and/or vocoder.json",
+        help="a run folder (default: the latest under runs/), or rvq.json, vocoder.json and/or "
+        "talker.json",
     )
     add("--data", help="folder of audio, or CSV manifest (default: the run's)")
     add(
@@ -46,6 +48,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Request:
     )
     add("--speakers", nargs="+", default=[], metavar="NAME", help="only clips of these speakers")
     add("--limit", type=int, help="at most so many clips, evenly spaced")
+    add(
+        "--codebooks",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="K",
+        help="a row more for each: through the first K codebooks and Griffin-Lim",
+    )
     add("--against", choices=["faiss"], help="a peer to fit on the run's training frames")
     add("--out", help="the JSON (default: evaluation.json, in the run's folder or here)")
     return Request(**vars(parser.parse_args(argv)))

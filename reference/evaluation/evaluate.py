@@ -31,6 +31,7 @@ class Request:
     metrics: Sequence[str] | None = None
     speakers: Sequence[str] = ()
     limit: int | None = None
+    codebooks: Sequence[int] = ()
     against: str | None = None
     out: str | None = None
 
@@ -40,7 +41,7 @@ def run(request: Request) -> tuple[str, Path]:
 
     Raises:
         CheckpointError: models cannot be read, do not fit, or the JSON cannot be written.
-        DataError: clips cannot be had.
+        DataError: clips, or their words, cannot be had.
         ValueError: an option does not fit; names it.
     """
     subject = open_subject(request.models, request.hifigan)
@@ -49,6 +50,7 @@ def run(request: Request) -> tuple[str, Path]:
             f"--against {request.against}: expected a run folder with a quantizer, which says on "
             "what it was trained"
         )
+    rows = rows_of(subject, request.codebooks)
     measures, left_out = load_metrics(METRICS if request.metrics is None else request.metrics)
     source, chosen = clips_of(subject, request.data, request.speakers, request.limit)
     if source.resolve() == SHIPPED_SPEECH and WORDS in measures:
@@ -58,13 +60,14 @@ def run(request: Request) -> tuple[str, Path]:
     if subject.folder is not None and "rvq" in subject.files:
         quantizer = evaluate_quantizer(subject.folder, request.data, request.against)
     clips = read_held_out(chosen, subject.mel) if measures else []
-    table = measure(rows_of(subject), clips, subject.mel.sample_rate, measures) if measures else {}
+    table = measure(rows, clips, subject.mel.sample_rate, measures) if measures else {}
     settings = {
         "models": {kind: str(path) for kind, path in subject.files.items()},
         "data": str(source),
         "clips": "all" if subject.folder is None else "held out",
         "speakers": list(request.speakers),
         "limit": request.limit,
+        "codebooks": list(request.codebooks),
         "against": request.against,
         "sample_rate": RATE,
         "mel": dataclasses.asdict(subject.mel),

@@ -12,6 +12,7 @@ import torch
 
 from ..audio.files import resample
 from ..training.data import HeldOut, read_clip
+from ..training.transcripts import transcript
 from .metrics import METRICS, Figure, Measure, Sample
 from .refused import RATE, Refused
 from .rows import Row
@@ -77,7 +78,7 @@ def sample_of(row: Row, held: HeldOut, original: np.ndarray, sample_rate: int) -
             )
         length = min(len(made), len(original))
         made, original = made[:length], original[:length]
-    return Sample(np.clip(original, -1, 1), np.clip(made, -1, 1), held.clip.text or "")
+    return Sample(np.clip(original, -1, 1), np.clip(made, -1, 1), transcript(held.clip) or "")
 
 
 def measure(
@@ -117,9 +118,9 @@ def measure(
 
 def _fits(name: str, row: Row, held: HeldOut) -> bool:
     metric = METRICS[name]
-    return (row.follows_original or not metric.compares) and bool(
-        held.clip.text or not metric.reads
-    )
+    if metric.compares and not row.follows_original:
+        return False
+    return not metric.reads or transcript(held.clip) is not None
 
 
 def _add(column: Column, judge: Measure, sample: Sample) -> None:

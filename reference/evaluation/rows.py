@@ -2,14 +2,21 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor, nn
 
 from ..codec import SpeechCodec
+from ..talker.text import pieces
 from ..training.data import HeldOut
+from ..training.transcripts import transcript
+from ..values import require_int
 from ..vocoder.griffin_lim import GriffinLimVocoder
+from .refused import Refused
 from .subject import Subject
+
+LONGEST = 2.0  # times the original: where speech that does not end by itself is cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,25 +53,69 @@ def _vocoded(vocoder: nn.Module, held: HeldOut) -> Tensor:
     return vocoder(held.mel[None])[0, : len(held.audio)]
 
 
-def through_the_codec(subject: Subject) -> Iterator[Row]:
-    """The whole way: audio, codes, audio."""
+def through_the_codec(subject: Subject, codebooks: Sequence[int] = ()) -> Iterator[Row]:
+    """The whole way: audio, codes, audio; and with only the first codebooks, through Griffin-Lim.
+
+    Raises:
+        ValueError: a number of codebooks is out of range, or there is no quantizer.
+    """
+    if codebooks and not subject.codecs:
+        raise ValueError("--codebooks: expected a quantizer, rvq.json, whose codebooks they are")
+    for number in dict.fromkeys(codebooks):
+        codec = subject.codecs["Griffin-Lim"]
+        require_int("--codebooks", number, 1, codec.rvq.n_codebooks)
+        yield Row(
+            f"codec, {number} codebooks + Griffin-Lim",
+            functools.partial(_coded, codec, n_codebooks=number),
+        )
     for vocoder, codec in subject.codecs.items():
         yield Row(f"codec + {vocoder}", functools.partial(_coded, codec))
 
 
-def _coded(codec: SpeechCodec, held: HeldOut) -> Tensor:
-    return codec.decode(codec.encode(held.audio[None]), length=len(held.audio))[0]
+def _coded(codec: SpeechCodec, held: HeldOut, n_codebooks: int | None = None) -> Tensor:
+    codes = codec.encode(held.audio[None], n_codebooks=n_codebooks)
+    return codec.decode(codes, length=len(held.audio))[0]
 
 
-# In the table's order. Speech from text is one more function here, whose row makes audio of
-# `held.clip.text` and does not follow the original.
-SOURCES: tuple[Callable[[Subject], Iterator[Row]], ...] = (
-    from_the_recording,
-    from_the_mel,
-    through_the_codec,
-)
+def from_the_text(subject: Subject) -> Iterator[Row]:
+    """Speech of a clip's words alone, in its speaker's voice if the Talker knows it."""
+    for vocoder, codec in subject.codecs.items():
+        if codec.talker is not None:
+            said = functools.partial(_said, codec)
+            yield Row(f"Talker + {vocoder}", said, follows_original=False)
 
 
-def rows_of(subject: Subject) -> list[Row]:
-    """All rows that the models there are can make."""
-    return [row for source in SOURCES for row in source(subject)]
+def _said(codec: SpeechCodec, held: HeldOut) -> Tensor:
+    assert codec.talker is not None
+    text = transcript(held.clip)
+    if text is None:
+        raise Refused("no words to say")
+    try:
+        pieces("text", text, codec.talker.max_text)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    speaker = held.clip.speaker if held.clip.speaker in codec.talker.speakers else None
+    step = codec.frames_per_code * codec.config.hop_length  # samples
+    most = math.ceil(LONGEST * len(held.audio) / step)
+    said = codec.speak(text, speaker, max_frames=most)
+    if not len(said):
+        raise Refused("nothing was said")
+    return said
+
+
+def rows_of(subject: Subject, codebooks: Sequence[int] = ()) -> list[Row]:
+    """All rows that the models there are can make, in the table's order.
+
+    Args:
+        subject: the models.
+        codebooks: numbers of codebooks, each for a row more.
+
+    Raises:
+        ValueError: one is out of range, or there is no quantizer.
+    """
+    return [
+        *from_the_recording(subject),
+        *from_the_mel(subject),
+        *through_the_codec(subject, codebooks),
+        *from_the_text(subject),
+    ]

@@ -19,7 +19,7 @@ from ..training.run_folder import RunFolder
 from ..vocoder.hifigan import HiFiGANVocoder
 from ..vocoder.neural import NeuralVocoder
 
-KINDS = ("rvq", "vocoder")  # of checkpoints that rows are made with
+KINDS = ("rvq", "vocoder", "talker")  # of checkpoints that rows are made with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Subject:
         mel: of all its models.
         files: what was read, by kind of checkpoint; "hifigan" is a published generator.
         hifigan: from log-mels to audio, if there is one.
-        codecs: by the name of their vocoder, if there is a quantizer.
+        codecs: by the name of their vocoder, if there is a quantizer; with the Talker, if there is
+            one.
         folder: of the run, if it is one.
     """
 
@@ -51,7 +52,8 @@ def open_subject(paths: Sequence[str], published: Sequence[str] | None = None) -
 
     Raises:
         CheckpointError: a path is neither, or damaged; there are two checkpoints of a kind; or they
-            were trained on different mels, which is named.
+            were trained on different mels, a Talker on another quantizer's codes, or it has no
+            quantizer; each is named.
     """
     folder = None
     if len(paths) == 1 and Path(paths[0]).is_dir() or not (paths or published):
@@ -67,7 +69,7 @@ def open_subject(paths: Sequence[str], published: Sequence[str] | None = None) -
             raise CheckpointError(f"{published[0]}: {files['vocoder']} is a vocoder already")
         return _with_published(files, published, folder)
     mels = {kind: load_model(path, kind).mel for kind, path in files.items()}
-    if len(mels) == 2:
+    if "rvq" in mels and "vocoder" in mels:
         with blaming(files["vocoder"]):
             require_same_mel(mels["rvq"], mels["vocoder"], "quantizer != vocoder")
     mel = next(iter(mels.values()))
@@ -107,8 +109,11 @@ def _with_published(
 
 def _codecs(files: dict[str, Path], hifigan: nn.Module | None) -> dict[str, SpeechCodec]:
     if "rvq" not in files:
+        if "talker" in files:
+            raise CheckpointError(f"{files['talker']}: expected its quantizer, rvq.json, with it")
         return {}
-    codecs = {"Griffin-Lim": SpeechCodec.from_checkpoints(files["rvq"])}
+    codec = SpeechCodec.from_checkpoints(files["rvq"], talker=files.get("talker"))
+    codecs = {"Griffin-Lim": codec}
     if hifigan is not None:
         codecs["HiFi-GAN"] = copy.deepcopy(codecs["Griffin-Lim"])
         codecs["HiFi-GAN"].vocoder = hifigan

@@ -48,7 +48,7 @@ def as_text(result: Result) -> str:
     for name in measured:
         columns = [columns[name] for columns in result.table.values()]
         if METRICS[name].reads and not any(c.figures or c.refused for c in columns):
-            notes.append(f"{METRICS[name].heading}: left out: no clip has words in its manifest")
+            notes.append(f"{METRICS[name].heading}: left out: no clip has a text")
     for row, by_name in result.table.items():
         for name, column in by_name.items():
             for reason, count in sorted(column.refused.items()):

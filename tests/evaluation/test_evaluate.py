@@ -179,7 +179,7 @@ def test_words_count_where_there_are_some(here, monkeypatch, capsys):
     assert "word_errors" not in result()["rows"].get("original", {})
     (here / "clips.csv").write_text("file\n0.wav\n")
     assert evaluate.main(arguments) == 0
-    assert "words %: left out: no clip has words in its manifest" in capsys.readouterr().out
+    assert "words %: left out: no clip has a text" in capsys.readouterr().out
 
 
 def test_refused_clips_are_counted_and_left_out_of_the_mean(here, capsys):
@@ -219,7 +219,7 @@ BAD = {
     "a run that has finished nothing": (["begun"], "holds no finished rvq or vocoder"),
     "two of a kind": (["rvq.json", "rvq.json"], "of the same kind, rvq"),
     "a run and a checkpoint": (["begun", "rvq.json"], "expected one run folder, or checkpoints"),
-    "another kind": (["other.json"], "expected rvq or vocoder, got a other"),
+    "another kind": (["other.json"], "expected rvq or vocoder or talker, got a other"),
     "not a checkpoint": (["clips.csv"], "clips.csv"),
     "other mels": (["rvq.json", "low.json"], "sample_rate: 16000 != 8000"),
     "no data": (["rvq.json"], "--data: checkpoints without a run folder need some"),
