@@ -40,6 +40,7 @@ from muomni_fast.kernels.rvq.code_sums import code_sums
 from muomni_fast.kernels.rvq.decode import rvq_decode
 from muomni_fast.kernels.rvq.encode import rvq_encode
 from muomni_fast.kernels.rvq.table import table_width
+from muomni_fast.kernels.talker.sample import sample
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder import conv, mrf_step, mrf_strip, weight_grad
 from muomni_fast.reference.vocoder.addends import rows_at
@@ -119,6 +120,23 @@ def sums_case(size: int, dim: int, main: bool = False) -> Case:
     """Sums of 100,000 rows by code."""
     codes, rows = meta(100_000, dtype=torch.int64), meta(100_000, dim)
     return Case(f"code sums {size} x {dim}", lambda: code_sums(codes, rows, size), main=main)
+
+
+def sample_case(
+    shape: tuple[int, int, int, int], temperature: float = 1.0, main: bool = False
+) -> Case:
+    """Codes drawn from (B, Q, K + 1) logits, and their sums of (K + 2, D) embeddings."""
+    batch, n_codebooks, size, dim = shape
+
+    def launch() -> None:
+        step, end = meta(1, dtype=torch.int64), meta(batch, dtype=torch.int64)
+        row, x = meta(batch, n_codebooks, dtype=torch.int64), meta(batch, dim)
+        logits = meta(batch, n_codebooks, size + 1)
+        table = meta(n_codebooks * (size + 2), dim)
+        sample(logits, table, step, end, row, x, 512, temperature, seed=0)
+
+    name = f"{n_codebooks} x {size}, {dim} wide{'' if temperature else ', greedy'}"
+    return Case(f"sample {name}", launch, main=main)
 
 
 def generator_case(
@@ -231,6 +249,12 @@ CASES = [
     sums_case(128, 64, main=True),
     sums_case(1024, 128),
     sums_case(4096, 8),
+    sample_case((1, 2, 128, 128), main=True),
+    sample_case((1, 2, 128, 128), temperature=0.0, main=True),
+    sample_case((1, 8, 128, 256)),
+    sample_case((16, 8, 1024, 512)),
+    sample_case((16, 8, 4096, 1024)),
+    sample_case((16, 8, 8191, 8192)),
     generator_case("default", BF16, main=True),
     generator_case("default", BF16, main=True, whole=True),
     generator_case("default", BF16, train=True),

@@ -15,7 +15,6 @@ from timing import about, interleaved
 
 import muomni_fast
 from muomni_fast import MelConfig, reference
-from muomni_fast.reference.talker.generation import Steps
 from muomni_fast.reference.training.presets import preset
 
 # Models: the recipe, codebooks, and frames per second that the reference is to make at least.
@@ -38,7 +37,7 @@ def talkers(name: str) -> tuple[reference.Talker, muomni_fast.Talker]:
 
 def say(talker: reference.Talker) -> None:
     """Generate FRAMES steps of one item."""
-    rows = Steps(talker, max_frames=FRAMES).rows([TEXT], [0])
+    rows = talker.steps(max_frames=FRAMES).rows([TEXT], [0])
     for _ in range(FRAMES):
         next(rows)
 

@@ -25,10 +25,19 @@ log = logging.getLogger("muomni_fast")
 VARIABLE = "MUOMNI_FAST_BACKEND"
 CHOICES = ("auto", "triton", "torch")
 # Every operation a kernel may serve.
-OPERATIONS = ("rvq_encode", "rvq_decode", "rvq_quantize", "code_sums", "mrf", "generator")
+OPERATIONS = (
+    "rvq_encode",
+    "rvq_decode",
+    "rvq_quantize",
+    "code_sums",
+    "mrf",
+    "generator",
+    "talker_sample",
+)
 # tf32 and asynchronous copies.
 LEAST_CAPABILITY = (8, 0)
 LARGEST_DIM = 512  # a row of residuals stays on chip
+LARGEST_ROW = 8192  # as does one of logits, or of the Talker's embeddings
 
 
 class BackendUnavailableError(RuntimeError):
@@ -80,6 +89,12 @@ def _obstacle(op: str, tensors: Sequence[Tensor], choice: str) -> str | None:
         dim = tensors[1].shape[-1]  # of the codebooks
         if dim > LARGEST_DIM:
             return f"codebook_dim is {dim}, above {LARGEST_DIM}"
+    if op == "talker_sample":
+        for tensor in tensors:
+            if tensor.dtype != torch.float32:
+                return f"codes are drawn from float32, not {tensor.dtype}"
+            if tensor.shape[-1] > LARGEST_ROW:
+                return f"a row has {tensor.shape[-1]} numbers, above {LARGEST_ROW}"
     if not _installed("triton"):
         return "triton is not installed"
     return interpreter_obstacle() if interpreted else None
@@ -171,7 +186,8 @@ def explain(op: str, *args: Tensor) -> str:
     """Say in a sentence what will run an operation, and why.
 
     Args:
-        op: "rvq_encode", "rvq_decode", "rvq_quantize", "code_sums", "mrf" or "generator".
+        op: "rvq_encode", "rvq_decode", "rvq_quantize", "code_sums", "mrf", "generator" or
+            "talker_sample".
         args: tensors in the order of its arguments; without any, float32 on torch's default device.
 
     Raises:

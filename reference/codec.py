@@ -24,7 +24,6 @@ from .reading import blaming
 from .rvq.checks import without_padding
 from .rvq.quantizer import RVQ
 from .talker.checks import require_talker
-from .talker.generation import Steps
 from .talker.model import Talker
 from .talker.speaking import codes_of, mels_of
 from .values import MOST_HOP, require_int
@@ -251,7 +250,7 @@ class SpeechCodec(nn.Module):
                 f"stream: expected a HiFiGANVocoder, got {type(voices).__name__}, which needs all "
                 "of a mel at once"
             )
-        frames = codes_of(Steps(self.talker, **options), text, speaker)
+        frames = codes_of(self.talker.steps(**options), text, speaker)
         if stream:
             first = next(frames, None)  # what is wrong with the text shows now
             frames = frames if first is None else itertools.chain([first], frames)

@@ -26,6 +26,11 @@ def test_what_keeps_a_kernel_from_running(monkeypatch):
     assert backend.obstacle("rvq_encode", x, torch.zeros(2, 16, 513)) == (
         "codebook_dim is 513, above 512"
     )
+    wide, half = torch.zeros(0, 2, 8193), torch.zeros(1, 8, dtype=torch.bfloat16)
+    assert backend.obstacle("talker_sample", x, wide) == "a row has 8193 numbers, above 8192"
+    assert backend.obstacle("talker_sample", half) == (
+        "codes are drawn from float32, not torch.bfloat16"
+    )
     monkeypatch.setattr(backend, "_installed", lambda name: False)
     assert backend.obstacle("rvq_encode", x) == "triton is not installed"
 
@@ -34,6 +39,7 @@ class Countable:
     """A tensor on a CUDA device that is not there, and how often anybody asks about that."""
 
     dtype = torch.float32
+    shape = (3,)
 
     def __init__(self, index: int) -> None:
         self.device = torch.device("cuda", index)

@@ -59,6 +59,7 @@ def test_what_waits_is_refused_by_name_in_a_capture(capturing):
     mel, codes = torch.empty(5, 8, device=CUDA), torch.zeros(5, 2, dtype=torch.int64, device=CUDA)
     books, config = torch.empty(2, 16, 8, device=CUDA), muomni_fast.MelConfig()
     models = [on_cuda(lib.HiFiGANVocoder, **TINY) for lib in (reference, muomni_fast)]
+    talker = on_cuda(reference.Talker, dim=8, n_layers=1, n_heads=1)
     frames, lengths = torch.empty(2, 3, 4, device=CUDA), torch.zeros(2, device=CUDA).long()
     for name, call in (
         ("check_finite", lambda: functional.rvq_encode(mel, books, check_finite=True)),
@@ -68,6 +69,7 @@ def test_what_waits_is_refused_by_name_in_a_capture(capturing):
         ("lengths", lambda: models[0](frames, lengths)),
         ("prepare", lambda: models[1].eval().prepare()),
         ("mel", lambda: window_like(config, books)),
+        ("generate", lambda: talker.generate("Yes.")),
     ):
         with pytest.raises(RuntimeError, match=rf"^{name}: .*\(a CUDA graph is being captured\)$"):
             call()

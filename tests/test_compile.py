@@ -24,7 +24,8 @@ def test_main_configurations_compile_within_budget_for_both_architectures():
     done = run("aot.py", "--main")
     assert done.returncode == 0, done.stdout + done.stderr
     for arch in ("sm_80", "sm_90"):
-        assert f"{arch}  encode default" in done.stdout
+        for case in ("encode default", "sample 2 x 128, 128 wide"):
+            assert f"{arch}  {case}" in done.stdout
 
 
 def test_a_configuration_that_spills_is_caught():

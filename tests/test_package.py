@@ -17,7 +17,7 @@ from support.environment import ROOT
 import muomni_fast
 from muomni_fast import BackendUnavailableError, functional, reference
 
-OPS = ("rvq_encode", "rvq_decode", "rvq_quantize", "code_sums", "mrf", "generator")
+OPS = ("rvq_encode", "rvq_decode", "rvq_quantize", "code_sums", "mrf", "generator", "talker_sample")
 OPTIONAL = ("triton", "librosa", "soundfile", "soxr", "safetensors", "matplotlib", "tqdm", "faiss")
 
 

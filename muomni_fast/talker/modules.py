@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import reference
+from ..backend import choose
 from ..reference.talker.blocks import Block, Cache, rotary_table
+from ..reference.talker.generation import Steps
+from .steps import KernelSteps
 
 PACKED = torch.float32, torch.float64  # half precision has no complex numbers that turn pairs
 
@@ -44,6 +47,10 @@ class PackedCache(Cache):
         turns: (L, 1, head_dim / 2), complex.
         rows: (B,), where an item's next position is in keys and values.
         size: L.
+        least: sqrt(D * epsilon), one number: the length that is added to a row's own, as norms add
+            their epsilon under the root.
+        fixed: whether a step attends over all L positions, masked, so that all steps have the same
+            shapes; otherwise over those that may be filled, which are fewer.
     """
 
     blocks: list[PackedBlock]
@@ -54,10 +61,29 @@ class PackedCache(Cache):
     turns: Tensor
     rows: Tensor
     size: int
+    least: Tensor
+    fixed: bool = False
 
 
 class Talker(reference.Talker):
     __doc__ = reference.Talker.__doc__
+
+    def steps(
+        self,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        max_frames: int = 512,
+    ) -> Steps:
+        """How codes are drawn; see `reference.Talker.steps`. Where kernels run, by one of them,
+        from other random numbers than torch's."""
+        embeddings: list[Any] = [*self.code_embeddings]
+        weight = embeddings[0].weight
+        logits = weight.new_empty(0, self.n_codebooks, self.codebook_size + 1)
+        # As long as all codebooks' embeddings, without their memory.
+        table = weight[:1].expand(self.n_codebooks * len(weight), -1)
+        kind = KernelSteps if choose("talker_sample", logits, table) == "triton" else Steps
+        return kind(self, temperature, top_k, seed, max_frames)
 
     def prefill(
         self, text: Tensor, text_lengths: Tensor, speakers: Tensor | None, max_steps: int
@@ -91,6 +117,7 @@ class Talker(reference.Talker):
             turns=torch.complex(cosine, sine)[:, None],
             rows=torch.arange(batch, device=text.device) * size + cache.position,
             size=size,
+            least=self.norm.weight.new_tensor(math.sqrt(self.dim * _EPSILON)),
         )
 
     def _gained(self, weight: Tensor, gain: Tensor) -> Tensor:
@@ -111,16 +138,19 @@ class Talker(reference.Talker):
         """Logits of a batch's next step: (B, Q) of what is read -> (B, Q, K + 1)."""
         if not isinstance(cache, PackedCache):
             return super().step(codes, cache)
-        batch, n_heads, dim = len(codes), self.n_heads, self.dim
-        cache.filled += 1
+        x = F.embedding(codes + cache.offsets, cache.table).sum(1)  # (B, D)
+        return self.through(x, cache)
+
+    def through(self, x: Tensor, cache: PackedCache) -> Tensor:
+        """A step from embeddings on: (B, D), sums over codebooks -> logits (B, Q, K + 1)."""
+        batch, n_heads, dim = len(x), self.n_heads, self.dim
+        cache.filled = cache.size if cache.fixed else cache.filled + 1
         seen = None
-        if batch > 1:  # one alone has no padding
-            places = torch.arange(cache.filled, device=codes.device)
+        if batch > 1 or cache.fixed:  # one alone has no padding
+            places = torch.arange(cache.filled, device=x.device)
             seen = (places <= cache.position[:, None])[:, None, None]
         turns = cache.turns[cache.position]  # (B, 1, head_dim / 2)
-        # Of the length, with the epsilon that the norms have under their root.
-        least = codes.new_tensor(math.sqrt(dim * _EPSILON), dtype=cache.table.dtype)
-        x = F.embedding(codes + cache.offsets, cache.table).sum(1)  # (B, D)
+        least = cache.least
         for block, keys, values in zip(cache.blocks, cache.keys, cache.values, strict=True):
             packed = torch.mm(_unit(x, least), block.qkv).view(batch, 3 * n_heads, -1)
             turned = torch.view_as_complex(packed[:, : 2 * n_heads].unflatten(2, (-1, 2))) * turns
@@ -136,8 +166,8 @@ class Talker(reference.Talker):
             x = torch.addmm(x, attended.view(batch, dim), block.out)
             gate, up = torch.mm(_unit(x, least), block.gate_up).chunk(2, 1)
             x = torch.addmm(x, F.silu(gate) * up, block.down)
-        cache.position = cache.position + 1
-        cache.rows = cache.rows + 1
+        cache.position += 1
+        cache.rows += 1
         logits = torch.addmm(cache.no_end, _unit(x, least), cache.heads)
         return logits.view(batch, self.n_codebooks, -1)
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import refuse_in_capture
 from ..values import require_int, require_number, shown
 from .delay import n_steps, undelayed
 from .text import pieces, text_ids
 
 if TYPE_CHECKING:
+    from .blocks import Cache
     from .model import Talker
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ def generate(
         raise TypeError(f"texts: expected a string, or a list of strings, got {shown(texts)}")
     ids = talker.speaker_ids(speakers, len(texts)).tolist()
     parts = [pieces(f"texts[{i}]", text, talker.max_text) for i, text in enumerate(texts)]
-    steps = Steps(talker, temperature, top_k, seed, max_frames)
+    steps = talker.steps(temperature, top_k, seed, max_frames)
     if not texts:
         return Generated(
             torch.empty(0, 0, talker.n_codebooks, dtype=torch.int64),
@@ -71,14 +73,18 @@ class Steps:
         seed: int = 0,
         max_frames: int = 512,
     ) -> None:
+        device = talker.norm.weight.device
+        refuse_in_capture(device, "generate: texts come from the host, and it looks for their ends")
         self.talker = talker
         self.temperature = require_number("temperature", temperature)
         if self.temperature < 0:
             raise ValueError(f"temperature: expected at least 0, got {temperature}")
         self.top_k = None if top_k is None else require_int("top_k", top_k, 1)
         self.max_frames = require_int("max_frames", max_frames, 1, MOST_FRAMES)
-        self.random = torch.Generator(talker.norm.weight.device)
-        self.random.manual_seed(require_int("seed", seed, 0, (1 << 63) - 1))
+        self.most = n_steps(self.max_frames, talker.n_codebooks)
+        self.seed = require_int("seed", seed, 0, (1 << 63) - 1)
+        self.random = torch.Generator(device)
+        self.random.manual_seed(self.seed)
 
     @torch.no_grad()
     def all(self, texts: Sequence[bytes], speakers: Sequence[int]) -> Generated:
@@ -106,24 +112,32 @@ class Steps:
             the step's codes (B, Q), PAD where there are none, and the step at which the first
             codebook ended, (B,), `max_frames` + 1 where it has not.
         """
+        cache, row, end = self.begin(texts, speakers)
+        for step in range(self.most):
+            codes = self.draw(self.talker.step(row, cache))
+            row, end = self.settled(codes, end, step)
+            yield row, end
+
+    def begin(
+        self, texts: Sequence[bytes], speakers: Sequence[int]
+    ) -> tuple["Cache", Tensor, Tensor]:
+        """What steps begin with: a cache of the texts, and the row and the ends before step 0."""
         talker = self.talker
         device = talker.norm.weight.device
         text, text_lengths = (tensor.to(device) for tensor in text_ids(texts))
-        n_codebooks = talker.n_codebooks
-        most = n_steps(self.max_frames, n_codebooks)
         voices = torch.tensor(speakers, device=device, dtype=torch.int64)
-        cache = talker.prefill(text, text_lengths, voices, most)
-        row = torch.full((len(texts), n_codebooks), talker.begin, device=device)
+        cache = talker.prefill(text, text_lengths, voices, self.most)
+        row = torch.full((len(texts), talker.n_codebooks), talker.begin, device=device)
         end = torch.full((len(texts),), self.max_frames + 1, device=device)
-        delay = torch.arange(n_codebooks, device=device)
-        for step in range(most):
-            codes = self.draw(talker.step(row, cache))
-            ends = (codes[:, 0] == talker.end) & (end > step)
-            end = torch.where(ends, step, end)
-            frame = step - delay  # (Q,) whose codes these are
-            out = (frame < 0) | (frame >= end.clamp(max=self.max_frames)[:, None])
-            row = codes.masked_fill(out, talker.pad)
-            yield row, end
+        return cache, row, end
+
+    def settled(self, codes: Tensor, end: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
+        """The row (B, Q) that a step's classes make, and the ends (B,) with those of this step."""
+        ends = (codes[:, 0] == self.talker.end) & (end > step)
+        end = torch.where(ends, step, end)
+        frame = step - torch.arange(codes.shape[1], device=codes.device)  # (Q,) whose codes
+        out = (frame < 0) | (frame >= end.clamp(max=self.max_frames)[:, None])
+        return codes.masked_fill(out, self.talker.pad), end
 
     @torch.no_grad()
     def frames(self, text: bytes, speaker: int) -> Iterator[Tensor]:
@@ -152,13 +166,17 @@ class Steps:
         """A class for each codebook: (B, Q, K + 1) -> (B, Q)."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            least = logits.topk(self.top_k, -1).values[..., -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
-        scores = (logits.float() / self.temperature).softmax(-1)
+        scores = (self.likeliest(logits).float() / self.temperature).softmax(-1)
         # The least of exponential times with these rates is a draw from the distribution.
         times = torch.empty_like(scores).exponential_(generator=self.random)
         return (scores / times).argmax(-1)
+
+    def likeliest(self, logits: Tensor) -> Tensor:
+        """Logits with minus infinity in all but the `top_k` classes of each codebook."""
+        if self.top_k is None or self.top_k >= logits.shape[-1]:
+            return logits
+        least = logits.topk(self.top_k, -1).values[..., -1:]
+        return logits.masked_fill(logits < least, -torch.inf)
 
     def _done(self, end: Tensor, steps: int) -> bool:
         last = int(end.max())

@@ -23,7 +23,7 @@ from ..values import (
 from .blocks import Block, Cache, rotary_table
 from .checks import require_batch, require_digest, require_names, speaker_ids
 from .delay import delayed
-from .generation import Generated, generate
+from .generation import Generated, Steps, generate
 from .text import TEXT_SIZE
 
 INITIAL = 0.02  # standard deviation of weights at first
@@ -232,6 +232,16 @@ class Talker(nn.Module):
             ValueError: one is not known, or there is not one for each item.
         """
         return speaker_ids(self.speakers, speakers, n)
+
+    def steps(
+        self,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        max_frames: int = 512,
+    ) -> Steps:
+        """How codes are drawn, and how many at most; arguments as in `generate`."""
+        return Steps(self, temperature, top_k, seed, max_frames)
 
     @torch.no_grad()
     def generate(
