@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import reference
+from ..reference.checks import full_precision
 from ..reference.talker.blocks import Block, Cache, rotary_table
 
 PACKED = torch.float32, torch.float64  # half precision has no complex numbers that turn pairs
@@ -62,9 +63,11 @@ class Talker(reference.Talker):
     def prefill(
         self, text: Tensor, text_lengths: Tensor, speakers: Tensor | None, max_steps: int
     ) -> Cache:
-        """A cache with packed weights in float32 and float64; see `reference.Talker.prefill`."""
+        """A cache with packed weights in float32 and float64, without autocast; see
+        `reference.Talker.prefill`."""
         cache = super().prefill(text, text_lengths, speakers, max_steps)
-        if cache.keys[0].dtype not in PACKED or torch.is_grad_enabled():
+        dtype, device = cache.keys[0].dtype, text.device.type
+        if dtype not in PACKED or torch.is_grad_enabled() or torch.is_autocast_enabled(device):
             return cache
         batch, n_heads, size, head_dim = cache.keys[0].shape
         pairs = _side_by_side(head_dim, text.device)
@@ -111,6 +114,10 @@ class Talker(reference.Talker):
         """Logits of a batch's next step: (B, Q) of what is read -> (B, Q, K + 1)."""
         if not isinstance(cache, PackedCache):
             return super().step(codes, cache)
+        with full_precision(cache.table):  # autocast may have begun since the prefix was read
+            return self._packed_step(codes, cache)
+
+    def _packed_step(self, codes: Tensor, cache: PackedCache) -> Tensor:
         batch, n_heads, dim = len(codes), self.n_heads, self.dim
         cache.filled += 1
         seen = None
