@@ -1,7 +1,7 @@
 """Checks of what the Talker is given."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 
 def require_talker(talker: "Talker", rvq: nn.Module, frames_per_code: int, pooling: str) -> None:
-    """Raise ValueError if a Talker speaks other codes than this quantizer's.
+    """Raise ValueError if a Talker speaks other codes than this quantizer's, TypeError if it is
+    no Talker.
 
     One that knows of no quantizer (`Talker.quantizer` is "") is compared by the codes' shape only.
     """
+    if not isinstance(getattr(talker, "quantizer", None), str):
+        raise TypeError(f"talker: expected a Talker, got {type(talker).__name__}")
     for name in ("n_codebooks", "codebook_size"):
         if getattr(talker, name) != getattr(rvq, name):
             raise ValueError(
@@ -68,15 +71,26 @@ def speaker_ids(known: Sequence[str], speakers: Any, n: int) -> Tensor:
         raise TypeError(f"speakers: expected names, got {shown(speakers)}")
     if len(speakers) != n:
         raise ValueError(f"speakers: expected one for each of {n} texts, got {len(speakers)}")
-    numbers = {None: 0} | {name: i for i, name in enumerate(known, start=1)}
-    for speaker in speakers:
-        if speaker is not None:
-            require_text("speakers", speaker)
-        if speaker not in numbers:
-            raise ValueError(
-                f"speakers: expected None or one of {shown(list(known))}, got {shown(speaker)}"
-            )
-    return torch.tensor([numbers[speaker] for speaker in speakers], device="cpu", dtype=torch.int64)
+    numbers = {name: i for i, name in enumerate(known, start=1)}
+    found = [speaker_id("speakers", numbers, speaker) for speaker in speakers]
+    return torch.tensor(found, device="cpu", dtype=torch.int64)
+
+
+def speaker_id(name: str, numbers: Mapping[str, int], speaker: Any) -> int:
+    """A speaker's id, 0 for None.
+
+    Args:
+        name: of the argument, for errors.
+        numbers: ids of the speakers there are.
+        speaker: a name or None.
+    """
+    if speaker is None:
+        return 0
+    if require_text(name, speaker) not in numbers:
+        raise ValueError(
+            f"{name}: expected None or one of {shown([*numbers])}, got {shown(speaker)}"
+        )
+    return numbers[speaker]
 
 
 def _require_between(
