@@ -30,12 +30,18 @@ from .reference.vocoder.published import (
     plain_tensors,
 )
 from .rvq.modules import RVQ
+from .talker.modules import Talker
 from .vocoder.modules import HiFiGANVocoder
 
 log = logging.getLogger("muomni_fast")
 
-KINDS: dict[str, type[Any]] = {"rvq": RVQ, "vocoder": HiFiGANVocoder}
-KNOWN = {"rvq": reference.RVQ, "vocoder": reference.HiFiGANVocoder}  # and so ours, their subclasses
+KINDS: dict[str, type[Any]] = {"rvq": RVQ, "vocoder": HiFiGANVocoder, "talker": Talker}
+# And so ours, their subclasses.
+KNOWN: dict[str, type[nn.Module]] = {
+    "rvq": reference.RVQ,
+    "vocoder": reference.HiFiGANVocoder,
+    "talker": reference.Talker,
+}
 SUFFIXES = ".safetensors", ".pt", ".pth", ".bin", ".ckpt"
 # What all keys of a part look like, after what they all begin with, and one that each part has.
 KEYS = {
@@ -63,8 +69,8 @@ def load(path: str | Path, part: str | None = None) -> nn.Module:
             parts; "" for one whose keys begin with nothing.
 
     Returns:
-        `RVQ`, `HiFiGANVocoder` or `SpeechCodec`. A part is loaded strictly; keys outside it are
-        counted in the log.
+        `RVQ`, `HiFiGANVocoder`, `Talker` or `SpeechCodec`. A part is loaded strictly; keys outside
+        it are counted in the log.
 
     Raises:
         CheckpointError: nothing that is known is there, or several things are; a file is damaged,
@@ -87,7 +93,7 @@ def save(model: nn.Module, path: str | Path, mel: MelConfig | None = None, **ext
     """Save a module such that `load` gives it again: JSON and safetensors, with their digests.
 
     Args:
-        model: an `RVQ` or `HiFiGANVocoder`, or a `SpeechCodec` of them.
+        model: an `RVQ`, `HiFiGANVocoder` or `Talker`, or a `SpeechCodec` of them.
         path: of the `.json`; of a codec, a folder.
         mel: settings of the mels that a part was trained with; a codec has them itself.
         extra: kept with it, as JSON.
@@ -110,11 +116,13 @@ def save(model: nn.Module, path: str | Path, mel: MelConfig | None = None, **ext
         if not isinstance(vocoder, reference.GriffinLimVocoder):  # which has no weights
             save(vocoder, folder / "vocoder.json", model.config, **extra)
         save(model.rvq, folder / "rvq.json", model.config, **settings, **extra)
+        if model.talker is not None:
+            save(model.talker, folder / "talker.json", model.config, **settings, **extra)
         return
     kind = next((kind for kind, known in KNOWN.items() if isinstance(model, known)), None)
     if kind is None or mel is None:
         got = type(model).__name__
-        raise TypeError(f"model: expected an RVQ, HiFiGANVocoder or SpeechCodec, got {got}")
+        raise TypeError(f"model: expected an RVQ, HiFiGANVocoder, Talker or SpeechCodec, got {got}")
     save_model(path, kind, model, mel, **extra)
 
 
@@ -124,9 +132,13 @@ def _from_folder(path: Path, part: str | None) -> nn.Module:
         ours = {kind: folder / f"{kind}.json" for kind in KINDS}
         there = [kind for kind, file in ours.items() if file.is_file()]
         if "rvq" in there:
-            vocoder = ours["vocoder"] if "vocoder" in there else None
-            log.info("%s: a codec, %s", folder, "with a vocoder" if vocoder else "Griffin-Lim")
-            return SpeechCodec.from_checkpoints(ours["rvq"], vocoder)
+            vocoder, talker = (ours[k] if k in there else None for k in ("vocoder", "talker"))
+            log.info(
+                "%s: a codec, %s%s",
+                *(folder, "with a vocoder" if vocoder else "Griffin-Lim"),
+                ", and a Talker" if talker else "",
+            )
+            return SpeechCodec.from_checkpoints(ours["rvq"], vocoder, talker)
         if there:
             return load(ours[there[0]])
     configs = [file for file in sorted(path.glob("config*.json")) if _of_generator(file)]
