@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .values import shown
+
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 
@@ -79,6 +81,16 @@ def mono(name: str, audio: Any) -> Tensor:
     return audio
 
 
+def listed(name: str, values: Sequence[Any]) -> Tensor:
+    """A list's numbers as a tensor on the CPU, whatever the default device; int64 if there are
+    none."""
+    dtype = None if len(values) else torch.int64
+    try:
+        return torch.tensor(values, dtype=dtype, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected integers, got {shown(values)}") from error
+
+
 def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
     """Frames of each item as a tensor on the mel's device.
 
@@ -90,15 +102,14 @@ def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
         RuntimeError: a CUDA graph is being captured, and they are not on the mel's device.
     """
     found = lengths
-    if isinstance(lengths, int):
-        raise TypeError(f"lengths: expected one for each item, got {lengths}")
+    if isinstance(lengths, (str, bytes)) or not hasattr(lengths, "__len__"):
+        raise TypeError(f"lengths: expected one for each item, got {shown(lengths)}")
     if not isinstance(lengths, Tensor) or lengths.device != mel.device:
         # A graph would replay the copy, and from memory that may be somebody else's by then.
         got = f"a tensor on {lengths.device}" if isinstance(lengths, Tensor) else "a list"
         refuse_in_capture(mel.device, f"lengths: expected a tensor on {mel.device}, got {got}")
     if not isinstance(found, Tensor):
-        dtype = None if len(lengths) else torch.int64
-        found = torch.tensor(lengths, dtype=dtype, device="cpu")  # not the default device
+        found = listed("lengths", lengths)
     require_tensor("lengths", found)
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {found.dtype}")

@@ -26,10 +26,12 @@ from .rvq.quantizer import RVQ
 from .talker.checks import require_talker
 from .talker.model import Talker
 from .talker.speaking import codes_of, mels_of
-from .values import MOST_HOP, require_int
+from .values import MOST_HOP, require_bool, require_int
 from .vocoder.griffin_lim import GriffinLimVocoder
 from .vocoder.hifigan import HiFiGANVocoder
 from .vocoder.neural import NeuralVocoder
+
+OPTIONS = "temperature", "top_k", "seed", "max_frames"  # of `Talker.generate`, for `speak`
 
 
 class Quantizer(Protocol):
@@ -84,7 +86,7 @@ class SpeechCodec(nn.Module):
         talker: trained on the codes of `rvq`, for `speak`.
 
     Raises:
-        TypeError: `frames_per_code` is not an integer.
+        TypeError: `frames_per_code` is not an integer, or `talker` no Talker.
         ValueError: it is out of range, or `pooling` is unknown; the parts disagree on a mel
             setting, the number of bands or the hop, or the Talker has learned other codes; names
             both values.
@@ -239,25 +241,30 @@ class SpeechCodec(nn.Module):
 
         Raises:
             RuntimeError: there is no Talker.
-            TypeError, ValueError: as `Talker.generate`; or `stream` without HiFi-GAN.
+            TypeError, ValueError: as `Talker.generate`; `stream` without HiFi-GAN; an option that
+                there is not.
         """
         if self.talker is None:
             raise RuntimeError("speak: this codec has no Talker; give SpeechCodec(..., talker=)")
         # What is inside a NeuralVocoder.
         voices: Any = getattr(self.vocoder, "vocoder", self.vocoder)
-        if stream and not isinstance(voices, HiFiGANVocoder):
+        if require_bool("stream", stream) and not isinstance(voices, HiFiGANVocoder):
             raise ValueError(
                 f"stream: expected a HiFiGANVocoder, got {type(voices).__name__}, which needs all "
                 "of a mel at once"
             )
+        for name in options.keys() - OPTIONS:
+            raise TypeError(f"speak: expected {', '.join(OPTIONS)}, got {name!r}")
         frames = codes_of(self.talker.steps(**options), text, speaker)
         if stream:
             first = next(frames, None)  # what is wrong with the text shows now
             frames = frames if first is None else itertools.chain([first], frames)
             parts = voices.stream(mels_of(self, frames))
             return (part[0] for part in parts)
-        codes = [*frames]
-        return self._audio(torch.cat(codes, 1))[0] if codes else torch.empty(0)
+        none = torch.empty(
+            1, 0, self.rvq.n_codebooks, dtype=torch.int64, device=steps.random.device
+        )
+        return self._audio(torch.cat([none, *frames], 1))[0]
 
     def _audio(self, codes: Tensor, padded: Tensor | None = None) -> Tensor:
         """Audio of codes (B, S, k), silent where steps (B, S) are `padded`."""

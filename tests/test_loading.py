@@ -77,6 +77,24 @@ def test_a_codec_of_stacked_frames(tmp_path):
     assert torch.equal(again.encode(audio), codec.encode(audio))
 
 
+@pytest.mark.parametrize("library", [reference, muomni_fast], ids=["reference", "fast"])
+def test_a_codec_that_speaks(tmp_path, library):
+    """A Talker is not lost on the way: alone, in a codec, and in a folder as a run leaves it."""
+    talker = library.Talker(codebook_size=8, dim=8, n_layers=1, n_heads=2, speakers=["ada"])
+    rvq = library.RVQ(codebook_size=8, codebook_dim=3, n_mels=4)
+    codec = library.SpeechCodec(rvq, reference.GriffinLimVocoder(MEL), MEL, 3, talker=talker)
+    muomni_fast.save(codec, tmp_path / "checkpoints")
+    muomni_fast.save(talker, tmp_path / "alone.json", MEL)
+    for found in (
+        muomni_fast.load(tmp_path / "alone.json"),
+        muomni_fast.load(tmp_path).talker,
+        muomni_fast.load(tmp_path / "checkpoints").talker,
+    ):
+        assert type(found) is muomni_fast.Talker and not found.training
+        assert found.speakers == ("ada",)
+        torch.testing.assert_close(dict(found.state_dict()), dict(talker.state_dict()))
+
+
 @pytest.mark.parametrize("normed", [True, False], ids=["normed", "folded"])
 @pytest.mark.parametrize("name", ["g_00000020", "generator_v2", "model.pth"])
 def test_a_folder_of_hifigans_own_code(tmp_path, name, normed):

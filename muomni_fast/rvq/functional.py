@@ -96,6 +96,22 @@ def rvq_encode(
     return codes.reshape(*mel.shape[:-1], codes.shape[-1])
 
 
+def rvq_beam(
+    mel: Tensor,
+    codebooks: Tensor,
+    proj_in_weight: Tensor | None,
+    proj_in_bias: Tensor | None,
+    greedy: Tensor,
+    beam: int,
+) -> Tensor:
+    """Codes (..., Q) by `reference.rvq.beam.beam_search`, as one operator, from greedy ones."""
+    dtype = work_dtype(mel, codebooks)
+    weights = (_cast(weight, dtype) for weight in (codebooks, proj_in_weight, proj_in_bias))
+    first = greedy.reshape(-1, greedy.shape[-1])
+    with torch.no_grad():
+        return ops.rvq_beam(_rows(mel, dtype), *weights, first, beam).reshape(greedy.shape)
+
+
 def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
     """`reference.nearest_code`, faster: (N, D), (K, D) -> (N,) int64, the exact nearest."""
     return rvq_encode(x, [codebook])[:, 0]

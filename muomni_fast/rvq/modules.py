@@ -13,6 +13,7 @@ from ..counters import begin_counting
 from ..kernels.rvq.table import search_table
 from ..preparable import Preparable
 from ..reference import RVQOutput
+from ..reference.rvq.beam import MOST_BEAM
 from ..reference.values import require_int
 from . import functional
 
@@ -106,6 +107,11 @@ class RVQ(Preparable, reference.RVQ):
             table=table,
         )
         return self._by_beam(mel, codes, beam) if beam != 1 or beam is True else codes
+
+    def _by_beam(self, mel: Tensor, greedy: Tensor, beam: int) -> Tensor:
+        beam = require_int("beam", beam, 1, MOST_BEAM)
+        books = self.stacked_codebooks()[: greedy.shape[-1]]
+        return functional.rvq_beam(mel, books, *self._projection("proj_in"), greedy, beam)
 
     def _decode(self, codes: Tensor) -> Tensor:
         ready = None if self._prepared is None else self._current()

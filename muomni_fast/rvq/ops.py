@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from .. import counters
 from ..backend import choose
 from ..operators import needed, one_by_one, operator, refusal
+from ..reference.rvq.beam import beam_search
+from ..reference.rvq.quantizer import projected
 from . import torch_backend
 from .backends import Backend
 
@@ -51,6 +53,24 @@ def rvq_encode(
 def _(mel: Tensor, codebooks: Sequence[Tensor], *rest: Any) -> Tensor:
     n_codebooks = len(codebooks) if codebooks[0].ndim == 2 else codebooks[0].shape[0]
     return mel.new_empty(mel.shape[0], n_codebooks, dtype=torch.int64)
+
+
+@operator("rvq_beam")
+def rvq_beam(
+    mel: Tensor,
+    codebooks: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    greedy: Tensor,
+    beam: int,
+) -> Tensor:
+    """(N, n_mels), (Q, K, D), (D, n_mels), (D,), codes (N, Q) -> codes (N, Q), by torch."""
+    return beam_search(projected(mel, codebooks, weight, bias), codebooks, greedy, beam)
+
+
+@torch.library.register_fake("muomni::rvq_beam")
+def _(mel: Tensor, codebooks: Any, weight: Any, bias: Any, greedy: Tensor, beam: int) -> Tensor:
+    return torch.empty_like(greedy)
 
 
 def _decode(codes: Tensor, tables: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -328,7 +348,7 @@ def _(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
     return rows.new_empty(codebook_size, rows.shape[1], dtype=torch.float64)
 
 
-for _op in (rvq_encode, rvq_decode, rvq_decode_inference, rvq_quantize, code_sums):
+for _op in (rvq_encode, rvq_beam, rvq_decode, rvq_decode_inference, rvq_quantize, code_sums):
     torch.library.register_vmap(_op.name(), one_by_one(_op))
 
 

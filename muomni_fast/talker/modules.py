@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .. import reference
 from ..backend import choose
+from ..reference.checks import full_precision
 from ..reference.talker.blocks import Block, Cache, rotary_table
 from ..reference.talker.generation import Steps
 from .steps import KernelSteps
@@ -88,9 +89,11 @@ class Talker(reference.Talker):
     def prefill(
         self, text: Tensor, text_lengths: Tensor, speakers: Tensor | None, max_steps: int
     ) -> Cache:
-        """A cache with packed weights in float32 and float64; see `reference.Talker.prefill`."""
+        """A cache with packed weights in float32 and float64, without autocast; see
+        `reference.Talker.prefill`."""
         cache = super().prefill(text, text_lengths, speakers, max_steps)
-        if cache.keys[0].dtype not in PACKED or torch.is_grad_enabled():
+        dtype, device = cache.keys[0].dtype, text.device.type
+        if dtype not in PACKED or torch.is_grad_enabled() or torch.is_autocast_enabled(device):
             return cache
         batch, n_heads, size, head_dim = cache.keys[0].shape
         pairs = _side_by_side(head_dim, text.device)
@@ -143,6 +146,10 @@ class Talker(reference.Talker):
 
     def through(self, x: Tensor, cache: PackedCache) -> Tensor:
         """A step from embeddings on: (B, D), sums over codebooks -> logits (B, Q, K + 1)."""
+        with full_precision(x):  # autocast may have begun since the prefix was read
+            return self._through(x, cache)
+
+    def _through(self, x: Tensor, cache: PackedCache) -> Tensor:
         batch, n_heads, dim = len(x), self.n_heads, self.dim
         cache.filled = cache.size if cache.fixed else cache.filled + 1
         seen = None

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..checks import (
     FLOATS,
+    listed,
     refuse_in_capture,
     require_float,
     require_integers,
@@ -170,7 +171,7 @@ def codebooks_reached(
     if n_codebooks is None and lengths is None:
         return None
     reached = torch.full(mel.shape[:-1], most, device=mel.device)
-    if isinstance(n_codebooks, (Tensor, Sequence)) and not isinstance(n_codebooks, str):
+    if isinstance(n_codebooks, (Tensor, Sequence)) and not isinstance(n_codebooks, (str, bytes)):
         given = _of_each_item(n_codebooks, mel, most)
         reached = given.reshape(-1, *[1] * (mel.ndim - 2)).expand(mel.shape[:-1])
     elif n_codebooks is not None:
@@ -189,7 +190,7 @@ def _of_each_item(n_codebooks: Tensor | Sequence[int], mel: Tensor, most: int) -
     given = n_codebooks
     if not isinstance(given, Tensor):
         refuse_in_capture(mel.device, f"n_codebooks: expected a tensor on {mel.device}, got a list")
-        given = torch.tensor(given, dtype=None if len(given) else torch.int64, device="cpu")
+        given = listed("n_codebooks", given)
     require_integers("n_codebooks", given)
     if mel.ndim < 2 or given.shape != mel.shape[:1]:
         expected = f"one, or ({mel.shape[0]},)" if mel.ndim > 1 else "one for a single frame"

@@ -230,6 +230,12 @@ def _project(
     return exact + (z - z.detach()).nan_to_num(), books
 
 
+def projected(mel: Tensor, codebooks: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """What the first codebook quantizes: (..., n_mels) -> (..., D), see `RVQ.project`."""
+    with full_precision(mel):
+        return _project(mel, codebooks, weight, bias)[0]
+
+
 def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """A projection in the dtype of `x`, or none at all."""
     if weight is None:
@@ -341,8 +347,7 @@ class RVQ(nn.Module):
     def project(self, mel: Tensor) -> Tensor:
         """What the first codebook quantizes: (..., n_mels) -> (..., codebook_dim) float32; on a CPU
         each number is the exact one, rounded once."""
-        with full_precision(mel):
-            return _project(mel, self.stacked_codebooks(), *self._projection("proj_in"))[0]
+        return projected(mel, self.stacked_codebooks(), *self._projection("proj_in"))
 
     def encode(
         self,

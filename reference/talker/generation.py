@@ -47,10 +47,9 @@ def generate(
     parts = [pieces(f"texts[{i}]", text, talker.max_text) for i, text in enumerate(texts)]
     steps = talker.steps(temperature, top_k, seed, max_frames)
     if not texts:
-        return Generated(
-            torch.empty(0, 0, talker.n_codebooks, dtype=torch.int64),
-            torch.empty(0, dtype=torch.int64),
-        )
+        device = talker.norm.weight.device
+        codes = torch.empty(0, 0, talker.n_codebooks, dtype=torch.int64, device=device)
+        return Generated(codes, codes.new_empty(0))
     flat = [piece for text in parts for piece in text]
     owners = [speaker for speaker, text in zip(ids, parts, strict=True) for _ in text]
     codes, lengths = steps.all(flat, owners)

@@ -150,10 +150,13 @@ class Talker(nn.Module):
 
         Raises:
             TypeError: a tensor is not of integers.
-            ValueError: a shape does not fit, or a length is beyond the tensor.
+            ValueError: a shape or device does not fit, or a length is beyond the tensor.
             IndexError: an id or a code is out of range.
         """
-        require_batch(self, text, text_lengths, codes, lengths, speakers)
+        text, text_lengths, codes, lengths, *rest = require_batch(
+            self, text, text_lengths, codes, lengths, speakers
+        )
+        speakers = rest[0] if rest else None
         inputs, targets = delayed(codes, lengths, self.codebook_size)
         prefix = self.embed_prefix(text, speakers)  # (B, 1 + N, D)
         audio = self.embed_codes(inputs)  # (B, T, D)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..audio.mel import unpool_frames
+from .checks import speaker_id
 from .generation import Steps
 from .text import pieces
 
@@ -18,7 +19,8 @@ def codes_of(steps: Steps, text: str, speaker: str | None) -> Iterator[Tensor]:
     """Frames (1, 1, Q) of a text, each as soon as its last codebook is there; a long text piece by
     piece, as `Talker.generate` splits it."""
     talker = steps.talker
-    voice = int(talker.speaker_ids(speaker, 1))
+    numbers = {name: i for i, name in enumerate(talker.speakers, start=1)}
+    voice = speaker_id("speaker", numbers, speaker)
     for piece in pieces("text", text, talker.max_text):
         yield from steps.frames(piece, voice)
 

@@ -133,6 +133,17 @@ def test_no_tensor_grows_with_rows_times_codes():
     assert z.numel() < largest.numbers <= beam_module.BLOCK_NUMBERS < 6000 * 256
 
 
+def test_compiles_whole_exports_and_runs_item_by_item():
+    rvq, mel = muomni_fast.RVQ(3, 32, 16, n_mels=20).eval(), torch.randn(4, 9, 20)
+    codes = rvq.encode(mel, n_codebooks=2, beam=4)
+    encode = lambda x: rvq.encode(x, n_codebooks=2, beam=4)
+    compiled = torch.compile(encode, backend="aot_eager", fullgraph=True, dynamic=True)
+    assert torch.equal(compiled(mel), codes) and torch.equal(compiled(mel[:, :5]), codes[:, :5])
+    assert torch.equal(torch.vmap(encode)(mel), codes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encode(mel), codes)
+
+
 @LIBS
 @pytest.mark.parametrize(
     "beam, kind", [(0, ValueError), (1025, ValueError), (2.0, TypeError), (True, TypeError)]

@@ -175,6 +175,16 @@ def test_no_frames_at_all(lib):
 
 
 @LIBS
+@pytest.mark.parametrize("name", ["n_codebooks", "lengths"])
+@pytest.mark.parametrize(
+    "wrong", [["a", "b"], [None, 1], [[1], [1, 2]], [10**30, 1], b"ab"], ids=str
+)
+def test_lists_that_hold_no_integers_are_named(lib, name, wrong):
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: expected .*got "):
+        made(lib)(torch.randn(2, 3, 20), **{name: wrong})
+
+
+@LIBS
 def test_wrong_counts_and_lengths_are_named(lib):
     rvq, mel = made(lib), torch.randn(2, 3, 20)
     for wrong, kind, message in (
@@ -193,8 +203,10 @@ def test_wrong_counts_and_lengths_are_named(lib):
     for wrong, message in (
         ([4, 1], "lengths: expected 0 to 3 frames, got 1 to 4"),
         ([3], r"lengths: expected \(2,\), got \(1,\)"),
+        (1.5, "lengths: expected one for each item, got 1.5"),
+        ("ab", "lengths: expected one for each item, got 'ab'"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             rvq(mel, lengths=wrong)
     with pytest.raises(ValueError, match=r"lengths: expected mel \(B, T, n_mels\), got \(3, 20\)"):
         rvq(mel[0], lengths=[3])

@@ -45,6 +45,24 @@ def test_it_says_what_the_reference_says():
         assert torch.equal(here.codes, there.codes) and torch.equal(here.lengths, there.lengths)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_takes_the_references_own_steps(dtype):
+    """Also where it begins between two steps."""
+    talker = learned()[0]
+    with torch.autocast("cpu", dtype):
+        there = talker.generate(SENTENCES, VOICES, max_frames=12)
+        here = fast(talker).generate(SENTENCES, VOICES, max_frames=12)
+    assert torch.equal(here.codes, there.codes) and torch.equal(here.lengths, there.lengths)
+    text, text_lengths, codes, _, speakers = batch(talker)
+    with torch.no_grad():
+        model = fast(talker)
+        caches = [model.prefill(text, text_lengths, speakers, 2) for _ in range(2)]
+        there = model.step(codes[:, 0], caches[0])
+        with torch.autocast("cpu", dtype):
+            here = model.step(codes[:, 0], caches[1])
+    assert torch.equal(here, there)
+
+
 def test_weights_changed_after_a_generation_are_used():
     model = fast(learned()[0])
     before = model.generate(SENTENCES, VOICES, max_frames=12).codes

@@ -11,6 +11,7 @@ from support.talkers import SENTENCES, VOICES, batch, tiny
 from muomni_fast.reference import RVQ, Talker
 from muomni_fast.reference.talker.checks import quantizer_digest, require_talker
 from muomni_fast.reference.talker.delay import NO_TARGET, delayed, n_steps, undelayed
+from muomni_fast.reference.talker.text import text_ids
 
 BEGIN, PAD, END = 16, 17, 16
 
@@ -193,7 +194,11 @@ def test_settings_that_are_refused(config, error, message):
         ({2: torch.full((3, 9, 3), -1)}, IndexError, "codes: expected 0 to 15, got -1"),
         ({3: torch.tensor([5, 10, 1])}, ValueError, "lengths: expected 0 to 9, got 1 to 10"),
         ({3: torch.tensor([5])}, ValueError, "lengths: expected \\(3,\\), got \\(1,\\)"),
-        ({4: torch.tensor([0, 1, 3])}, IndexError, "index out of range"),
+        ({4: torch.tensor([0, 1, 3])}, IndexError, "speakers: expected 0 to 2, got 0 to 3"),
+        ({4: torch.tensor([0, -1, 2])}, IndexError, "speakers: expected 0 to 2, got -1 to 2"),
+        ({0: torch.full((3, 23), 257)}, IndexError, "text: expected 0 to 256, got 257 to 257"),
+        ({0: torch.full((3, 23), -1)}, IndexError, "text: expected 0 to 256, got -1 to -1"),
+        ({3: torch.zeros(3, device="meta")}, ValueError, "one device: .*lengths is on meta"),
     ],
 )
 def test_batches_that_are_refused(change, error, message):
@@ -203,6 +208,19 @@ def test_batches_that_are_refused(change, error, message):
         talker(*(value.long() for value in inputs))
     with pytest.raises(TypeError, match="text: expected an integer tensor, got torch.float32"):
         talker(inputs[0].float(), *inputs[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32], ids=str)
+def test_integers_of_any_width(dtype):
+    """Lengths and sizes beyond what a narrow one can count, too."""
+    talker = tiny(codebook_size=1024)
+    text, text_lengths = text_ids([b"a" * 126, b"b" * (254 if dtype == torch.uint8 else 3)])
+    codes, lengths = torch.arange(12).view(2, 2, 3), torch.tensor([2, 1])
+    inputs = [text, text_lengths, codes, lengths, torch.tensor([1, 0])]
+    whole = talker(*inputs).logits
+    narrow = [value.to(dtype) for value in inputs[1:]]
+    text = text.to(dtype) if dtype in (torch.int16, torch.int32) else text  # 256 ends a text
+    assert torch.equal(talker(text, *narrow).logits, whole)
 
 
 def test_a_digest_is_of_weights_and_settings():

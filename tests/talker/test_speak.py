@@ -77,12 +77,43 @@ def test_long_texts_and_caps(caplog):
         (("",), ValueError, "text: expected text, got nothing to say"),
         (("a" * 10_000,), ValueError, "text: expected sentences of at most 512 bytes"),
         (("\udfff",), ValueError, "half of a surrogate pair"),
-        (("Two.", "eve"), ValueError, "speakers: expected None or one of"),
+        (("Two.", "eve"), ValueError, "speaker: expected None or one of"),
+        (("Two.", ["ada"]), TypeError, "speaker: expected a string, got \\['ada'\\]"),
+        (("Two.", 5), TypeError, "speaker: expected a string, got 5"),
     ],
 )
 def test_what_cannot_be_said(arguments, error, message, stream):
     with pytest.raises(error, match=message):
         codec().speak(*arguments, stream=stream)
+
+
+def test_options_that_are_not_known():
+    for stream in (False, True):
+        with pytest.raises(TypeError, match="speak: expected temperature, .*, got 'volume'"):
+            codec().speak("Two.", stream=stream, volume=1)
+    with pytest.raises(TypeError, match="stream: expected True or False, got 'yes'"):
+        codec().speak("Two.", stream="yes")
+
+
+def test_nothing_said_is_as_any_audio(monkeypatch):
+    """An end at once; of the dtype of the vocoder, as the pieces are."""
+    speaking = codec(talker=tiny()).double()
+
+    def ended(codes, cache):
+        logits = torch.zeros(1, 3, 17, dtype=torch.float64)
+        logits[:, 0, -1] = 1
+        return logits
+
+    monkeypatch.setattr(speaking.talker, "step", ended)
+    said = speaking.speak("Two.")
+    assert said.shape == (0,) and said.dtype == torch.float64
+    assert not [*speaking.speak("Two.", stream=True)]
+
+
+@pytest.mark.parametrize("other", ["talker.json", reference.RVQ(3, 16, 8, n_mels=40)], ids=type)
+def test_a_talker_that_is_none(other):
+    with pytest.raises(TypeError, match="talker: expected a Talker, got (str|RVQ)"):
+        codec(talker=other)
 
 
 def test_what_does_not_go_together():
