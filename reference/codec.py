@@ -255,7 +255,8 @@ class SpeechCodec(nn.Module):
             )
         for name in options.keys() - OPTIONS:
             raise TypeError(f"speak: expected {', '.join(OPTIONS)}, got {name!r}")
-        frames = codes_of(self.talker.steps(**options), text, speaker)
+        steps = self.talker.steps(**options)
+        frames = codes_of(steps, text, speaker)
         if stream:
             first = next(frames, None)  # what is wrong with the text shows now
             frames = frames if first is None else itertools.chain([first], frames)
