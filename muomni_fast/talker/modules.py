@@ -142,14 +142,12 @@ class Talker(reference.Talker):
         if not isinstance(cache, PackedCache):
             return super().step(codes, cache)
         x = F.embedding(codes + cache.offsets, cache.table).sum(1)  # (B, D)
-        return self.through(x, cache)
+        with full_precision(x):  # autocast may have begun since the prefix was read
+            return self.through(x, cache)
 
     def through(self, x: Tensor, cache: PackedCache) -> Tensor:
-        """A step from embeddings on: (B, D), sums over codebooks -> logits (B, Q, K + 1)."""
-        with full_precision(x):  # autocast may have begun since the prefix was read
-            return self._through(x, cache)
-
-    def _through(self, x: Tensor, cache: PackedCache) -> Tensor:
+        """A step from embeddings on, without autocast: (B, D), sums over codebooks -> logits
+        (B, Q, K + 1)."""
         batch, n_heads, dim = len(x), self.n_heads, self.dim
         cache.filled = cache.size if cache.fixed else cache.filled + 1
         seen = None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..reference.checks import full_precision
 from ..reference.talker.generation import Steps
 
 if TYPE_CHECKING:
@@ -50,12 +51,16 @@ class KernelSteps(Steps):
         self, texts: Sequence[bytes], speakers: Sequence[int]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Codes step by step; see `reference.talker.generation.Steps.rows`."""
+        if torch.is_autocast_enabled(self.random.device.type):  # half precision is not packed
+            yield from super().rows(texts, speakers)
+            return
         state = self.state(texts, speakers)
         advance: Callable[[], object] = lambda: self.advance(state)
         for step in range(self.most):
             if step == FIRST_STEPS and state.x.device.type == "cuda":
                 advance = recorded(advance, state.x.device).replay
-            advance()
+            with full_precision(state.x):  # autocast may have begun since
+                advance()
             yield state.row.clone(), state.end.clone()
 
     def state(self, texts: Sequence[bytes], speakers: Sequence[int]) -> State:

@@ -132,3 +132,12 @@ def test_steps_of_a_fixed_shape_say_what_the_reference_says():
                 )
             ]
             assert torch.equal(*rows)
+
+
+def test_under_autocast_steps_are_the_references():
+    """Where half precision is not packed, fixed steps have nothing to go by."""
+    said = []
+    for kind, talker in ((Steps, tiny()), (KernelSteps, fast())):
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            said.append([row for row, _ in kind(talker, max_frames=6).rows(TEXTS, [0, 0, 0])])
+    assert torch.equal(torch.stack(said[0]), torch.stack(said[1]))
