@@ -101,7 +101,7 @@ def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
         ValueError: there is not one for each item, or one is not between 0 and T.
         RuntimeError: a CUDA graph is being captured, and they are not on the mel's device.
     """
-    found = lengths
+    found: Any = lengths
     if isinstance(lengths, (str, bytes)) or not hasattr(lengths, "__len__"):
         raise TypeError(f"lengths: expected one for each item, got {shown(lengths)}")
     if not isinstance(lengths, Tensor) or lengths.device != mel.device:
@@ -109,7 +109,7 @@ def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
         got = f"a tensor on {lengths.device}" if isinstance(lengths, Tensor) else "a list"
         refuse_in_capture(mel.device, f"lengths: expected a tensor on {mel.device}, got {got}")
     if not isinstance(found, Tensor):
-        found = listed("lengths", lengths)
+        found = listed("lengths", found)
     require_tensor("lengths", found)
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {found.dtype}")

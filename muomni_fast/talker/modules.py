@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .. import reference
 from ..reference.checks import full_precision
-from ..reference.talker.blocks import Block, Cache, rotary_table
+from ..reference.talker.blocks import EPSILON, Cache, rotary_table
 
 PACKED = torch.float32, torch.float64  # half precision has no complex numbers that turn pairs
 
@@ -126,7 +126,7 @@ class Talker(reference.Talker):
             seen = (places <= cache.position[:, None])[:, None, None]
         turns = cache.turns[cache.position]  # (B, 1, head_dim / 2)
         # Of the length, with the epsilon that the norms have under their root.
-        least = codes.new_tensor(math.sqrt(dim * _EPSILON), dtype=cache.table.dtype)
+        least = codes.new_tensor(math.sqrt(dim * EPSILON), dtype=cache.table.dtype)
         x = F.embedding(codes + cache.offsets, cache.table).sum(1)  # (B, D)
         for block, keys, values in zip(cache.blocks, cache.keys, cache.values, strict=True):
             packed = torch.mm(_unit(x, least), block.qkv).view(batch, 3 * n_heads, -1)
@@ -147,9 +147,6 @@ class Talker(reference.Talker):
         cache.rows = cache.rows + 1
         logits = torch.addmm(cache.no_end, _unit(x, least), cache.heads)
         return logits.view(batch, self.n_codebooks, -1)
-
-
-_EPSILON = Block(2, 1, 1).attention_norm.eps or 0.0
 
 
 def _unit(x: Tensor, least: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..codec import SpeechCodec, encode_mel
 from ..errors import DataError
-from ..talker.checks import quantizer_digest
+from ..rvq.digest import quantizer_digest
 from ..talker.delay import NO_TARGET
 from ..talker.model import Talker, TalkerOutput
 from ..vocoder.griffin_lim import GriffinLimVocoder

@@ -27,7 +27,7 @@ from support.talker_stage import Talker64  # noqa: E402
 
 from muomni_fast.reference import Talker, train  # noqa: E402
 from muomni_fast.reference.checkpoint import load_training_state, restore  # noqa: E402
-from muomni_fast.reference.talker.checks import quantizer_digest  # noqa: E402
+from muomni_fast.reference.rvq.digest import quantizer_digest  # noqa: E402
 from muomni_fast.reference.training import distributed, rvq_stage, trainer  # noqa: E402
 from muomni_fast.reference.training.clips import find_clips, split_clips  # noqa: E402
 from muomni_fast.reference.training.data import Corpus, read_held_out  # noqa: E402
