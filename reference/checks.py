@@ -101,7 +101,7 @@ def require_lengths(lengths: Tensor | Sequence[int], mel: Tensor) -> Tensor:
         ValueError: there is not one for each item, or one is not between 0 and T.
         RuntimeError: a CUDA graph is being captured, and they are not on the mel's device.
     """
-    found = lengths
+    found: Any = lengths
     if isinstance(lengths, (str, bytes)) or not hasattr(lengths, "__len__"):
         raise TypeError(f"lengths: expected one for each item, got {shown(lengths)}")
     if not isinstance(lengths, Tensor) or lengths.device != mel.device:

@@ -44,6 +44,13 @@ m.MRF(8, (3,), ((1,),))(torch.randn(1, 8, 5)); m.MultiPeriodDiscriminator; m.Mul
     assert done.returncode == 0, done.stderr
 
 
+def test_importing_us_draws_no_random_numbers():
+    """A seed set before the import gives the weights that it gives without it."""
+    code = "import torch\ntorch.manual_seed(0)\nbefore = torch.get_rng_state()\n"
+    done = python(code + "import muomni_fast\nassert torch.equal(before, torch.get_rng_state())")
+    assert done.returncode == 0, done.stderr
+
+
 def test_triton_is_not_imported_by_importing_us():
     done = python("import sys, muomni_fast, muomni_fast.kernels; print('triton' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr

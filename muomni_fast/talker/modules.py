@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .. import reference
 from ..backend import choose
 from ..reference.checks import full_precision
-from ..reference.talker.blocks import Block, Cache, rotary_table
+from ..reference.talker.blocks import EPSILON, Cache, rotary_table
 from ..reference.talker.generation import Steps
 from .steps import KernelSteps
 
@@ -120,7 +120,7 @@ class Talker(reference.Talker):
             turns=torch.complex(cosine, sine)[:, None],
             rows=torch.arange(batch, device=text.device) * size + cache.position,
             size=size,
-            least=self.norm.weight.new_tensor(math.sqrt(self.dim * _EPSILON)),
+            least=self.norm.weight.new_tensor(math.sqrt(self.dim * EPSILON)),
         )
 
     def _gained(self, weight: Tensor, gain: Tensor) -> Tensor:
@@ -175,9 +175,6 @@ class Talker(reference.Talker):
         cache.rows += 1
         logits = torch.addmm(cache.no_end, _unit(x, least), cache.heads)
         return logits.view(batch, self.n_codebooks, -1)
-
-
-_EPSILON = Block(2, 1, 1).attention_norm.eps or 0.0
 
 
 def _unit(x: Tensor, least: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROTARY_BASE = 10_000.0
+EPSILON = 1e-6  # of norms
 
 
 @dataclasses.dataclass
@@ -65,10 +66,10 @@ class Block(nn.Module):
     def __init__(self, dim: int, n_heads: int, hidden_dim: int) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.attention_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.attention_norm = nn.RMSNorm(dim, eps=EPSILON)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        self.mlp_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.mlp_norm = nn.RMSNorm(dim, eps=EPSILON)
         self.gate_up = nn.Linear(dim, 2 * hidden_dim, bias=False)
         self.down = nn.Linear(hidden_dim, dim, bias=False)
 

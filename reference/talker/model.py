@@ -20,7 +20,7 @@ from ..values import (
     require_int,
     require_parameters,
 )
-from .blocks import Block, Cache, rotary_table
+from .blocks import EPSILON, Block, Cache, rotary_table
 from .checks import require_batch, require_digest, require_names, speaker_ids
 from .delay import delayed
 from .generation import Generated, Steps, generate
@@ -115,7 +115,7 @@ class Talker(nn.Module):
             nn.Embedding(codebook_size + 2, dim) for _ in range(self.n_codebooks)
         )
         self.blocks = nn.ModuleList(Block(dim, n_heads, hidden_dim) for _ in range(n_layers))
-        self.norm = nn.RMSNorm(dim, eps=1e-6)
+        self.norm = nn.RMSNorm(dim, eps=EPSILON)
         self.heads = nn.ModuleList(
             nn.Linear(dim, codebook_size + (q == 0), bias=False) for q in range(self.n_codebooks)
         )

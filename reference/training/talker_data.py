@@ -157,11 +157,14 @@ def _read(path: Path, fingerprint: str) -> dict[str, Tensor] | None:
 
 def _make(clips: Sequence[Clip], encode: Encoder, mel: MelConfig) -> dict[str, Tensor]:
     codes: dict[str, Tensor] = {}
-    for number, clip in enumerate(clips, start=1):
+    bad = 0
+    for clip in clips:
+        if str(clip.path) in codes:
+            continue
         try:
             audio = read_clip(clip, mel.sample_rate)
         except AudioFormatError as error:
-            bad = number - len(codes)
+            bad += 1
             log.warning("left out (%d so far): %s", bad, error)
             require_mostly_usable(bad, clips, "clips", error)
             continue

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..codec import SpeechCodec, encode_mel
 from ..errors import DataError
-from ..talker.checks import quantizer_digest
+from ..rvq.digest import quantizer_digest
 from ..talker.delay import NO_TARGET
 from ..talker.model import Talker, TalkerOutput
 from ..vocoder.griffin_lim import GriffinLimVocoder
@@ -228,9 +228,9 @@ class TalkerStage(Stage[TalkerData]):
 
     def _ranks(
         self, data: TalkerData, spoken: Sequence[tuple[Clip, str, Tensor]]
-    ) -> dict[str, dict[str, int]]:
-        """Of new sentences: the true clip's rank among those of the same voice, by text."""
-        ranks: dict[str, dict[str, int]] = {}
+    ) -> list[dict[str, Any]]:
+        """Of new sentences: the true clip's rank among those of the same voice."""
+        ranks: list[dict[str, Any]] = []
         asked = spoken[:RANKED]
         texts, speakers = [text for _, text, _ in asked], [clip.speaker for clip, *_ in asked]
         said = self._say(texts, speakers, _most_frames(data))
@@ -246,7 +246,8 @@ class TalkerStage(Stage[TalkerData]):
             voice = [codes, *others[: VOICE - 1]]
             if len(own) and len(voice) > 1:
                 frames = [self._frames(c) for c in voice]
-                ranks[text] = {"rank": rank(self._frames(own), frames, 0), "of": len(voice)}
+                found = {"rank": rank(self._frames(own), frames, 0), "of": len(voice)}
+                ranks.append({"text": text, "speaker": clip.speaker, **found})
         return ranks
 
     def _frames(self, codes: Tensor) -> Tensor:
@@ -293,7 +294,7 @@ class TalkerStage(Stage[TalkerData]):
             "ending by themselves"
         )
         if ranks:
-            found = ", ".join(f"{r['rank']} of {r['of']}" for r in ranks.values())
+            found = ", ".join(f"{r['rank']} of {r['of']}" for r in ranks)
             lines.append(f"new sentences: rank of the true clip among those of its voice: {found}")
         if n < FEW:
             lines.append(

@@ -9,7 +9,8 @@ import torch
 from support.talkers import SENTENCES, VOICES, batch, tiny
 
 from muomni_fast.reference import RVQ, Talker
-from muomni_fast.reference.talker.checks import quantizer_digest, require_talker
+from muomni_fast.reference.rvq.digest import quantizer_digest
+from muomni_fast.reference.talker.checks import require_talker
 from muomni_fast.reference.talker.delay import NO_TARGET, delayed, n_steps, undelayed
 from muomni_fast.reference.talker.text import text_ids
 

@@ -8,7 +8,7 @@ import muomni_fast
 from muomni_fast import reference
 from muomni_fast.reference import GriffinLimVocoder, MelConfig
 from muomni_fast.reference.errors import CheckpointError
-from muomni_fast.reference.talker.checks import quantizer_digest
+from muomni_fast.reference.rvq.digest import quantizer_digest
 
 MEL = MelConfig(n_mels=8)
 SMALL = {

@@ -1,5 +1,6 @@
 """Training of the Talker: in the one loop, on one quantizer's codes, from texts."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from support.talker_stage import Talker64  # noqa: E402
 
 from muomni_fast.reference import Talker, train  # noqa: E402
 from muomni_fast.reference.checkpoint import load_training_state, restore  # noqa: E402
-from muomni_fast.reference.talker.checks import quantizer_digest  # noqa: E402
+from muomni_fast.reference.rvq.digest import quantizer_digest  # noqa: E402
 from muomni_fast.reference.training import distributed, rvq_stage, trainer  # noqa: E402
 from muomni_fast.reference.training.clips import find_clips, split_clips  # noqa: E402
 from muomni_fast.reference.training.data import Corpus, read_held_out  # noqa: E402
@@ -266,6 +267,27 @@ def test_a_clip_without_text_or_that_cannot_be_read_is_left_out(quantizer, speec
     assert len(data.texts) == len(clips) - 2 and data[0]["skipped"] == [3]
     assert "1 of 9 clips have no text to learn" in caplog.text
     assert "left out (1 so far): " in caplog.text
+
+
+def test_a_file_that_several_lines_name_is_not_missing(quantizer, speech, caplog):
+    """One that cannot be read among them is one, however often others are named."""
+    stage, clips = stage_of(quantizer), [*corpus_of(speech).clips]
+    missing = dataclasses.replace(clips[0], path=clips[0].path.with_name("missing.wav"))
+    twice = [dataclasses.replace(clip, text="Again.") for clip in clips]
+    data = stage.dataset(Corpus([*clips, *twice, missing]))
+    assert len(data.texts) == 2 * len(clips)
+    assert "left out (1 so far): " in caplog.text
+
+
+def test_a_sentence_that_several_speakers_say_has_several_ranks(quantizer, speech, monkeypatch):
+    stage = stage_of(quantizer)
+    data = stage.dataset(corpus_of(speech))
+    clips = [dataclasses.replace(clip, text="Yes.") for clip in data.clips[:4]]
+    spoken = stage._spoken(read_held_out(clips, stage.config.mel))
+    monkeypatch.setattr(stage, "_say", lambda *_: [codes for *_, codes in spoken])
+    ranks = stage._ranks(data, spoken)
+    assert [(r["text"], r["rank"]) for r in ranks] == [("Yes.", 1)] * 4
+    assert [r["speaker"] for r in ranks] == [clip.speaker for clip in clips]
 
 
 def test_a_manifest_without_text(quantizer, speech, tmp_path, caplog, capsys):
