@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
-from support.audio_files import write
-from support.sounds import RATE, voice
-from support.talkers import SENTENCES, learned, tiny
 
 pytest.importorskip("soundfile")
 pytest.importorskip("soxr")
 pytest.importorskip("safetensors")
 pytest.importorskip("filelock")
 pytest.importorskip("tqdm")
+from support.audio_files import write  # noqa: E402
+from support.sounds import RATE, voice  # noqa: E402
+from support.talkers import SENTENCES, learned, tiny  # noqa: E402
 
 from muomni_fast.reference import RVQ, HiFiGANVocoder, MelConfig, evaluate  # noqa: E402
 from muomni_fast.reference.checkpoint import save_model  # noqa: E402
