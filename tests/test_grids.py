@@ -19,6 +19,7 @@ pytest.importorskip("triton")
 from muomni_fast.kernels.rvq.code_sums import _code_sums_kernel, code_sums  # noqa: E402
 from muomni_fast.kernels.rvq.decode import rvq_decode  # noqa: E402
 from muomni_fast.kernels.rvq.encode import rvq_encode  # noqa: E402
+from muomni_fast.kernels.talker.sample import sample  # noqa: E402
 from muomni_fast.vocoder import triton_backend  # noqa: E402
 
 Grids = dict[str, list[tuple[int, ...]]]
@@ -66,9 +67,25 @@ def generate(batch: int, frames: int, dtype: torch.dtype, train: bool) -> None:
         )
 
 
+def draw(batch: int, n_codebooks: int, size: int, dim: int) -> None:
+    """The end of a Talker's step."""
+    sample(
+        logits=meta(batch, n_codebooks, size + 1),
+        table=meta(n_codebooks * (size + 2), dim),
+        step=meta(1, dtype=torch.int64),
+        end=meta(batch, dtype=torch.int64),
+        row=meta(batch, n_codebooks, dtype=torch.int64),
+        x=meta(batch, dim),
+        max_frames=10,
+        temperature=1.0,
+        seed=0,
+    )
+
+
 LARGE: dict[str, Callable[[], None]] = {  # terabytes, of each kind
     "frames": lambda: quantize(2**35, 2, 128, 64),
     "codes": lambda: quantize(2**20, 32, 2**22, 8),
+    "texts": lambda: draw(2**25, 64, 4096, 1024),
     "dimensions": lambda: quantize(2**21, 2**17, 16, 512),
     "items": lambda: generate(2**25, 1, torch.bfloat16, True),
     "rows": lambda: generate(2, 2**26, torch.bfloat16, False),

@@ -205,7 +205,7 @@ def test_a_wrong_value_in_a_config_is_an_error_that_names_the_file(folder):
         (("train", "mel", "fmin"), [], r"mel: fmin: expected float, got \[\]"),
         (("train", "recipes", "rvq", "speed"), 1, "unexpected keyword argument 'speed'"),
         (("run", "data"), 7, "run: data: expected str, got 7"),
-        (("run", "stage"), "talker", "run: stage: 'talker' has no recipe"),
+        (("run", "stage"), "singer", "run: stage: 'singer' has no recipe"),
         (("run",), {}, "lacks 'run: "),
     ],
 )

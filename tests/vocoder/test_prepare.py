@@ -321,8 +321,8 @@ def test_hooks_of_every_module_see_prepared_models():
 
 
 class Louder(muomni_fast.HiFiGANVocoder):
-    def _generate(self, mel: Tensor) -> Tensor:
-        return 2 * super()._generate(mel)
+    def _generate(self, mel: Tensor, addends: object) -> Tensor:
+        return 2 * super()._generate(mel, addends)
 
 
 def test_a_subclass_that_generates_otherwise_does():
