@@ -108,6 +108,7 @@ def noises(count: int, q: int, item: int, seed: int = 0, step: int = 70) -> Tens
 
 def assert_frequencies(codes: Tensor, expected: Tensor) -> None:
     """Within binomial bounds, and never what has no probability."""
+    assert ((codes >= 0) & (codes < len(expected))).all(), codes
     found = torch.bincount(codes.flatten(), minlength=len(expected)).double()
     deviation = (expected * (1 - expected) * codes.numel()).sqrt()
     assert ((found - expected * codes.numel()).abs() <= DEVIATIONS * deviation).all(), found
