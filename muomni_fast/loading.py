@@ -18,7 +18,7 @@ from . import reference
 from .codec import SpeechCodec
 from .reference.atomic import make_folder
 from .reference.audio.mel import MelConfig
-from .reference.checkpoint import load_model, load_state, restore, save_model
+from .reference.checkpoint import load_state, read_document, restore, save_model
 from .reference.checks import require_hop
 from .reference.errors import CheckpointError
 from .reference.reading import blaming, read_json
@@ -85,7 +85,7 @@ def load(path: str | Path, part: str | None = None) -> nn.Module:
     if path.is_dir():
         return _from_folder(path, part)
     if path.suffix == ".json":
-        kind = load_model(path).kind
+        kind = read_document(path, None)["kind"]
         if kind not in KINDS:
             raise CheckpointError(f"{path}: expected one of {', '.join(KINDS)}, got a {kind}")
         log.info("%s: a %s that was saved here", path, kind)
@@ -145,9 +145,8 @@ def _from_folder(path: Path, part: str | None) -> nn.Module:
             return SpeechCodec.from_checkpoints(ours["rvq"], vocoder, talker)
         if there:
             return load(ours[there[0]])
-    configs = [file for file in sorted(path.glob("config*.json")) if _of_generator(file)]
     files = _weights(path)
-    if not configs and not files:
+    if not files and not _configs(path):
         raise CheckpointError(
             f"{path}: expected rvq.json or vocoder.json (here or in checkpoints/), or weights "
             f"({', '.join(SUFFIXES)}) with or without a config*.json"
@@ -177,8 +176,10 @@ def _only(path: Path, files: list[Path]) -> Path:
     return files[0]
 
 
-def _of_generator(file: Path) -> bool:
-    return ARGUMENTS[0] in read_json(file, "not a config")
+def _configs(folder: Path) -> list[Path]:
+    """Configs of generators in a folder."""
+    files = sorted(folder.glob("config*.json"))
+    return [file for file in files if ARGUMENTS[0] in read_json(file, "not a config")]
 
 
 def _from_weights(path: Path, part: str | None) -> nn.Module:
@@ -220,7 +221,7 @@ def _from_weights(path: Path, part: str | None) -> nn.Module:
 
 def _generator(path: Path, state: dict[str, Tensor]) -> nn.Module:
     """A generator with these weights, as the config beside them says it is."""
-    configs = [file for file in sorted(path.parent.glob("config*.json")) if _of_generator(file)]
+    configs = _configs(path.parent)
     if len(configs) > 1:
         names = shown([file.name for file in configs])
         raise CheckpointError(f"{path}: expected one config beside it, got {names}")

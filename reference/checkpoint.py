@@ -142,7 +142,7 @@ def load_model(path: str | Path, kind: str | None = None) -> ModelCheckpoint:
     Raises:
         CheckpointError: a file is missing, malformed or damaged, or holds another kind of model.
     """
-    return _read_weights(Path(path), _read_document(Path(path), kind))
+    return _read_weights(Path(path), read_document(Path(path), kind))
 
 
 def restore(model_class: type[M], path: str | Path, kind: str) -> tuple[M, ModelCheckpoint]:
@@ -156,7 +156,7 @@ def restore(model_class: type[M], path: str | Path, kind: str) -> tuple[M, Model
         CheckpointError: as `load_model`, or config or weights do not fit `model_class`.
     """
     path = Path(path)
-    document = _read_document(path, kind)
+    document = read_document(path, kind)
     weights_path = path.with_name(document["weights"])
     layout = read_layout(weights_path)
     try:
@@ -170,8 +170,12 @@ def restore(model_class: type[M], path: str | Path, kind: str) -> tuple[M, Model
     return model.eval(), saved
 
 
-def _read_document(path: Path, kind: str | None) -> dict[str, Any]:
-    """A checkpoint's document, its digest and its types checked, `mel` a MelConfig."""
+def read_document(path: Path, kind: str | None) -> dict[str, Any]:
+    """A checkpoint's document without its weights: its digest and types checked, `mel` a MelConfig.
+
+    Raises:
+        CheckpointError: as `load_model`, of the `.json` alone.
+    """
     document = read_json(path, NOT_OURS)
     if document.get("format") != FORMAT:
         raise CheckpointError(f"{path}: {NOT_OURS}")

@@ -1,10 +1,13 @@
 """Runs of `reference/train.py`, what they leave, and codebooks to keep alive."""
 
 import csv
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -84,3 +87,12 @@ def health_on_a_rank(rank: int, splits: list[int]) -> tuple[torch.Tensor, torch.
     for _ in range(8):
         revived += health.after_step(own, rvq.encode(own))
     return rvq.stacked_codebooks().detach(), health.counts, revived
+
+
+def continued(quantizer: Path, folder: Path, **settings: Any) -> Path:
+    """A copy of the quantizer's run with other settings."""
+    shutil.copytree(quantizer, folder)
+    document = json.loads((folder / "config.json").read_text())
+    document["train"] |= settings
+    (folder / "config.json").write_text(json.dumps(document))
+    return folder

@@ -1,9 +1,7 @@
 """Training of the Talker: in the one loop, on one quantizer's codes, from texts."""
 
 import dataclasses
-import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.environment import ROOT, SPEECH
-from support.training import assert_same, losses, main, rows
+from support.training import assert_same, continued, losses, main, rows
 
 from muomni_fast import DataError, reference
 
@@ -67,15 +65,6 @@ def quantizer(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("talker") / "quantizer"
     options = ["--preset", "smoke", "--stage", "rvq", "--steps", "2"]
     assert main(*options, "--data", speech / "clips.csv", "--out", folder) == 0
-    return folder
-
-
-def continued(quantizer: Path, folder: Path, **settings: Any) -> Path:
-    """A copy of the quantizer's run with other settings."""
-    shutil.copytree(quantizer, folder)
-    document = json.loads((folder / "config.json").read_text())
-    document["train"] |= settings
-    (folder / "config.json").write_text(json.dumps(document))
     return folder
 
 

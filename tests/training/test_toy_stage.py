@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from support.environment import ROOT
-from support.training import assert_same, losses, main, rows
+from support.training import assert_same, continued, losses, main, rows
 
 from muomni_fast import reference
 
@@ -55,15 +54,6 @@ def quantizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the stage that the toy requires."""
     folder = tmp_path_factory.mktemp("toy") / "quantizer"
     assert main(*NEW, "--stage", "rvq", "--out", folder) == 0
-    return folder
-
-
-def continued(quantizer: Path, folder: Path, **settings: Any) -> Path:
-    """A copy of the quantizer's run with other settings."""
-    shutil.copytree(quantizer, folder)
-    document = json.loads((folder / "config.json").read_text())
-    document["train"] |= settings
-    (folder / "config.json").write_text(json.dumps(document))
     return folder
 
 
