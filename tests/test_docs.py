@@ -126,7 +126,7 @@ def in_this_process(*words: str, cwd: Path = ROOT, **env: str) -> str:
                 assert Path(words[0]).exists(), words[0]
                 runpy.run_path(words[0], run_name="__main__")
         except SystemExit as end:
-            assert not end.code, f"{shlex.join(words)} exits with {end.code}"
+            assert not end.code, f"{shlex.join(words)} exits with {end.code}\n{said.getvalue()}"
     return said.getvalue()
 
 
