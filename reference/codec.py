@@ -234,7 +234,9 @@ class SpeechCodec(nn.Module):
             speaker: a name that the Talker knows, or None.
             stream: yield audio while codes come, of which the pieces joined are, within rounding,
                 what is returned otherwise. HiFi-GAN only: Griffin-Lim needs all of a mel.
-            options: `temperature`, `top_k`, `seed` and `max_frames` of `Talker.generate`.
+            options: `temperature`, `top_k`, `seed` and `max_frames` of `Talker.generate`. A text
+                that is split is drawn part by part, not side by side as there: above temperature 0
+                one seed says it otherwise.
 
         Returns:
             (L,) audio at `config.sample_rate`; streaming, an iterator of parts of it.

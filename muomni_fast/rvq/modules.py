@@ -88,6 +88,8 @@ class RVQ(Preparable, reference.RVQ):
                 most greedy's, and mostly less; codes then are not certified, and found by torch's
                 own operators whatever the backend.
         """
+        if type(beam) is not int or beam != 1:
+            beam = require_int("beam", beam, 1, MOST_BEAM)
         ready = None if self._prepared is None else self._current()
         books: Any = None if ready is None else ready.codebooks
         if books is None:
@@ -106,10 +108,9 @@ class RVQ(Preparable, reference.RVQ):
             check_finite=check_finite,
             table=table,
         )
-        return self._by_beam(mel, codes, beam) if beam != 1 or beam is True else codes
+        return codes if beam == 1 else self._by_beam(mel, codes, beam)
 
     def _by_beam(self, mel: Tensor, greedy: Tensor, beam: int) -> Tensor:
-        beam = require_int("beam", beam, 1, MOST_BEAM)
         books = self.stacked_codebooks()[: greedy.shape[-1]]
         return functional.rvq_beam(mel, books, *self._projection("proj_in"), greedy, beam)
 

@@ -187,8 +187,10 @@ def rvq_quantize(
             codebook_loss.append(_mean_square(codeword - residual.detach(), reaches))
             residual = residual - codeword.detach()
             quantized = quantized + codeword
-        # In this order the value is exactly `quantized`; (quantized + z) - z is not.
-        out = _linear(quantized + (z - z.detach()), proj_out_weight, proj_out_bias)
+        # In this order the value is exactly `quantized`; (quantized + z) - z is not. Frames that are
+        # not finite have codes as well, and so a value.
+        straight = (z - z.detach()).nan_to_num()
+        out = _linear(quantized + straight, proj_out_weight, proj_out_bias)
     if reached is not None:
         later = torch.arange(len(codebooks), device=z.device) >= reached[:, None]  # (N, Q)
         codes = codes.masked_fill(later.reshape(codes.shape), -1)
@@ -366,6 +368,8 @@ class RVQ(nn.Module):
             beam: paths through the codebooks to keep, 1 to 1024. With more than one the error is at
                 most greedy's, and mostly less; codes then are not certified (`beam.beam_search`).
         """
+        if type(beam) is not int or beam != 1:
+            beam = require_int("beam", beam, 1, MOST_BEAM)
         if n_codebooks is not None:
             require_int("n_codebooks", n_codebooks, 1, self.n_codebooks)
         codes = rvq_encode(
@@ -375,11 +379,10 @@ class RVQ(nn.Module):
             precision=precision,
             check_finite=check_finite,
         )
-        return self._by_beam(mel, codes, beam) if beam != 1 or beam is True else codes
+        return codes if beam == 1 else self._by_beam(mel, codes, beam)
 
     def _by_beam(self, mel: Tensor, greedy: Tensor, beam: int) -> Tensor:
         """Codes (..., k) by a beam, from the greedy ones."""
-        beam = require_int("beam", beam, 1, MOST_BEAM)
         with torch.no_grad():
             z = self.project(mel)
         books = self.stacked_codebooks()[: greedy.shape[-1]].detach()

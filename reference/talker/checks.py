@@ -36,7 +36,7 @@ def require_talker(talker: "Talker", rvq: nn.Module, frames_per_code: int, pooli
     if talker.quantizer != digest:
         raise ValueError(
             f"talker: expected the quantizer it was trained with, {talker.quantizer[:12]}..., "
-            f"got {digest[:12]}..."
+            f"got {digest[:12]}... (one that was cast to fewer bits is another: cast the codec)"
         )
 
 

@@ -265,7 +265,8 @@ class Talker(nn.Module):
             speakers: a name of `speakers`, or None, for each text or for all.
             temperature: that logits are divided by; 0 takes the likeliest code.
             top_k: codes that can be drawn, the likeliest of each codebook; None is all.
-            seed: of what is drawn. Where it is 0 temperature, nothing is.
+            seed: of what is drawn. At temperature 0 nothing is. All texts are drawn side by side,
+                so that what is drawn for one depends on those beside it.
             max_frames: frames that a text, or a piece of one, has at most. One that has not ended
                 by then is cut there, with a warning in the log.
 

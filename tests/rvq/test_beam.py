@@ -151,3 +151,15 @@ def test_compiles_whole_exports_and_runs_item_by_item():
 def test_a_beam_that_is_none_is_named(lib, beam, kind):
     with pytest.raises(kind, match=f"beam: expected an integer from 1 to 1,024, got {beam}"):
         lib.RVQ(2, 8, 4, n_mels=6).encode(torch.randn(3, 6), beam=beam)
+
+
+@LIBS
+@pytest.mark.parametrize(
+    ("beam", "error"), [(1.0, TypeError), (True, TypeError), ("5", TypeError), (0, ValueError)]
+)
+def test_beams_that_are_no_number_of_paths(lib, beam, error):
+    rvq = lib.RVQ(2, 8, 6, n_mels=6)
+    with pytest.raises(error, match="beam: expected an integer from 1 to"):
+        rvq.encode(torch.randn(3, 6), beam=beam)
+    with pytest.raises(error, match="beam"):  # which is known before anything is computed
+        rvq.encode(torch.randn(3, 7), beam=beam)

@@ -407,6 +407,13 @@ def test_frames_that_are_not_finite_get_code_zero(RVQ):
         rvq.encode(mel, check_finite=True)
 
 
+def test_frames_that_are_not_finite_have_what_their_codes_decode_to(RVQ):
+    rvq, mel = RVQ(), torch.randn(6, 128)
+    mel[1, 5], mel[4, 0] = torch.nan, torch.inf
+    out = rvq(mel)
+    torch.testing.assert_close(out.mel, rvq.decode(out.codes))
+
+
 def test_weights_that_are_not_finite_do_not_load(RVQ):
     state = RVQ().state_dict()
     state["codebooks.1.weight"][3, 3] = torch.nan
