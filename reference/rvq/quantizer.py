@@ -187,8 +187,8 @@ def rvq_quantize(
             codebook_loss.append(_mean_square(codeword - residual.detach(), reaches))
             residual = residual - codeword.detach()
             quantized = quantized + codeword
-        # In this order the value is exactly `quantized`; (quantized + z) - z is not. A frame that is
-        # not finite has codes as well, and so a value.
+        # In this order the value is exactly `quantized`; (quantized + z) - z is not. A frame that
+        # is not finite has codes as well, and so a value.
         straight = (z - z.detach()).nan_to_num()
         out = _linear(quantized + straight, proj_out_weight, proj_out_bias)
     if reached is not None:
