@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -127,8 +128,9 @@ def open_run(options: Options, held: contextlib.ExitStack) -> Opened:
     }
     source = source_of(description)
     clips = find_clips(source)
-    split_clips(clips, description["split"])  # what cannot be split makes no folder
-    config = without_obstacles(config, description["stage"], clips)
+    training, held_out, _ = split_clips(clips, description["split"])  # else there is no folder
+    parts = {"training": training, "held-out": held_out}
+    config = without_obstacles(config, description["stage"], parts)
     folder = RunFolder.new(config.preset, options.out, held)
     write_clips(folder.clips, describe_clips(clips, source))
     folder.write_config(config, **description, number=folder.next_number())  # now it is a run
@@ -171,20 +173,24 @@ def resume_run(options: Options, held: contextlib.ExitStack) -> Opened:
     return folder, config, description, clips
 
 
-def without_obstacles(config: TrainConfig, stage: str, clips: list[Clip]) -> TrainConfig:
-    """The config without stages that cannot learn from these clips.
+def without_obstacles(
+    config: TrainConfig, stage: str, parts: Mapping[str, list[Clip]]
+) -> TrainConfig:
+    """The config without stages that cannot learn from some of these clips, or be measured on
+    others.
 
     Raises:
         DataError: `stage` is one of them.
     """
     recipes = dict(config.recipes)
     for name in chosen(config, stage):
-        obstacle = STAGES[name].obstacle(clips)
-        if obstacle is None:
+        found = {which: STAGES[name].obstacle(clips) for which, clips in parts.items()}
+        reasons = [f"of the {which} clips, {why}" for which, why in found.items() if why]
+        if not reasons:
             continue
         if stage == name:
-            raise DataError(f"{name}: {obstacle}")
-        log.warning("%s is left out: %s", name, obstacle)
+            raise DataError(f"{name}: {reasons[0]}")
+        log.warning("%s is left out: %s", name, reasons[0])
         del recipes[name]
     return dataclasses.replace(config, recipes=recipes)
 

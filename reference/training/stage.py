@@ -102,8 +102,8 @@ class Stage(abc.ABC, Generic[D]):
 
     @classmethod
     def obstacle(cls, clips: Sequence[Clip]) -> str | None:
-        """Why nothing can be learned from these clips, or None. Where all stages are to run, one
-        that has an obstacle is left out."""
+        """Why nothing can be learned from these clips, or measured on them, or None. Where all
+        stages are to run, one that has an obstacle is left out."""
         return None
 
     @classmethod

@@ -285,13 +285,27 @@ def test_a_manifest_without_text(quantizer, speech, tmp_path, caplog, capsys):
     table.write_text("file\n" + "".join(f"{i}.wav\n" for i in range(12)))
     options = ["--preset", "smoke", "--data", table]
     assert main(*options, "--stage", "talker", "--out", tmp_path / "run") == 1
-    assert "talker: no clip has a text" in capsys.readouterr().err
+    assert "talker: of the training clips, no clip has a text" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert main(*options, "--steps", "1", "--out", tmp_path / "run") == 0
-    assert "talker is left out: no clip has a text" in caplog.text
+    assert "talker is left out: of the training clips, no clip has a text" in caplog.text
     assert RunFolder(tmp_path / "run").results().keys() == {"rvq", "vocoder"}
     assert main("--resume", tmp_path / "run", "--stage", "talker") == 1
     assert "talker: no clip has a text" in capsys.readouterr().err
     stage = stage_of(quantizer)
     with pytest.raises(DataError, match="talker: no held-out clip has a text"):
         stage.validate(read_held_out(find_clips(table)[:1], stage.config.mel))
+
+
+def test_only_clips_to_learn_from_have_a_text(speech, tmp_path, capsys):
+    """Known before anything is trained, not at the first validation."""
+    table = speech / "half.csv"
+    table.write_text("file\n" + "".join(f"{i}.wav\n" for i in range(12)))
+    _, held_out, _ = split_clips(find_clips(table))
+    silent = {clip.path.name for clip in held_out}
+    lines = [f"{i}.wav,{'' if f'{i}.wav' in silent else 'Yes.'}\n" for i in range(12)]
+    table.write_text("file,text\n" + "".join(lines))
+    options = ["--preset", "smoke", "--data", table, "--stage", "talker", "--out", tmp_path / "run"]
+    assert main(*options) == 1
+    assert "talker: of the held-out clips, no clip has a text" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
