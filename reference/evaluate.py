@@ -25,9 +25,9 @@ except ModuleNotFoundError as error:
 from muomni_fast.reference.errors import CheckpointError, DataError
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> Request:
+def parse_arguments(argv: Sequence[str] | None = None, prog: str | None = None) -> Request:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog, description=__doc__.split("\n")[0])
     add = parser.add_argument
     add(
         "models",
@@ -61,10 +61,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Request:
     return Request(**vars(parser.parse_args(argv)))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's entry; returns its exit status."""
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """The command line's entry, by the name of `prog`; returns its exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    request = parse_arguments(argv)
+    request = parse_arguments(argv, prog)
     try:
         text, path = run(request)
     except (CheckpointError, DataError, ValueError) as error:

@@ -26,9 +26,9 @@ from muomni_fast.reference.training.presets import SHARED
 from muomni_fast.reference.training.registry import STAGES
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> Options:
+def parse_arguments(argv: Sequence[str] | None = None, prog: str | None = None) -> Options:
     """Read the command line; options left out are None, so that a resumed run can tell."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog, description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--preset", choices=list(SHARED), help="what to train (default: quick)")
     add("--data", help="folder of audio, or CSV manifest (default: the shipped speech)")
@@ -59,10 +59,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
     return Options(**vars(parser.parse_args(argv)))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's entry; returns its exit status."""
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """The command line's entry, by the name of `prog`; returns its exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    options = parse_arguments(argv)
+    options = parse_arguments(argv, prog)
     try:
         _, report = run(options)
     except (CheckpointError, DataError, TrainingError, ValueError, OSError) as error:

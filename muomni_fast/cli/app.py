@@ -127,8 +127,8 @@ def decode(
         coder.books(n_codebooks)
         voice = voice_of(coder.codec.vocoder, coder.codec.config, where, dtype_of(dtype))
         report = Report("decode", as_json)
-        sounds = _read(todo, report, lambda pair: sources.of_codes(pair, coder, n_codebooks))
-        _render(Renderer(voice, batch_of(batch, where), report), sounds, report)
+        renderer = Renderer(voice, batch_of(batch, where), report)
+        _render(renderer, report, todo, lambda pair: sources.of_codes(pair, coder, n_codebooks))
 
 
 @app.command()
@@ -153,8 +153,8 @@ def resynth(
         books = coder.books(n_codebooks)
         voice = voice_of(coder.codec.vocoder, coder.codec.config, where, dtype_of(dtype))
         report = Report("resynth", as_json)
-        sounds = _read(todo, report, lambda pair: sources.resynthesized(pair, coder, books))
-        _render(Renderer(voice, batch_of(batch, where), report), sounds, report)
+        renderer = Renderer(voice, batch_of(batch, where), report)
+        _render(renderer, report, todo, lambda pair: sources.resynthesized(pair, coder, books))
 
 
 @app.command()
@@ -183,8 +183,7 @@ def vocode(
             kind = sources.of_mel if pair.source.suffix.lower() == ".npy" else sources.of_audio
             return kind(pair, voice.mel, where)
 
-        sounds = _read(todo, report, sound)
-        _render(Renderer(voice, batch_of(batch, where), report), sounds, report)
+        _render(Renderer(voice, batch_of(batch, where), report), report, todo, sound)
 
 
 @app.command()
@@ -253,7 +252,7 @@ def train(context: typer.Context) -> None:
     """Train a model; `train --help` has its options."""
     with ending("train"):
         from ..reference.train import main as train_main
-    _hand_on(train_main, context)
+    raise typer.Exit(train_main(context.args, context.command_path))
 
 
 @app.command(context_settings=HANDED_ON)
@@ -261,7 +260,7 @@ def evaluate(context: typer.Context) -> None:
     """Measure a run; `evaluate --help` has its options."""
     with ending("train"):
         from ..reference.evaluate import main as evaluate_main
-    _hand_on(evaluate_main, context)
+    raise typer.Exit(evaluate_main(context.args, context.command_path))
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -276,12 +275,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _hand_on(command: Callable[[Sequence[str]], int], context: typer.Context) -> None:
-    raise typer.Exit(command(context.args))
-
-
-def _read(todo: Sequence[Pair], report: Report, sound_of: Callable[[Pair], Sound]) -> list[Sound]:
-    """The sounds to make; those of files that cannot be read are reported."""
+def _render(
+    renderer: Renderer, report: Report, todo: Sequence[Pair], sound_of: Callable[[Pair], Sound]
+) -> None:
+    """Make the sounds of files; those that cannot be read are reported."""
     sounds = []
     for pair in todo:
         try:
@@ -291,10 +288,6 @@ def _read(todo: Sequence[Pair], report: Report, sound_of: Callable[[Pair], Sound
                 sounds.append(sound_of(pair))
         except FAULTS as error:
             report.failed(pair, error)
-    return sounds
-
-
-def _render(renderer: Renderer, sounds: Sequence[Sound], report: Report) -> None:
     with report.progress(sum(sound.seconds for sound in sounds)), torch.no_grad():
         renderer.run(sounds)
     raise typer.Exit(report.finish())

@@ -106,13 +106,14 @@ def test_info(tmp_path):
 @pytest.mark.parametrize(("name", "module"), [("train", train), ("evaluate", evaluate)])
 def test_arguments_are_handed_on(monkeypatch, name, module):
     seen = []
-    monkeypatch.setattr(module, "main", lambda argv: seen.append(argv) or 7)
+    monkeypatch.setattr(module, "main", lambda *given: seen.append(given) or 7)
     assert call(name, "--preset", "quick", "--help", "RUN", "-x").code == 7
-    assert seen == [["--preset", "quick", "--help", "RUN", "-x"]]
+    assert seen == [(["--preset", "quick", "--help", "RUN", "-x"], f"muomni-fast {name}")]
 
 
 def test_trainings_own_help_and_errors(tmp_path):
-    assert "--preset" in call("train", "--help").out
+    usage = call("train", "--help").out
+    assert usage.startswith("usage: muomni-fast train ") and "--preset" in usage
     assert call("train", "--preset", "none").code == 2
     done = call("evaluate", tmp_path / "none")
     assert done.code == 1 and done.err.startswith("error: ")
