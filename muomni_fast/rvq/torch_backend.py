@@ -18,6 +18,7 @@ from ..reference.rvq import quantizer as rvq
 from ..reference.rvq.checks import code_range_error
 from ..reference.rvq.projection import project
 from ..reference.rvq.search import nearest_code
+from .torch_row import certain_codes
 from .torch_search import CertifiedSearch
 
 __all__ = ["code_sums", "decode", "encode", "matmul_precision"]
@@ -72,6 +73,13 @@ def encode(
         codebooks = codebooks[0].unbind()
     n_codebooks = len(codebooks)
     codes = torch.empty(len(mel), n_codebooks, dtype=torch.int64, device=mel.device)
+    single = len(mel) == 1 and table is not None and not with_sums
+    if single and mel.device.type == "cpu" and codebooks[0].dtype == torch.float32:
+        rows = mel if weight is None else project(mel, weight, bias)
+        certain = certain_codes(rows[0], codebooks, table, matmul_precision(mel.device))
+        if certain is not None:
+            codes.numpy()[0] = certain
+            return codes, None
     sums = mel.new_zeros(n_codebooks, dtype=torch.float64) if with_sums else None
     search: CertifiedSearch | _Float64Search
     if codebooks[0].dtype == torch.float64:

@@ -35,6 +35,13 @@ TINY = 2.0**-100  # against any norm
 OVERFLOW = 2.0**126  # scores up to here, and parts of their sums, are finite
 
 
+def longest_norm(dim: int, scale: Any) -> Any:
+    """Of rows, whose scores with a table of this scale cannot overflow."""
+    # A scaled codeword's numbers are below 2, so centred ones' below 4: radii are below 4 D^0.5,
+    # and sizes, half of squared scaled norms over the scale, below 2 D over it.
+    return (OVERFLOW - 3 * dim / scale) / (5 * dim**0.5)
+
+
 class CertifiedSearch:
     """Nearest codes of blocks of rows.
 
@@ -77,10 +84,7 @@ class CertifiedSearch:
             columns = self.as_array(table)
             self.radii, self.sizes = columns[:, :, self.dim + 1], columns[:, :, self.dim + 2]
             scales = table[:, 0, self.dim + 3].double()
-            # A scaled codeword's numbers are below 2, so centred ones' below 4: radii are below
-            # 4 D^0.5, and sizes, half of squared scaled norms over the scale, below 2 D over it.
-            longest = (OVERFLOW - 3 * self.dim / scales) / (5 * self.dim**0.5)
-            self.scales, self.longest = scales.tolist(), longest.tolist()
+            self.scales, self.longest = scales.tolist(), longest_norm(self.dim, scales).tolist()
 
     def finish(self) -> None:
         """Leave the buffers to the next call."""

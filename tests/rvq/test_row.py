@@ -1,0 +1,153 @@
+"""A single row with a table, on a CPU: the same codes, and every bound is needed here too."""
+
+from collections.abc import Callable
+from unittest.mock import patch
+
+import pytest
+import torch
+from support.oracle import far_ties, midpoints, mismatches
+from torch import Tensor
+
+import muomni_fast
+from muomni_fast.functional import rvq_encode
+from muomni_fast.kernels.rvq import certificate
+from muomni_fast.kernels.rvq.table import UNDERFLOW_MARGIN, search_table
+from muomni_fast.rvq import torch_row
+from muomni_fast.rvq.torch_row import certain_codes
+
+Case = tuple[Tensor, Tensor]  # rows and a codebook
+
+
+def codes(rows: Tensor, codebook: Tensor, table: Tensor) -> Tensor:
+    return torch.cat(
+        [rvq_encode(x, codebook[None], table=table[None])[:, 0] for x in rows.split(1)]
+    )
+
+
+def wrong(rows: Tensor, codebook: Tensor, table: Tensor) -> int:
+    return mismatches(rows, codebook, codes(rows, codebook, table))
+
+
+def certain(rows: Tensor, codebook: Tensor, table: Tensor) -> list[bool]:
+    """Which rows are not left to the search of many."""
+    found = [certain_codes(x, [codebook], table[None], "ieee") for x in rows]
+    return [one is not None for one in found]
+
+
+def ordinary() -> Case:
+    return torch.randn(300, 64), torch.randn(128, 64)
+
+
+def near_ties() -> Case:
+    codebook = torch.randn(128, 64)
+    return midpoints(codebook, 500), codebook
+
+
+def far_away() -> Case:
+    codebook = torch.randn(128, 64) + 100
+    return midpoints(codebook, 500), codebook
+
+
+def long_words() -> Case:
+    codebook = torch.randn(128, 64)
+    codebook[:8] *= 1000
+    return torch.cat([midpoints(codebook[:8], 300), midpoints(codebook[8:], 300)]), codebook
+
+
+def repeated() -> Case:
+    codebook = torch.randn(64, 32).repeat_interleave(2, 0)
+    return torch.randn(300, 32), codebook
+
+
+def tiny() -> Case:
+    codebook = torch.randn(64, 16) * 1e-20
+    return midpoints(codebook, 200), codebook
+
+
+def huge() -> Case:
+    codebook = torch.randn(64, 16) * 1e18
+    return midpoints(codebook, 200), codebook
+
+
+def tied() -> Case:
+    return far_ties(100)
+
+
+@pytest.mark.parametrize(
+    "case", [ordinary, near_ties, far_away, long_words, repeated, tiny, huge, tied]
+)
+@pytest.mark.parametrize("mark", [True, False])
+def test_codes_are_right(case: Callable[[], Case], mark):
+    rows, codebook = case()
+    assert wrong(rows, codebook, search_table(codebook, mark_repeats=mark)) == 0
+
+
+def test_which_rows_are_certain():
+    """Ordinary ones are, even of codewords that repeat; near-ties are not."""
+    for case, least, most in ((ordinary, 290, 300), (repeated, 290, 300), (near_ties, 0, 250)):
+        rows, codebook = case()
+        table = search_table(codebook, mark_repeats=True)
+        assert least <= sum(certain(rows, codebook, table)) <= most, case.__name__
+
+
+def test_rows_that_no_score_tells_anything_of():
+    rvq, mel = muomni_fast.RVQ(3, 32, 16, n_mels=16, projections=False).eval(), torch.randn(6, 16)
+    mel[0, 3], mel[1, 5], mel[2], mel[3] = torch.nan, torch.inf, 0, 3e38
+    expected = rvq.encode(mel)
+    rvq.prepare()
+    assert torch.equal(torch.cat([rvq.encode(row) for row in mel.split(1)]), expected)
+    table = search_table(rvq.stacked_codebooks(), mark_repeats=True)
+    books = rvq.stacked_codebooks().detach().unbind()
+    found = [certain_codes(row, books, table, "ieee") for row in mel]
+    assert found[:4] == [None] * 4
+    assert found[4:] == expected[4:].tolist()
+    wide = torch.randn(1, 4, 5000)
+    assert (
+        certain_codes(wide[0, 0], wide.unbind(), search_table(wide, mark_repeats=True), "ieee")
+        is None
+    )
+
+
+def test_radii_that_are_too_small_give_wrong_codes():
+    rows, codebook = long_words()
+    planted = search_table(codebook, mark_repeats=True)
+    planted[:8, 65:67] = UNDERFLOW_MARGIN
+    assert wrong(rows, codebook, planted) > 0
+
+
+def test_scores_may_err_by_all_that_they_are_said_to(monkeypatch):
+    """As in test_certificate.py, of products with one row."""
+    codebook = torch.randn(128, 64)
+    rows = midpoints(codebook, 300)
+    table = search_table(codebook, mark_repeats=True)
+    beta, _, ties = certificate.proof(64, "ieee")
+    words, _, radius, size, *_ = table.double().split([64, 1, 1, 1, 1], 1)
+    two = torch.cdist(rows.double(), codebook.double()).topk(2, largest=False).indices
+    signs = torch.zeros(len(rows), 128, dtype=torch.float64)
+    signs.scatter_(1, two, torch.tensor([[0.9, -0.9]], dtype=torch.float64).expand(len(rows), 2))
+    errors = signs * beta * (rows.double().norm(dim=1, keepdim=True) * radius.t() + size.t())
+    real = torch.mv
+
+    def product(table: Tensor, x: Tensor, *, out: Tensor) -> Tensor:
+        (which,) = (rows == x[:64]).all(1).nonzero()[0].tolist()
+        return real(table, x, out=out).add_(errors[which])
+
+    monkeypatch.setattr(torch, "mv", product)
+    assert wrong(rows, codebook, table) == 0
+    monkeypatch.setattr(torch_row, "proof", lambda *_: certificate.Proof(beta, beta, ties))
+    assert wrong(rows, codebook, table) > 10
+
+
+def test_an_encoding_may_interrupt_another():
+    rvq, mel = muomni_fast.RVQ().eval().prepare(), torch.randn(1, 128)
+    expected, real, depth = rvq.encode(mel), torch_row.longest_norm, []
+
+    def interrupted(dim: int, scale: float) -> float:
+        if not depth:
+            depth.append(dim)
+            rvq.encode(torch.randn(1, 128))
+            depth.pop()
+        return real(dim, scale)
+
+    with patch.object(torch_row, "longest_norm", interrupted):
+        assert torch.equal(rvq.encode(mel), expected)
