@@ -14,6 +14,7 @@ import torch
 from support.training import assert_same, main
 
 from muomni_fast import MelConfig, log_mel, reference
+from muomni_fast.reference.audio.mel import pool_frames
 
 soundfile = pytest.importorskip("soundfile")
 for module in ("safetensors", "soxr", "matplotlib", "tqdm"):
@@ -48,10 +49,15 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quantizer_of(
     path: Path, frames_per_code: int = 1, pooling: str = "mean", mel: MelConfig = MEL
 ) -> Path:
-    """A checkpoint of a quantizer with random weights."""
+    """A checkpoint of a quantizer whose codes are frames of noise, so that all are in use."""
     torch.manual_seed(frames_per_code)
-    n_mels = mel.n_mels * (frames_per_code if pooling == "stack" else 1)
-    rvq = reference.RVQ(n_codebooks=2, codebook_size=16, codebook_dim=8, n_mels=n_mels)
+    noise = log_mel(0.1 * torch.randn(100_000) * torch.linspace(0.1, 1, 100_000), mel)
+    rows = pool_frames(noise.T, frames_per_code, pooling)
+    rvq = reference.RVQ(n_codebooks=2, codebook_size=16, codebook_dim=8, n_mels=rows.shape[1])
+    with torch.no_grad():
+        drawn = rvq.proj_in(rows)[torch.randperm(len(rows))[:48]].chunk(3)
+        rvq.codebooks[0].weight.copy_(drawn[0])
+        rvq.codebooks[1].weight.copy_(0.3 * (drawn[1] - drawn[2]))
     save_model(path, "rvq", rvq, mel, frames_per_code=frames_per_code, pooling=pooling)
     return path
 
@@ -96,6 +102,7 @@ def test_crops_are_cut_from_whole_clips_that_were_decoded(speech, tmp_path, pool
             expected = decoded(checkpoint, true, *pooled)[:, start : start + frames]
             torch.testing.assert_close(mel, expected)
             assert (mel - true[:, start : start + frames]).abs().mean() > 0.1  # not the mel itself
+            assert len(mel.unique(dim=1)[0]) > frames / pooled[0] / 2  # of many codes
             starts.add(start % 5)
     assert len(starts) > 1  # also where no code begins
 
