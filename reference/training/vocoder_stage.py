@@ -133,8 +133,15 @@ class VocoderStage(SpeechStage):
             adversarial_from=0.0,
         ),
         **dict.fromkeys(MUOMNI, MUOMNI_RECIPE),
+        # What one core learns best in about half an hour.
         "muomni-62-small": dataclasses.replace(
-            QUICK, steps=12_000, model={**SMALL, "upsample_initial_channel": 192}
+            QUICK,
+            steps=9000,
+            model={**SMALL, "upsample_initial_channel": 128},
+            learning_rate=2e-3,
+            adversarial_from=0.7,
+            n_scales=0,
+            discriminator_scale=1 / 8,
         ),
         **{n: VocoderRecipe(model={**s, "weight_norm": True}) for n, s in PUBLISHED.items()},
     }
