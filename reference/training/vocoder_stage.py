@@ -136,7 +136,7 @@ class VocoderStage(SpeechStage):
         # What one core learns best in about half an hour.
         "muomni-62-small": dataclasses.replace(
             QUICK,
-            steps=9000,
+            steps=8000,
             model={**SMALL, "upsample_initial_channel": 128},
             learning_rate=2e-3,
             adversarial_from=0.7,
