@@ -43,6 +43,11 @@ def parse_arguments(argv: Sequence[str] | None = None, prog: str | None = None) 
         choices=list(POOLINGS),
         help="how: their mean, or side by side (default: the preset's)",
     )
+    add(
+        "--decoded-mels",
+        metavar="RUN_OR_CHECKPOINT",
+        help="train the vocoder on mels decoded from this finished quantizer's codes",
+    )
     add("--amp", choices=["none", "bf16", "fp16"], help="autocast precision (default: none)")
     add("--seed", type=int, help="of weights, order and crops (default: 0)")
     add("--backend", choices=["reference", "fast"], help="whose modules (default: reference)")

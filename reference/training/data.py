@@ -9,7 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,6 +164,8 @@ class SpeechDataset(TrainingData):
         by_length: an epoch holds as many crops of a clip as segments fit in, so that all speech
             counts alike; otherwise one of each clip. Reads every header first.
         cache_bytes: decoded clips kept in memory, the oldest dropped first.
+        through: what "mel" is cut from, of a clip's whole log-mel (n_mels, T), so that it may look
+            beyond a crop; None is the log-mel itself.
 
     Raises:
         DataError: no clips; or, while reading, more than MAX_SKIPPED of them are unusable.
@@ -181,6 +183,7 @@ class SpeechDataset(TrainingData):
         world_size: int = 1,
         by_length: bool = False,
         cache_bytes: int = 1 << 30,
+        through: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if not clips:
             raise DataError("no clips to train on")
@@ -196,6 +199,7 @@ class SpeechDataset(TrainingData):
         self.batch_size = batch_size
         self.seed = seed
         self.cache_bytes = cache_bytes
+        self.through = through
         self.bad: set[int] = set()
         counts = [self._segments(clip) if by_length else 1 for clip in self.clips]
         # Clips of one epoch, in order.
@@ -257,7 +261,7 @@ class SpeechDataset(TrainingData):
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:
         """A whole clip: audio (T * hop,) zero-padded, at least a segment long, and its log-mel
-        (n_mels, T).
+        (n_mels, T), or what that is `through`.
 
         Raises:
             AudioFormatError: it cannot be read, or is silent.
@@ -266,7 +270,8 @@ class SpeechDataset(TrainingData):
             audio = read_clip(self.clips[index], self.mel.sample_rate)
             length = max(self.mel.n_frames(len(audio)) * self.mel.hop_length, self.segment_samples)
             audio = torch.nn.functional.pad(audio, (0, length - len(audio)))
-            entry = (audio, log_mel(audio, self.mel))
+            mel = log_mel(audio, self.mel)
+            entry = (audio, mel if self.through is None else self.through(mel))
             self._cache[index] = entry
             self._cached_bytes += sum(t.nbytes for t in entry)
             while self._cached_bytes > self.cache_bytes and len(self._cache) > 1:

@@ -1,15 +1,17 @@
 """What `train.py` is asked for, and the config that makes."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from .config import TrainConfig, require_in_range
+from .mel_codec import quantizer_checkpoint, read_mel_codec
 from .presets import preset
 from .registry import STAGES
 
 # What a resumed run may change: these, and the recipe of a stage that has not begun.
 CHANGEABLE = {"resume", "device", "workers", "backend", "stage"}
-RECIPE = {"steps", "batch_size"}
+RECIPE = {"steps", "batch_size", "decoded_mels"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Options:
     accumulate: int | None = None
     frames_per_code: int | None = None
     pooling: str | None = None
+    decoded_mels: str | None = None
     amp: str | None = None
     seed: int | None = None
     backend: str | None = None
@@ -37,9 +40,19 @@ class Options:
         """What was said."""
         return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
 
-    def recipe_changes(self) -> dict[str, int]:
-        """What was said of recipes."""
-        return {name: value for name, value in self.given().items() if name in RECIPE}
+    def recipe_changes(self, config: TrainConfig) -> dict[str, Any]:
+        """What was said of recipes; a quantizer's checkpoint as a path, and by its digest.
+
+        Raises:
+            CheckpointError, TrainingError: that quantizer is not finished, cannot be read, or does
+                not fit the run.
+        """
+        changes = {name: value for name, value in self.given().items() if name in RECIPE}
+        if self.decoded_mels is not None:
+            path = quantizer_checkpoint(self.decoded_mels)
+            digest = read_mel_codec(path, config).digest
+            changes |= {"decoded_mels": str(path), "quantizer": digest}
+        return changes
 
     def check(self) -> None:
         """Raise ValueError where a number is too small; names the option."""
@@ -59,6 +72,26 @@ def make_config(options: Options) -> TrainConfig:
     changes = {name: given[name] for name in plain if name in given}
     unit = config.mel.hop_length * changes.get("frames_per_code", config.frames_per_code)
     changes["segment_samples"] = -(-config.segment_samples // unit) * unit
+    config = dataclasses.replace(config, **changes)
     stages = chosen(config, options.stage or "all")
-    config = config.with_recipes(stages, **options.recipe_changes())
-    return dataclasses.replace(config, **changes)
+    recipe_changes = options.recipe_changes(config)
+    require_taken(config, stages, recipe_changes)
+    for stage in stages:
+        config = config.with_recipes([stage], **taken(config, stage, recipe_changes))
+    return config
+
+
+def taken(config: TrainConfig, stage: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Those of the changes that the stage's recipe has fields for."""
+    fields = vars(config.recipes[stage])
+    return {name: value for name, value in changes.items() if name in fields}
+
+
+def require_taken(config: TrainConfig, stages: Sequence[str], changes: dict[str, Any]) -> None:
+    """Raise ValueError where a change is of no stage's recipe."""
+    for name in changes:
+        if not any(name in vars(config.recipes[stage]) for stage in stages):
+            raise ValueError(
+                f"--{name.replace('_', '-')}: not of the stages that are trained, "
+                f"{', '.join(stages)}"
+            )

@@ -29,6 +29,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "muomni-4": STACKED,
     "muomni-8": STACKED,
     "muomni-62": {},  # every frame has its codes
+    "muomni-62-small": {"segment_samples": 7680, "validate_every": 1000, "checkpoint_every": 500},
     **{name: {"mel": MelConfig(sample_rate=22050, n_mels=80)} for name in PUBLISHED},
 }
 

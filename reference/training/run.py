@@ -27,7 +27,15 @@ from .clip_table import describe_clips, differences, fingerprint, read_clips, wr
 from .clips import Clip, find_clips, split_clips
 from .config import TrainConfig
 from .data import Corpus, read_held_out
-from .options import CHANGEABLE, RECIPE, Options, chosen, make_config
+from .options import (
+    CHANGEABLE,
+    RECIPE,
+    Options,
+    chosen,
+    make_config,
+    require_taken,
+    taken,
+)
 from .random_state import seed_all
 from .registry import STAGES
 from .report import write_report
@@ -39,6 +47,7 @@ log = logging.getLogger("muomni_fast.train")
 SHIPPED_SPEECH = Path(__file__).resolve().parents[1] / "speech"
 CACHE_BYTES = 1 << 30  # of decoded clips, per process that trains
 SHOWN_CHANGES = 5  # of clips, in an error
+MOVABLE = {"decoded_mels"}  # of a stage that has begun: where a quantizer lies, known by its digest
 
 
 def run(options: Options) -> tuple[RunFolder, str]:
@@ -159,12 +168,15 @@ def resume_run(options: Options, held: contextlib.ExitStack) -> Opened:
     before = config, dict(description)
     description["stage"] = options.stage or description["stage"]
     config = with_new_stages(config, description["stage"])
+    changes = options.recipe_changes(config)
+    require_taken(config, chosen(config, description["stage"]), changes)
     for stage in chosen(config, description["stage"]):
+        own = taken(config, stage, changes)
         if folder.begun(stage):
-            for name, value in options.recipe_changes().items():
-                require_same(folder, name, getattr(config.recipes[stage], name), value)
-        else:
-            config = config.with_recipes([stage], **options.recipe_changes())
+            for name in own.keys() - MOVABLE:
+                require_same(folder, name, getattr(config.recipes[stage], name), own[name])
+            own = {name: own[name] for name in own.keys() & MOVABLE}
+        config = config.with_recipes([stage], **own)
 
     clips = find_clips(source_of(description))
     require_same_clips(folder, description, clips)

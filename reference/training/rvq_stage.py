@@ -75,6 +75,7 @@ class RVQStage(SpeechStage):
         "muomni-4": dataclasses.replace(PREFIXES, model={"n_codebooks": 4}),
         "muomni-8": dataclasses.replace(PREFIXES, model={"n_codebooks": 8}),
         "muomni-62": dataclasses.replace(PREFIXES, model={"n_codebooks": 8}),
+        "muomni-62-small": dataclasses.replace(PREFIXES, model={"n_codebooks": 8}),
     }
     starts_from_data = True
     by_length = True

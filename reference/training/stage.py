@@ -8,7 +8,7 @@ of precision, processes, logging or checkpoints. `registry.py` lists the stages.
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -159,6 +159,10 @@ class Stage(abc.ABC, Generic[D]):
         """What resuming needs beyond models and optimisers."""
         return {}
 
+    def checkpoint_extra(self) -> dict[str, Any]:
+        """What the product's checkpoint says besides, in `extra`."""
+        return {}
+
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what `extra_state` gave."""
         assert not state
@@ -221,9 +225,11 @@ class SpeechStage(Stage[SpeechDataset]):
 
     Attributes:
         by_length: whether a clip counts by its length, or once an epoch.
+        through: what becomes of a clip's log-mel before "mel" is cut from it; None is nothing.
     """
 
     by_length = False
+    through: Callable[[Tensor], Tensor] | None = None
 
     def dataset(self, corpus: Corpus) -> SpeechDataset:
         return SpeechDataset(
@@ -236,6 +242,7 @@ class SpeechStage(Stage[SpeechDataset]):
             corpus.world_size,
             self.by_length,
             corpus.cache_bytes,
+            self.through,
         )
 
     def split(self, batch: dict[str, Any], n: int) -> list[Batch]:

@@ -73,7 +73,7 @@ class TalkerStage(Stage[TalkerData]):
         ),
         **{
             name: TalkerRecipe(model={"dim": 256, "n_layers": 6})
-            for name in ("muomni", "muomni-4", "muomni-8", "muomni-62")
+            for name in ("muomni", "muomni-4", "muomni-8", "muomni-62", "muomni-62-small")
         },
     }
     requires = ("rvq",)

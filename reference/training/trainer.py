@@ -207,6 +207,7 @@ class Trainer:
             step=self.step,
             frames_per_code=self.config.frames_per_code,
             pooling=self.config.pooling,
+            **stage.checkpoint_extra(),
         )
 
     def _train_step(self, batch: Any) -> dict[str, list[Weighted]]:

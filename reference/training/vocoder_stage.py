@@ -1,7 +1,7 @@
 """Training the vocoder's generator against discriminators."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import muomni_fast.reference as reference_backend
+
 from ..audio.mel import log_mel
 from ..checks import require_hop, require_n_mels
 from ..codec import SpeechCodec
 from ..vocoder.discriminators import Judgement
+from ..vocoder.griffin_lim import GriffinLimVocoder
 from ..vocoder.hifigan import PRESETS as PUBLISHED
 from ..vocoder.hifigan import HiFiGANVocoder
 from .config import Recipe, TrainConfig
-from .data import HeldOut
+from .data import HeldOut, SpeechDataset
 from .losses import (
     FEATURE_MATCHING_WEIGHT,
     MEL_WEIGHT,
@@ -25,6 +28,7 @@ from .losses import (
     generator_loss,
     spectral_convergence,
 )
+from .mel_codec import MelCodec, read_mel_codec
 from .stage import NOTHING, Batch, Results, SpeechStage, StepResult, cosine
 
 # V3's upsampling with two small residual blocks: what two CPU cores learn fastest.
@@ -47,6 +51,12 @@ class VocoderRecipe(Recipe):
     them to zero over `steps`. Before `adversarial_from` (a share of `steps`) only mel losses count.
     `convergence_weight` adds spectral convergence: a short training that has not learned harmonics
     yet settles, under L1 in the logarithm alone, on their median level, 6 to 8 dB too low.
+    `n_scales` 0 leaves discriminators of periods only: on a CPU, one scale takes four times as long
+    as three periods.
+
+    `decoded_mels` is the checkpoint of a finished quantizer, and `quantizer` its digest: the
+    generator is then given what that quantizer's codes keep of a mel, as it will be in a codec, and
+    learns the recording all the same. Both None: the recording's own mel.
     """
 
     steps: int = 2_500_000
@@ -60,12 +70,31 @@ class VocoderRecipe(Recipe):
     n_scales: int = 3
     discriminator_scale: float = 1.0
     convergence_weight: float = 0.0
+    decoded_mels: str | None = None
+    quantizer: str | None = None
 
     def check(self, config: TrainConfig) -> None:
+        if (self.decoded_mels is None) != (self.quantizer is None):
+            raise ValueError(
+                "vocoder: decoded_mels and quantizer: expected both or neither, got "
+                f"{self.decoded_mels!r} and {self.quantizer!r}"
+            )
         with torch.device("meta"):  # checks arguments without making weights
             vocoder = HiFiGANVocoder(**self.model)
         require_n_mels(vocoder.n_mels, config.mel.n_mels, "the vocoder")
         require_hop(vocoder.hop_length, config.mel.hop_length)
+
+    def through(
+        self, config: TrainConfig, backend: ModuleType = reference_backend
+    ) -> MelCodec | None:
+        """The quantizer of `decoded_mels`, if that is set.
+
+        Raises:
+            CheckpointError: as `read_mel_codec`.
+        """
+        if self.decoded_mels is None:
+            return None
+        return read_mel_codec(self.decoded_mels, config, self.quantizer, backend)
 
 
 QUICK = VocoderRecipe(
@@ -104,6 +133,16 @@ class VocoderStage(SpeechStage):
             adversarial_from=0.0,
         ),
         **dict.fromkeys(MUOMNI, MUOMNI_RECIPE),
+        # What one core learns best in about half an hour.
+        "muomni-62-small": dataclasses.replace(
+            QUICK,
+            steps=8000,
+            model={**SMALL, "upsample_initial_channel": 128},
+            learning_rate=2e-3,
+            adversarial_from=0.7,
+            n_scales=0,
+            discriminator_scale=1 / 8,
+        ),
         **{n: VocoderRecipe(model={**s, "weight_norm": True}) for n, s in PUBLISHED.items()},
     }
 
@@ -115,6 +154,8 @@ class VocoderStage(SpeechStage):
 
     def build(self) -> dict[str, nn.Module]:
         backend, recipe = self.backend, self.recipe
+        # Not among the models: nothing trains, broadcasts or saves it.
+        self.through: MelCodec | None = self.recipe.through(self.config, self.backend)
         # With one micro-batch both passes share one forward of the generator; with more, keeping
         # every graph would cost the memory that accumulation saves.
         self.share_forward = self.config.accumulate == 1
@@ -122,9 +163,10 @@ class VocoderStage(SpeechStage):
         models = {
             "vocoder": backend.HiFiGANVocoder(**recipe.model).to(self.device),
             "mpd": backend.MultiPeriodDiscriminator(recipe.periods, scale).to(self.device),
-            "msd": backend.MultiScaleDiscriminator(recipe.n_scales, scale).to(self.device),
         }
-        self.discriminators = nn.ModuleList([models["mpd"], models["msd"]])
+        if recipe.n_scales:
+            models["msd"] = backend.MultiScaleDiscriminator(recipe.n_scales, scale).to(self.device)
+        self.discriminators = nn.ModuleList(m for name, m in models.items() if name != self.name)
         return models
 
     def begin(self) -> None:
@@ -191,15 +233,40 @@ class VocoderStage(SpeechStage):
             loss = loss + FEATURE_MATCHING_WEIGHT * figures["feature_matching"]
         return StepResult(loss, figures, weight=len(real))
 
+    def extra_state(self) -> dict[str, Any]:
+        return self.checkpoint_extra()
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        before, now = (values.get("decoded_mels") for values in (state, self.extra_state()))
+        if before != now:
+            raise ValueError(f"decoded_mels: {before} has become {now}")
+
+    def checkpoint_extra(self) -> dict[str, Any]:
+        return {} if self.through is None else {"decoded_mels": self.through.digest}
+
+    # Measuring and reporting
+
     @torch.no_grad()
     def validate(self, clips: Sequence[HeldOut]) -> dict[str, float]:
-        absolute = count = 0.0
-        for _, _, mel in clips:
-            mel = mel.to(self.device)
-            made = log_mel(self.product(mel[None])[0].float(), self.config.mel)
-            absolute += float((made - mel).double().abs().sum())
-            count += mel.numel()
-        return {"mel_l1": absolute / count}
+        """Error of the sound's log-mel to the recording's."""
+        config = self.config.mel
+        made = lambda mel: log_mel(self.product(mel.to(self.device)[None])[0].float(), config).cpu()
+        return {"mel_l1": mel_l1(made, clips, self.through)}
+
+    @torch.no_grad()
+    def comparisons(
+        self, data: SpeechDataset, clips: Sequence[HeldOut], notes: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Of decoded mels: Griffin-Lim on the same ones, and the mels themselves."""
+        if self.through is None:
+            return {}
+        config = self.config.mel
+        griffin_lim = GriffinLimVocoder(config)
+        heard = lambda mel: log_mel(griffin_lim(mel[None])[0], config)
+        return {
+            "griffin_lim": {"mel_l1": mel_l1(heard, clips, self.through)},
+            "decoded": {"mel_l1": mel_l1(lambda mel: mel, clips, self.through)},
+        }
 
     @classmethod
     def heard(
@@ -207,16 +274,45 @@ class VocoderStage(SpeechStage):
     ) -> dict[str, Tensor]:
         vocoder = products[cls.name]
         sounds = {"mel-hifigan": vocoder(clip.mel[None])[0]}
-        if "rvq" in products:
-            codec = SpeechCodec(
-                products["rvq"], vocoder, config.mel, config.frames_per_code, config.pooling
-            )
-            sounds["codec-hifigan"] = codec.decode(codec.encode(clip.audio[None]))[0]
+        vocoders = {"codec-hifigan": vocoder}
+        recipe: VocoderRecipe = config.recipe(cls.name)
+        through, rvq = recipe.through(config), products.get("rvq")
+        if through is not None:
+            rvq = through.rvq
+            vocoders["codec-griffin-lim"] = GriffinLimVocoder(config.mel)
+        if rvq is not None:
+            pooled = config.frames_per_code, config.pooling
+            for name, made_by in vocoders.items():
+                codec = SpeechCodec(rvq, made_by, config.mel, *pooled)
+                sounds[name] = codec.decode(codec.encode(clip.audio[None]))[0]
         return sounds
 
     @classmethod
     def report(cls, results: dict[str, Any]) -> list[str]:
-        lines = [f"{'vocoder, held-out log-mel':<34}{'L1':>8}"]
-        for name, key in (("random weights", "random"), ("trained", "trained")):
+        rows = {"random weights": "random", "trained": "trained"}
+        what = "vocoder, held-out log-mel"
+        if "decoded" in results:
+            what = "vocoder, held-out decoded log-mel"
+            rows |= {"Griffin-Lim": "griffin_lim", "decoded mel itself": "decoded"}
+        lines = [f"{what:<34}{'L1':>8}"]
+        for name, key in rows.items():
             lines.append(f"{name:<34}{results[key]['mel_l1']:>8.3f}")
+        if "decoded" in results:
+            ours, other = (results[key]["mel_l1"] for key in ("trained", "griffin_lim"))
+            better = "the trained vocoder" if ours < other else "Griffin-Lim"
+            lines.append(f"nearer to the recording's log-mel: {better}")
         return lines
+
+
+def mel_l1(
+    made: Callable[[Tensor], Tensor],
+    clips: Sequence[HeldOut],
+    through: Callable[[Tensor], Tensor] | None,
+) -> float:
+    """Mean error of log-mels (n_mels, T) that are `made` of a clip's, or what that is `through`."""
+    absolute = count = 0.0
+    for _, _, mel in clips:
+        given = mel if through is None else through(mel)
+        absolute += float((made(given) - mel).double().abs().sum())
+        count += mel.numel()
+    return absolute / count

@@ -83,6 +83,13 @@ def test_adversarial_training_starts_when_told():
     assert stage.passes(step=5) == ["discriminator", "generator"]
 
 
+def test_discriminators_of_periods_alone():
+    stage, batch = vocoder_stage(SMOKE.with_recipes(["vocoder"], n_scales=0))
+    assert stage.models.keys() == {"vocoder", "mpd"} and len(stage.discriminators) == 1
+    for name in stage.passes(step=10**6):
+        assert stage.loss(name, batch).loss.isfinite()
+
+
 def test_schedules():
     stage, _ = vocoder_stage()
     assert stage.learning_rate_factor(0, 0) == 1.0

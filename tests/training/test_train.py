@@ -181,7 +181,7 @@ def test_one_stage_alone(tmp_path):
 
 def test_presets_are_the_published_shapes():
     all_presets = presets()
-    muomni = {"muomni", "muomni-4", "muomni-8", "muomni-62"}
+    muomni = {"muomni", "muomni-4", "muomni-8", "muomni-62", "muomni-62-small"}
     assert set(all_presets) == {"quick", "smoke", "v1", "v2", "v3"} | muomni
     for name in ("v1", "v2", "v3"):
         config, recipe = all_presets[name], all_presets[name].recipe("vocoder")
