@@ -9,7 +9,9 @@ import math
 import re
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,6 +98,20 @@ class CodeInfo:
         """Of the codes alone, at log2(codebook_size) bits each."""
         steps_per_second = self.mel.frame_rate / self.frames_per_code
         return steps_per_second * self.n_codebooks * math.log2(self.codebook_size)
+
+
+def fields_of(info: CodeInfo) -> dict[str, Any]:
+    """All that a `CodeInfo` holds in one level: the mel's settings under `mel_` and their names."""
+    fields = dataclasses.asdict(info)
+    mel = fields.pop("mel")
+    return fields | {f"mel_{name}": value for name, value in mel.items()}
+
+
+def info_of(fields: Mapping[str, Any]) -> CodeInfo:
+    """The `CodeInfo` that `fields_of` took apart; raises KeyError, TypeError, ValueError."""
+    names = [field.name for field in dataclasses.fields(CodeInfo) if field.name != "mel"]
+    mel = {field.name: fields[f"mel_{field.name}"] for field in dataclasses.fields(MelConfig)}
+    return CodeInfo(**{name: fields[name] for name in names}, mel=MelConfig(**mel))
 
 
 def write_codes(path: str | Path, codes: np.ndarray, info: CodeInfo) -> None:

@@ -34,6 +34,7 @@ from .options import (
     Json,
     Model,
     Out,
+    Overwrite,
     batch_of,
     ending,
     fail,
@@ -82,6 +83,7 @@ def encode(
     ] = "muc",
     batch: Batch = None,
     device: Device = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Audio to codes.
@@ -101,7 +103,8 @@ def encode(
         if coder.codec.rvq.codebook_size > MOST_SIZE:
             raise UsageError(f"--model {model}: expected at most {MOST_SIZE:,} codes per codebook")
         with report.progress(sources.seconds_of(pair.source for pair in todo)):
-            Encoder(coder, books, batch_of(batch, where), report).run(todo, write, read)
+            encoder = Encoder(coder, books, batch_of(batch, where), report, overwrite)
+            encoder.run(todo, write, read)
         raise typer.Exit(report.finish())
 
 
@@ -114,6 +117,7 @@ def decode(
     batch: Batch = None,
     device: Device = None,
     dtype: Dtype = "float32",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Files of codes to WAV files.
@@ -127,7 +131,7 @@ def decode(
         coder.books(n_codebooks)
         voice = voice_of(coder.codec.vocoder, coder.codec.config, where, dtype_of(dtype))
         report = Report("decode", as_json)
-        renderer = Renderer(voice, batch_of(batch, where), report)
+        renderer = Renderer(voice, batch_of(batch, where), report, overwrite)
         _render(renderer, report, todo, lambda pair: sources.of_codes(pair, coder, n_codebooks))
 
 
@@ -140,6 +144,7 @@ def resynth(
     batch: Batch = None,
     device: Device = None,
     dtype: Dtype = "float32",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Audio through codes and back, to hear what they keep.
@@ -153,7 +158,7 @@ def resynth(
         books = coder.books(n_codebooks)
         voice = voice_of(coder.codec.vocoder, coder.codec.config, where, dtype_of(dtype))
         report = Report("resynth", as_json)
-        renderer = Renderer(voice, batch_of(batch, where), report)
+        renderer = Renderer(voice, batch_of(batch, where), report, overwrite)
         _render(renderer, report, todo, lambda pair: sources.resynthesized(pair, coder, books))
 
 
@@ -165,6 +170,7 @@ def vocode(
     batch: Batch = None,
     device: Device = None,
     dtype: Dtype = "float32",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Audio, or log-mels that numpy saved, (n_mels, T), through the vocoder alone.
@@ -183,7 +189,8 @@ def vocode(
             kind = sources.of_mel if pair.source.suffix.lower() == ".npy" else sources.of_audio
             return kind(pair, voice.mel, where)
 
-        _render(Renderer(voice, batch_of(batch, where), report), report, todo, sound)
+        renderer = Renderer(voice, batch_of(batch, where), report, overwrite)
+        _render(renderer, report, todo, sound)
 
 
 @app.command()
@@ -199,6 +206,7 @@ def speak(
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     device: Device = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Text to speech, by a Talker that was trained on the model's codes.
@@ -213,7 +221,8 @@ def speak(
         if coder.codec.talker is None:
             raise UsageError(NO_TALKER.format(where=path))
         report = Report("speak", as_json)
-        say(coder, text, Path(out), report, speaker=speaker, temperature=temperature, seed=seed)
+        options = {"speaker": speaker, "temperature": temperature, "seed": seed}
+        say(coder, text, Path(out), report, overwrite, **options)
         raise typer.Exit(report.finish())
 
 
@@ -282,10 +291,7 @@ def _render(
     sounds = []
     for pair in todo:
         try:
-            if pair.wrong:
-                report.failed(pair, pair.wrong)
-            else:
-                sounds.append(sound_of(pair))
+            sounds.append(sound_of(pair))
         except FAULTS as error:
             report.failed(pair, error)
     with report.progress(sum(sound.seconds for sound in sounds)), torch.no_grad():

@@ -14,14 +14,15 @@ from ..reference.audio.files import AudioInfo, audio_blocks, audio_info
 from ..reference.audio.mel import pool_frames
 from ..reference.audio.mel_blocks import mel_blocks
 from ..reference.errors import AudioFormatError
+from .existing import codes_there
 from .models import Coder
 from .places import Pair
 from .report import FAULTS, Report, make_parent
 
 BLOCK_SECONDS = 30.0  # of audio analysed at once
-# Writes codes (S, Q), and says whether a file is there that holds what such a one would.
+# Writes codes (S, Q) to a file, and reads what such a file says of them (or raises CodeFileError).
 Write = Callable[[Path, np.ndarray, CodeInfo], None]
-Read = Callable[[Path], CodeInfo | None]
+Read = Callable[[Path], CodeInfo]
 
 
 @dataclass
@@ -58,8 +59,11 @@ def rows_of(codec: SpeechCodec, clip: Clip, source: Path) -> Iterator[Tensor]:
 class Encoder:
     """Encodes blocks of `batch` clips at once: codes of a row depend on that row alone."""
 
-    def __init__(self, coder: Coder, n_codebooks: int, batch: int, report: Report) -> None:
+    def __init__(
+        self, coder: Coder, n_codebooks: int, batch: int, report: Report, overwrite: bool = False
+    ) -> None:
         self._coder, self._books, self._batch, self._report = coder, n_codebooks, batch, report
+        self._overwrite = overwrite
         self._pending: list[tuple[Clip, Tensor]] = []
         self._read: list[Clip] = []  # whose last block is pending, or before
 
@@ -83,17 +87,18 @@ class Encoder:
 
     def _begun(self, pair: Pair, read: Read) -> Clip | None:
         """A clip whose header is sound and whose codes are not there yet."""
-        if pair.wrong:
-            self._report.failed(pair, pair.wrong)
-            return None
+        there = None
         try:
             header = audio_info(pair.source, streamed=True)
             make_parent(pair.target)
+            if not self._overwrite:
+                there = codes_there(
+                    pair.target, read, lambda info: self._info(Clip(pair, header, info.length))
+                )
         except FAULTS as error:
             self._report.failed(pair, error)
             return None
-        there = read(pair.target)
-        if there is not None and self._info(Clip(pair, header, there.length)) == there:
+        if there is not None:
             self._report.skipped(pair, there.seconds)
             return None
         return Clip(pair, header)
@@ -122,9 +127,10 @@ class Encoder:
             self._report.worked(len(rows) / per_second)
         for clip in self._read:
             info = self._info(clip)
+            replaced = clip.pair.target.exists()
             try:
                 write(clip.pair.target, torch.cat(clip.codes).numpy(), info)
-                self._report.done(clip.pair, info.seconds)
+                self._report.done(clip.pair, info.seconds, replaced)
             except FAULTS as error:
                 self._report.failed(clip.pair, error)
         self._read = []

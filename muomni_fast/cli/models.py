@@ -19,6 +19,7 @@ from ..reference.checkpoint import load_model
 from ..reference.rvq.digest import quantizer_digest
 from ..rvq.modules import RVQ
 from ..vocoder.modules import HiFiGANVocoder
+from .existing import DIGITS
 from .places import UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -61,7 +62,7 @@ class Voice:
         vocoder: HiFi-GAN's generator, or Griffin-Lim.
         mel: settings of the mels it takes.
         dtype: in which it takes them.
-        digest: sha256 of its settings and weights.
+        digest: of its settings and weights.
     """
 
     vocoder: Any
@@ -126,12 +127,17 @@ def voice_of(vocoder: nn.Module, mel: MelConfig, device: torch.device, dtype: to
     if isinstance(inside, GriffinLimVocoder):
         if dtype != torch.float32:
             raise UsageError("--dtype: the model has no vocoder, and Griffin-Lim runs in float32")
-        return Voice(inside, mel, dtype, digest.hexdigest())
+        return Voice(inside, mel, dtype, digest.hexdigest()[:DIGITS])
     inside = inside.fold_weight_norm() if inside.config["weight_norm"] else inside
-    for name, value in sorted(inside.state_dict().items()):
+    weights_into(digest, inside)
+    digest.update(str(inside.config).encode())
+    return Voice(inside.to(device, dtype).prepare(), mel, dtype, digest.hexdigest()[:DIGITS])
+
+
+def weights_into(digest: Any, model: nn.Module) -> None:
+    """Add a module's weights to a digest of hashlib's."""
+    for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    digest.update(str((inside.config, dtype)).encode())
-    return Voice(inside.to(device, dtype).prepare(), mel, dtype, digest.hexdigest())
 
 
 def open_voice(path: Path, device: torch.device, dtype: torch.dtype) -> Voice:

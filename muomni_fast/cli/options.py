@@ -43,6 +43,9 @@ Books = Annotated[
     int | None,
     typer.Option("--n-codebooks", metavar="K", help="Use the first K codebooks (default: all)."),
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Write every file anew, whatever is there.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

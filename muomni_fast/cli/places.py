@@ -10,6 +10,7 @@ from ..reference.audio.files import EXTENSIONS
 
 # Taken from folders; other files are tried where they are named.
 AUDIO = (*EXTENSIONS, ".aiff", ".aif", ".aifc", ".au", ".caf", ".rf64", ".w64")
+WRITTEN = ".muc", ".npz", ".parquet", ".npy"  # and what else has files of its own here
 
 
 class UsageError(ValueError):
@@ -17,11 +18,10 @@ class UsageError(ValueError):
 
 
 class Pair(NamedTuple):
-    """A file to read, the file to write, and why not, where that is known before."""
+    """A file to read, and the file to write."""
 
     source: Path
     target: Path
-    wrong: str = ""
 
 
 def pairs(
@@ -39,7 +39,8 @@ def pairs(
         what: such files are, for messages.
 
     Raises:
-        UsageError: there is nothing to read, or `out` ends otherwise.
+        UsageError: there is nothing to read, `out` ends otherwise, or is a file's name for several;
+            two files would go to one, or one over what is read.
     """
     found = [entry for given in inputs for entry in _found(given, Path(out), kinds)]
     if not found:
@@ -50,8 +51,12 @@ def pairs(
         if target.suffix != suffix:
             raise UsageError(f"-o {out}: expected a file that ends in {suffix}, or a folder")
         targets = [target]
-    elif target.exists() and not target.is_dir():
-        raise UsageError(f"-o {out}: expected a folder for {len(found)} files, got a file")
+    elif not target.is_dir() and (target.exists() or _names_a_file(out)):
+        several = f"{len(found)} files"
+        if len(inputs) == 1 and Path(inputs[0]).is_dir():
+            several = f"the files of {inputs[0]}"
+        got = ", got a file" if target.exists() else ""
+        raise UsageError(f"-o {out}: expected a folder for {several}{got}")
     else:
         targets = [target / relative.with_suffix(suffix) for _, relative in found]
     return [*_checked([source for source, _ in found], targets)]
@@ -77,15 +82,20 @@ def _found(given: str, out: Path, kinds: Collection[str]) -> Iterator[tuple[Path
                 yield file, file.relative_to(path)
 
 
+def _names_a_file(out: str) -> bool:
+    """Whether a name has the ending of what is read or written here."""
+    return not out.endswith(os.sep) and Path(out).suffix.lower() in (*AUDIO, *WRITTEN)
+
+
 def _checked(sources: list[Path], targets: list[Path]) -> Iterator[Pair]:
-    """Pairs of which none overwrites what is read, or another one's file."""
+    """Pairs of which none overwrites what is read, or another one's file; each once."""
     read, taken = {path.resolve() for path in sources}, dict[Path, Path]()
     for source, target in zip(sources, targets, strict=True):
-        place, wrong = target.resolve(), ""
+        place = target.resolve()
         if place in read:
-            wrong = f"{source}: would be written to {target}, which is read"
-        elif place in taken:
-            wrong = f"{source}: would be written to {target}, as {taken[place]} is"
-        else:
+            raise UsageError(f"{source}: would be written to {target}, which is read")
+        if place not in taken:
             taken[place] = source
-        yield Pair(source, target, wrong)
+            yield Pair(source, target)
+        elif taken[place].resolve() != source.resolve():
+            raise UsageError(f"{source}: would be written to {target}, as {taken[place]} is")

@@ -1,17 +1,16 @@
 """Mels to sound: short clips in batches of like lengths, long ones piece by piece."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
 import torch
 from torch import Tensor
 
 from ..reference.audio.wav import wav_writer
 from ..reference.errors import AudioFormatError
+from .existing import DIGITS, comment_of, entry, is_sound_there
 from .models import Voice
 from .places import Pair
 from .report import FAULTS, Report, make_parent
@@ -30,22 +29,23 @@ class Sound:
         seconds: about how long, before it is read.
         mels: gives the mel, (n_mels, t) each, about so many seconds of it at a time, and sets
             `length`.
-        made_of: what the sound depends on, besides the vocoder: compared to know what is there.
+        made_of: what the sound depends on, besides the vocoder, by name: compared to know what is
+            there.
         length: samples to keep.
     """
 
     pair: Pair
     seconds: float
     mels: Callable[["Sound", float], Iterator[Tensor]]
-    made_of: str
+    made_of: dict[str, str]
     length: int = 0
 
 
 def digest_of_file(path: Path) -> str:
-    """sha256 of a file's content."""
+    """By what a file's content is known in a comment."""
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
     except OSError as error:
         raise AudioFormatError(f"{path}: {error.strerror}") from error
 
@@ -53,13 +53,14 @@ def digest_of_file(path: Path) -> str:
 class Renderer:
     """Writes sounds as WAV files, each with a comment that says what it was made of."""
 
-    def __init__(self, voice: Voice, batch: int, report: Report) -> None:
+    def __init__(self, voice: Voice, batch: int, report: Report, overwrite: bool = False) -> None:
         self._voice, self._batch, self._report = voice, batch, report
+        self._overwrite = overwrite
         self._limit = STREAM_SECONDS if voice.streams else GRIFFIN_LIM_SECONDS
 
     def run(self, sounds: Sequence[Sound]) -> None:
         """Write those that are not there; the longest first, so that batches pad little."""
-        todo = [sound for sound in sounds if not self._is_there(sound)]
+        todo = [sound for sound in sounds if self._overwrite or self._is_free(sound)]
         short = [sound for sound in todo if sound.seconds <= self._limit]
         short.sort(key=lambda sound: -sound.seconds)
         for start in range(0, len(short), self._batch):
@@ -68,21 +69,21 @@ class Renderer:
             if sound.seconds > self._limit:
                 self._by_pieces(sound)
 
-    def _mark(self, sound: Sound) -> str:
-        """What a file says that it was made of."""
-        text = json.dumps([sound.made_of, self._voice.digest])
-        return f"muomni-fast {hashlib.sha256(text.encode()).hexdigest()}"
+    def _made_of(self, sound: Sound) -> dict[str, str]:
+        """All that a file's sound depends on."""
+        dtype = str(self._voice.dtype).removeprefix("torch.")
+        return sound.made_of | {"vocoder": self._voice.digest, "dtype": entry(dtype)}
 
-    def _is_there(self, sound: Sound) -> bool:
-        target = sound.pair.target
+    def _is_free(self, sound: Sound) -> bool:
+        """Whether the file is to be written; says what becomes of it otherwise."""
         try:
-            with soundfile.SoundFile(target) as file:
-                same = file.comment == self._mark(sound)
-        except (soundfile.SoundFileError, OSError):  # not there, or to be written anew
-            return False
-        if same:
+            if not is_sound_there(sound.pair.target, self._made_of(sound)):
+                return True
+        except FAULTS as error:
+            self._report.failed(sound.pair, error)
+        else:
             self._report.skipped(sound.pair, sound.seconds)
-        return same
+        return False
 
     def _together(self, sounds: Sequence[Sound]) -> None:
         """Whole clips in one batch."""
@@ -127,12 +128,14 @@ class Renderer:
         mel = self._voice.mel
         try:
             make_parent(sound.pair.target)
-            with wav_writer(sound.pair.target, mel.sample_rate, self._mark(sound)) as file:
+            replaced = sound.pair.target.exists()
+            comment = comment_of(self._made_of(sound))
+            with wav_writer(sound.pair.target, mel.sample_rate, comment) as file:
                 for piece in pieces:
                     file.write(piece.cpu().numpy())
                     self._report.worked(len(piece) / mel.sample_rate)
                 file.cut(sound.length)
-            self._report.done(sound.pair, file.samples / mel.sample_rate, file.peak)
+            self._report.done(sound.pair, file.samples / mel.sample_rate, replaced, file.peak)
         except FAULTS as error:
             self._report.failed(sound.pair, error)
 

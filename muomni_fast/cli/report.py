@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..reference.errors import AudioFormatError, CheckpointError, CodeFileError
+from .existing import TargetError
 from .places import Pair
 
-FAULTS = AudioFormatError, CheckpointError, CodeFileError  # of a file; the others go on
+# Of a file; the others go on.
+FAULTS = AudioFormatError, CheckpointError, CodeFileError, TargetError
 
 
 class Report:
@@ -21,7 +23,8 @@ class Report:
     Attributes:
         as_json: print one JSON object at the end, instead of lines.
         files: an entry for each file: source, target, status ("done", "skipped" or "failed"),
-            seconds of audio, bytes written, and the error.
+            seconds of audio; of a file that was written, its bytes, and whether it replaced one; of
+            one that failed, the error.
     """
 
     def __init__(self, command: str, as_json: bool) -> None:
@@ -60,9 +63,10 @@ class Report:
         """Seconds of audio in a second."""
         return self._worked / max(time.perf_counter() - self._began, 1e-9)
 
-    def done(self, pair: Pair, seconds: float, peak: float = 0.0) -> None:
-        """A file was written."""
-        self._add(pair, "done", seconds, bytes=pair.target.stat().st_size)
+    def done(self, pair: Pair, seconds: float, replaced: bool, peak: float = 0.0) -> None:
+        """A file was written, in place of one that was there if it is `replaced`."""
+        size = pair.target.stat().st_size
+        self._add(pair, "done", seconds, bytes=size, replaced=replaced)
         if peak > 1:
             self.note(f"{pair.target}: peak {peak:.2f} is beyond full scale, clipped")
 
@@ -99,9 +103,11 @@ class Report:
         took = time.perf_counter() - self._began
         seconds = sum(entry["seconds"] for entry in self.files if entry["status"] == "done")
         size = sum(entry.get("bytes", 0) for entry in self.files)
+        replaced = sum(entry.get("replaced", False) for entry in self.files)
         summary = {
             "command": self._command,
             **{status: counts[status] for status in ("done", "skipped", "failed")},
+            "replaced": replaced,
             "seconds_of_audio": seconds,
             "seconds_taken": took,
             "real_time_factor": seconds / took,
@@ -110,7 +116,8 @@ class Report:
         if self.as_json:
             print(json.dumps(summary | {"files": self.files, "notes": self.notes}, indent=2))
         else:
-            line = f"{counts['done']} done, {counts['skipped']} there already"
+            line = f"{counts['done']} written" + (f" ({replaced} replaced)" if replaced else "")
+            line += f", {counts['skipped']} already there"
             if counts["failed"]:
                 line += f", {counts['failed']} failed"
             if counts["done"]:

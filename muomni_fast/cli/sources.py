@@ -17,6 +17,7 @@ from ..reference.audio.mel_blocks import mel_blocks
 from ..reference.codec import decode_mel
 from ..reference.errors import AudioFormatError, CodeFileError
 from .encoding import Clip, block_frames, rows_of
+from .existing import digest
 from .models import Coder
 from .places import Pair
 from .rendering import Sound, digest_of_file
@@ -40,8 +41,8 @@ def of_codes(pair: Pair, coder: Coder, n_codebooks: int | None) -> Sound:
         sound.length = info.length
         yield from mels_of_codes(coder.codec, torch.from_numpy(codes[:, :books]).long(), seconds)
 
-    key = f"codes {digest_of_file(pair.source)} {books}"
-    return Sound(pair, info.seconds, mels, key)
+    made_of = {"from": "codes", "source": digest_of_file(pair.source), "n_codebooks": str(books)}
+    return Sound(pair, info.seconds, mels, made_of)
 
 
 def resynthesized(pair: Pair, coder: Coder, n_codebooks: int) -> Sound:
@@ -57,8 +58,13 @@ def resynthesized(pair: Pair, coder: Coder, n_codebooks: int) -> Sound:
         sound.length = clip.length
         yield from mels_of_codes(codec, torch.cat(codes), seconds)
 
-    key = f"resynth {digest_of_file(pair.source)} {coder.digest} {codec.config} {n_codebooks}"
-    return Sound(pair, header.frames / header.sample_rate, mels, key)
+    made_of = {
+        "from": "audio",
+        "source": digest_of_file(pair.source),
+        "model": digest(f"{coder.digest} {codec.config}"),
+        "n_codebooks": str(n_codebooks),
+    }
+    return Sound(pair, header.frames / header.sample_rate, mels, made_of)
 
 
 def of_audio(pair: Pair, mel: MelConfig, device: torch.device) -> Sound:
@@ -78,8 +84,8 @@ def of_audio(pair: Pair, mel: MelConfig, device: torch.device) -> Sound:
         if sound.length == 0:
             raise AudioFormatError(f"{pair.source}: too short, no sample is left")
 
-    key = f"vocode {digest_of_file(pair.source)}"
-    return Sound(pair, header.frames / header.sample_rate, mels, key)
+    made_of = {"from": "audio's-mel", "source": digest_of_file(pair.source)}
+    return Sound(pair, header.frames / header.sample_rate, mels, made_of)
 
 
 def of_mel(pair: Pair, mel: MelConfig, device: torch.device) -> Sound:
@@ -100,8 +106,8 @@ def of_mel(pair: Pair, mel: MelConfig, device: torch.device) -> Sound:
                 raise AudioFormatError(f"{pair.source}: holds NaN or infinite values")
             yield torch.from_numpy(part).to(device)
 
-    key = f"mel {digest_of_file(pair.source)}"
-    return Sound(pair, frames / mel.frame_rate, mels, key)
+    made_of = {"from": "mel", "source": digest_of_file(pair.source)}
+    return Sound(pair, frames / mel.frame_rate, mels, made_of)
 
 
 @torch.no_grad()

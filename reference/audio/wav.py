@@ -10,7 +10,9 @@ import numpy as np
 
 from ..atomic import written_atomically
 from ..errors import AudioFormatError
+from ..reading import open_regular
 
+HEAD = 1 << 12  # bytes in which a comment of ours ends
 MOST_BYTES = (1 << 32) - (1 << 16)  # what a WAV file's sizes can say, with room for its header
 
 
@@ -77,3 +79,27 @@ def wav_writer(path: str | Path, sample_rate: int, comment: str = "") -> Iterato
         file.write(b"RIFF" + struct.pack("<I", 36 + len(note) + size) + b"WAVEfmt ")
         file.write(struct.pack("<IHHIIHH", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16))
         file.write(note + b"data" + struct.pack("<I", size))
+
+
+def wav_comment(path: str | Path) -> tuple[str, bool]:
+    """The comment of a file that `wav_writer` wrote, and whether the file is whole.
+
+    Args:
+        path: of any file.
+
+    Returns:
+        "" and False where it is no such file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with open_regular(path) as (file, size):
+        head = file.read(HEAD)
+    if head[:4] != b"RIFF" or head[8:16] != b"WAVEfmt " or len(head) < 44:
+        return "", False
+    whole = struct.unpack_from("<I", head, 4)[0] + 8 == size
+    length = int.from_bytes(head[52:56], "little")
+    note = head[56 : 56 + length]
+    if head[36:40] + head[44:52] != b"LISTINFOICMT" or len(note) < length:
+        return "", whole
+    return note.rstrip(b"\0").decode("ascii", "replace"), whole

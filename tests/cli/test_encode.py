@@ -95,15 +95,18 @@ def test_a_rerun_does_nothing(tmp_path, codec):
     before = times()
     again = call(*command, tmp_path / "model").json
     assert (again["done"], again["skipped"]) == (0, 3) and times() == before
-    # What is damaged, or was made of another length, is made anew.
+    # What is damaged is made anew; what was made of another length, where that is asked for.
     (out / "a.muc").write_bytes((out / "a.muc").read_bytes()[:-1])
     speech(tmp_path / "speech", b=901)
     again = call(*command, tmp_path / "model").json
-    assert (again["done"], again["skipped"]) == (2, 1)
+    assert (again["done"], again["skipped"], again["failed"]) == (1, 1, 1)
+    again = call("encode", paths["b"], *command[2:], tmp_path / "model", "--overwrite").json
+    assert (again["done"], again["replaced"]) == (1, 1)
     assert {name for name in before if times()[name] != before[name]} == {"a.muc", "b.muc"}
     require_codes(out / "b.muc", codec, paths["b"])
     # And all of another model.
     other = small_codec(tmp_path / "other")
+    command = (*command[:4], "--overwrite", *command[4:])
     assert call(*command, tmp_path / "other").json["done"] == 3
     require_codes(out / "c.muc", other, paths["c"])
     assert call(*command, tmp_path / "other", "--n-codebooks", 1).json["done"] == 3
@@ -126,7 +129,7 @@ def test_broken_files_among_good_ones(tmp_path, codec, monkeypatch):
     out = tmp_path / "codes"
     done = call("encode", tmp_path / "speech", missing, "-o", out, "--model", tmp_path / "model",
                 "--batch", 64)  # fmt: skip
-    assert done.code == 1 and "5 done, 0 there already, 10 failed" in done.out
+    assert done.code == 1 and "5 written, 0 already there, 10 failed" in done.out
     for path in (*broken, missing):
         assert len([line for line in done.err.splitlines() if str(path) in line]) == 1
     assert names_in(out) == {f"{name}.muc" for name in paths}
@@ -139,12 +142,12 @@ def test_no_file_is_written_twice_or_over_its_source(tmp_path, codec):
     soundfile.write(tmp_path / "speech" / "a.wav", np.zeros(300), RATE)
     done = call("encode", tmp_path / "speech", "-o", tmp_path / "codes", "--model",
                 tmp_path / "model")  # fmt: skip
-    assert done.code == 1 and "a.wav: would be written to" in done.err
-    require_codes(tmp_path / "codes" / "a.muc", codec, paths["a"])
+    assert done.code == 2 and "a.wav: would be written to" in done.err
+    assert not (tmp_path / "codes").exists()
     before = paths["b"].read_bytes()
     wav = tmp_path / "speech" / "a.wav"
     done = call("resynth", wav, "-o", tmp_path / "speech", "--model", tmp_path / "model")
-    assert done.code == 1 and "which is read" in done.err and paths["b"].read_bytes() == before
+    assert done.code == 2 and "which is read" in done.err and paths["b"].read_bytes() == before
 
 
 def test_an_interrupt_leaves_whole_files(tmp_path, codec, monkeypatch):
@@ -163,7 +166,7 @@ def test_an_interrupt_leaves_whole_files(tmp_path, codec, monkeypatch):
         done = call(*command)
     assert done.code == 130 and "stopped" in done.err and "Traceback" not in done.err
     assert names_in(tmp_path / "codes") == {"a.muc"}
-    assert "2 done, 1 there already" in call(*command).out
+    assert "2 written, 1 already there" in call(*command).out
     for name, path in paths.items():
         require_codes(tmp_path / "codes" / f"{name}.muc", codec, path)
 
@@ -211,10 +214,10 @@ def test_codes_to_train_on(tmp_path, codec):
         assert np.array_equal(arrays["codes"], codec.encode(audio_of(path))[0].numpy())
         assert arrays["length"] == 500 and arrays["mel_hop_length"] == 16
         assert str(arrays["pooling"]) == "mean"
-    assert "0 done, 1 there already" in call(*command, "npz").out
-    for content in (b"", b"PK\3\4" + os.urandom(300)):
+    assert "0 written, 1 already there" in call(*command, "npz").out
+    for content, code in ((b"", 0), (b"PK\3\4" + os.urandom(300), 1)):
         (tmp_path / "codes" / "a.npz").write_bytes(content)
-        assert call(*command, "npz").out.startswith("1 done")
+        assert call(*command, "npz").code == code
 
 
 def test_codes_as_parquet(tmp_path, codec):
@@ -226,9 +229,9 @@ def test_codes_as_parquet(tmp_path, codec):
     (row,) = table.to_pylist()
     assert str(table.schema.field("codes").type) == "list<element: list<element: uint16>>"
     assert row["codes"] == codec.encode(audio_of(path))[0].tolist() and row["length"] == 500
-    assert "0 done, 1 there already" in call(*command, "--format", "parquet").out
+    assert "0 written, 1 already there" in call(*command, "--format", "parquet").out
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    assert call(*command, "--format", "parquet").out.startswith("1 done")
+    assert "not made by muomni-fast" in call(*command, "--format", "parquet").err
 
 
 def test_parquet_without_pyarrow_is_refused(tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def test_decoding_and_resynthesis(tmp_path, monkeypatch, per_code, pooling, seco
     for command, given in (("decode", "codes"), ("resynth", "speech")):
         out = tmp_path / command
         done = call(command, tmp_path / given, "-o", out, *options)
-        assert done.code == 0 and done.out.startswith("5 done"), done.err
+        assert done.code == 0 and done.out.startswith("5 written"), done.err
         assert names_in(out) == {f"{name}.wav" for name in LENGTHS}
         for name, path in paths.items():
             expected = codec.decode(codec.encode(audio_of(path)))
@@ -85,8 +85,11 @@ def test_a_rerun_does_nothing(tmp_path):
     assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     audio, _ = soundfile.read(tmp_path / "speech" / "a.flac")
     soundfile.write(tmp_path / "speech" / "a.flac", audio / 2, RATE)  # as long, but another
-    (out / "b.wav").write_bytes((out / "b.wav").read_bytes()[:60])
-    assert call(*command, tmp_path / "model").json["done"] == 2
+    (out / "b.wav").write_bytes((out / "b.wav").read_bytes()[:-60])
+    again = call(*command, tmp_path / "model").json
+    assert (again["done"], again["replaced"], again["failed"]) == (1, 1, 1)
+    assert "made with another source" in again["files"][0]["error"]
+    command = (*command[:4], "--overwrite", *command[4:])
     assert call(*command, tmp_path / "model", "--n-codebooks", 1).json["done"] == 2
     small_codec(tmp_path / "other")
     assert call(*command, tmp_path / "other", "--n-codebooks", 1).json["done"] == 2
@@ -183,12 +186,14 @@ def test_broken_files_are_listed(tmp_path):
     call("encode", tmp_path / "speech" / "a.flac", "-o", codes / "d.muc", "--model",
          tmp_path / "other")  # fmt: skip
     done = call("decode", codes, "-o", tmp_path / "out", *options)
-    assert done.code == 1 and done.out.startswith("2 done, 0 there already, 2 failed")
+    assert done.code == 1 and done.out.startswith("2 written, 0 already there, 2 failed")
     assert "b.muc: not a file of codes" in done.err
     assert "d.muc: was encoded by another model: its model is" in done.err
     assert names_in(tmp_path / "out") == {"a.wav", "c.wav"}
     write_codes(codes / "b.muc", array, info)
-    assert call("decode", codes, "-o", tmp_path / "out", *options).out.startswith("1 done, 2 there")
+    assert call("decode", codes, "-o", tmp_path / "out", *options).out.startswith(
+        "1 written, 2 already"
+    )
     assert codec.frames_per_code == 3
     mels = tmp_path / "mels"
     mels.mkdir()
@@ -205,7 +210,7 @@ def test_broken_files_are_listed(tmp_path):
     (mels / "text.npy").write_text("text")
     (mels / "zip.npy").write_bytes(io.BytesIO(b"PK\3\4").getvalue())
     done = call("vocode", mels, "-o", tmp_path / "sound", *options)
-    assert done.code == 1 and done.out.startswith("1 done, 0 there already, 7 failed"), done.err
+    assert done.code == 1 and done.out.startswith("1 written, 0 already there, 7 failed"), done.err
     for name in (*bad, "text", "zip"):
         assert f"{name}.npy: " in done.err
     assert names_in(tmp_path / "sound") == {"good.wav"}

@@ -40,7 +40,7 @@ def test_speaking(tmp_path, codec):
     for voice in ("ada", None):
         options = () if voice is None else ("--speaker", voice)
         out = tmp_path / "out" / "a.wav"
-        done = call("speak", SENTENCES[0], "-o", out, *model, *options, "--json")
+        done = call("speak", SENTENCES[0], "-o", out, *model, *options, "--json", "--overwrite")
         assert done.code == 0 and done.json["done"] == 1, done.err
         expected = codec.speak(SENTENCES[0], voice).clip(-1, 1)
         torch.testing.assert_close(audio_of(out)[0], expected, rtol=0, atol=2e-3)
@@ -48,9 +48,14 @@ def test_speaking(tmp_path, codec):
     drawn = []
     for seed in (1, 1, 2):
         options = "--temperature", 5, "--seed", seed
-        assert call("speak", SENTENCES[1], "-o", out, *model, *options).code == 0
+        assert call("speak", SENTENCES[1], "-o", out, *model, *options, "--overwrite").code == 0
         drawn.append(out.read_bytes())
     assert drawn[0] == drawn[1] != drawn[2]
+    said = call("speak", SENTENCES[1], "-o", out, *model, *options, "--json").json
+    assert (said["skipped"], said["files"][0]["seconds"]) == (1, audio_of(out).shape[1] / RATE)
+    done = call("speak", SENTENCES[1], "-o", out, *model, "--temperature", 5, "--seed", 3)
+    assert done.code == 1 and "made with seed 2 instead of 3; --overwrite" in done.err
+    assert out.read_bytes() == drawn[2]
 
 
 @pytest.mark.parametrize(
