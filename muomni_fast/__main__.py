@@ -2,29 +2,29 @@
 the extra `cli` is not installed."""
 
 import argparse
-import importlib.util
 import json
 from collections.abc import Sequence
 
 from . import __version__
 from .backend import doctor
+from .reference.packages import lacking
 
 NEEDED = "typer", "soundfile", "soxr", "safetensors", "tqdm"  # the extra
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line's entry; returns its exit status."""
-    lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if lacking:
-        return doctor_alone(lacking, argv)
+    missing = lacking(NEEDED)
+    if missing:
+        return doctor_alone(missing, argv)
     from .cli.app import run
 
     return run(argv)
 
 
-def doctor_alone(lacking: Sequence[str], argv: Sequence[str] | None = None) -> int:
+def doctor_alone(missing: Sequence[str], argv: Sequence[str] | None = None) -> int:
     """`doctor` and `--version`, which need torch and numpy only."""
-    extra = f'other commands need {", ".join(lacking)}: pip install "muomni-fast[cli]"'
+    extra = f'other commands need {", ".join(missing)}: pip install "muomni-fast[cli]"'
     parser = argparse.ArgumentParser(prog="muomni-fast", epilog=extra)
     parser.add_argument("command", help="doctor: print the installation as JSON")
     parser.add_argument("--version", action="version", version=__version__)

@@ -16,13 +16,14 @@ try:
     from muomni_fast.reference.evaluation.evaluate import Request, run
     from muomni_fast.reference.evaluation.metrics import METRICS
 except ModuleNotFoundError as error:
-    if error.name not in ("muomni_fast", "filelock", "tqdm"):
+    if error.name != "muomni_fast":
         raise
     raise SystemExit(
-        f'{error.name} is not installed; run: pip install -c constraints.txt -e ".[evaluate]"'
+        'muomni_fast is not installed; run: pip install -c constraints.txt -e ".[evaluate]"'
     ) from error
 
 from muomni_fast.reference.errors import CheckpointError, DataError
+from muomni_fast.reference.packages import MissingPackageError
 
 
 def parse_arguments(argv: Sequence[str] | None = None, prog: str | None = None) -> Request:
@@ -70,6 +71,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except (CheckpointError, DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except MissingPackageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(f"{text}\n\nwritten: {path}")
     return 0
 

@@ -13,15 +13,16 @@ from collections.abc import Sequence
 try:
     from muomni_fast.reference.training.run import Options, run
 except ModuleNotFoundError as error:
-    if error.name not in ("muomni_fast", "tqdm"):
+    if error.name != "muomni_fast":
         raise
     raise SystemExit(
-        f"{error.name} is not installed; run `make train`, or: "
+        "muomni_fast is not installed; run `make train`, or: "
         'pip install -c constraints.txt -e ".[train]"'
     ) from error
 
 from muomni_fast.reference.audio.mel import POOLINGS
 from muomni_fast.reference.errors import CheckpointError, DataError, TrainingError
+from muomni_fast.reference.packages import MissingPackageError
 from muomni_fast.reference.training.presets import SHARED
 from muomni_fast.reference.training.registry import STAGES
 
@@ -73,6 +74,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except (CheckpointError, DataError, TrainingError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except MissingPackageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; `--resume RUN` goes on from the last checkpoint", file=sys.stderr)
         return 130

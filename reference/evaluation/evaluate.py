@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import load_model
+from ..packages import require_packages
 from ..training.data import read_held_out
 from ..training.evaluation import evaluate as evaluate_quantizer
 from ..training.run import SHIPPED_SPEECH
@@ -43,7 +44,9 @@ def run(request: Request) -> tuple[str, Path]:
         CheckpointError: models cannot be read, do not fit, or the JSON cannot be written.
         DataError: clips, or their words, cannot be had.
         ValueError: an option does not fit; names it.
+        MissingPackageError: what all evaluation needs is not installed.
     """
+    require_packages("evaluation", "evaluate")
     subject = open_subject(request.models, request.hifigan)
     if request.against and (subject.folder is None or "rvq" not in subject.files):
         raise ValueError(

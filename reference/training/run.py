@@ -22,6 +22,7 @@ from ..atomic import remove_leftovers
 from ..audio.mel import require_same_mel
 from ..checkpoint import restore
 from ..errors import CheckpointError, DataError, TrainingError
+from ..packages import require_packages
 from . import distributed
 from .clip_table import describe_clips, differences, fingerprint, read_clips, write_clips
 from .clips import Clip, find_clips, split_clips
@@ -58,7 +59,9 @@ def run(options: Options) -> tuple[RunFolder, str]:
 
     Raises:
         ValueError, CheckpointError, DataError, TrainingError: by what is at fault.
+        MissingPackageError: the extra `train` is not installed.
     """
+    require_packages("training", "train")
     backend: ModuleType = reference_backend
     if options.backend == "fast":
         import muomni_fast

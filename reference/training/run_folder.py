@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from filelock import FileLock, Timeout
-
 from ..atomic import is_leftover, make_folder, remove_leftovers, write_atomically
 from ..errors import CheckpointError
 from ..reading import read_json
@@ -145,6 +143,8 @@ class RunFolder:
             raise CheckpointError(f"{self.path}: in use: another process trains in this folder")
 
     def _locked(self, held: contextlib.ExitStack) -> bool:
+        from filelock import FileLock, Timeout  # who only reads runs needs no lock
+
         try:
             held.enter_context(FileLock(self.path / LOCK, timeout=0))
         except Timeout:

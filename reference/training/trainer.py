@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ..checkpoint import load_training_state, save_model, save_training_state
 from ..errors import CheckpointError, TrainingError
@@ -31,8 +30,10 @@ MAX_NAN_STEPS = 10  # in a row, before training gives up
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def progress_bar(name: str, done: int, steps: int, shown: bool) -> tqdm:
+def progress_bar(name: str, done: int, steps: int, shown: bool) -> Any:
     """A bar with loss and speed; redrawn rarely where the output is a file."""
+    from tqdm import tqdm  # `--help` does without
+
     pause = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
         total=steps, initial=done, desc=name, unit="step", disable=not shown, mininterval=pause

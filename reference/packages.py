@@ -1,0 +1,32 @@
+"""Packages that only some commands need, looked for before these begin."""
+
+import importlib.util
+from collections.abc import Sequence
+
+# By the extra that brings them; the names of packages and of their modules are the same.
+NEEDED = {
+    "train": ("filelock", "matplotlib", "safetensors", "soundfile", "soxr", "tqdm"),
+    "evaluate": ("safetensors", "soundfile", "soxr", "tqdm"),  # metrics say what they need more
+}
+
+
+class MissingPackageError(ModuleNotFoundError):
+    """A command cannot begin for want of a package; the message names the extra that brings it."""
+
+
+def lacking(names: Sequence[str]) -> list[str]:
+    """Those of some packages that are not installed."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def require_packages(what: str, extra: str) -> None:
+    """Raise MissingPackageError unless all that an extra brings is installed.
+
+    Args:
+        what: needs it, for the message.
+        extra: a key of NEEDED.
+    """
+    missing = lacking(NEEDED[extra])
+    if missing:
+        install = f'pip install "muomni-fast[{extra}]"'
+        raise MissingPackageError(f"{what} needs {', '.join(missing)}: {install}", name=missing[0])
