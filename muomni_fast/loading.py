@@ -30,12 +30,13 @@ from .reference.vocoder.published import (
     plain_tensors,
 )
 from .rvq.modules import RVQ
+from .shipped import MODELS, located
 from .talker.modules import Talker
 from .vocoder.modules import HiFiGANVocoder
 
 log = logging.getLogger("muomni_fast")
 
-SHIPPED_MODEL = Path(__file__).parent / "models" / "muomni-62"
+SHIPPED_MODEL = MODELS / "muomni-62"
 """Folder of a codec for `load`: a quantizer of read English at 3.5 kbit/s, without a vocoder; its
 MODEL_CARD.md lies there too."""
 
@@ -68,7 +69,8 @@ def load(path: str | Path, part: str | None = None) -> nn.Module:
             HiFi-GAN's own code and its weights; or a file of weights (`.safetensors`, or plain data
             that torch saved, alone or under "generator", "model", "state_dict" or
             "model_state_dict"). A generator's file has its config beside it, or
-            `HiFiGANVocoder`'s default sizes.
+            `HiFiGANVocoder`'s default sizes. Where nothing is, the name of a model that comes with
+            the library: "muomni-62".
         part: what the part's keys begin with, "decoder." say, where a file of weights holds several
             parts; "" for one whose keys begin with nothing.
 
@@ -81,7 +83,7 @@ def load(path: str | Path, part: str | None = None) -> nn.Module:
             or would run code; a config is missing or wrong; keys of the part are missing, extra or
             reshaped, of which all are listed.
     """
-    path = Path(path)
+    path = located(path)
     if path.is_dir():
         return _from_folder(path, part)
     if path.suffix == ".json":

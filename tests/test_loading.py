@@ -196,3 +196,22 @@ def test_what_save_refuses(tmp_path):
     with pytest.raises(ValueError, match="mel: expected None"):
         muomni_fast.save(codec, tmp_path, MEL)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_comes_with_the_library_by_its_name(tmp_path, monkeypatch):
+    """What lies at a path of that name comes first."""
+    monkeypatch.chdir(tmp_path)
+    codec = muomni_fast.load("muomni-62")
+    assert codec.rvq.n_codebooks == 8
+    shipped = sorted(path.name for path in muomni_fast.SHIPPED_MODEL.parent.iterdir() if path.is_dir())
+    assert "muomni-62" in shipped
+    with pytest.raises(CheckpointError) as error:
+        muomni_fast.load("muomni-63")
+    assert "no file or folder, and no model that comes with the library" in str(error.value)
+    assert str(error.value).endswith(", ".join(shipped) + ")")
+    for path in ("some/muomni-62", "muomni-63.json", tmp_path / "muomni-62"):
+        with pytest.raises(CheckpointError, match="No such file"):
+            muomni_fast.load(path)
+    (tmp_path / "muomni-62").mkdir()
+    muomni_fast.save(quantizer(n_codebooks=3), "muomni-62/rvq.json", MEL)
+    assert muomni_fast.load("muomni-62").rvq.n_codebooks == 3

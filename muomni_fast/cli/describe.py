@@ -10,6 +10,7 @@ from ..loading import load
 from ..reference import GriffinLimVocoder
 from ..reference.audio.files import audio_info
 from ..reference.rvq.digest import quantizer_digest
+from ..shipped import located
 from .places import AUDIO
 
 
@@ -19,7 +20,7 @@ def describe(given: str) -> dict[str, Any]:
     Raises:
         AudioFormatError, CodeFileError, CheckpointError: it cannot be read.
     """
-    path = Path(given)
+    path = located(given)
     if path.suffix.lower() == SUFFIX:
         codes, info = read_codes(path)
         return {

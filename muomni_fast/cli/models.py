@@ -18,6 +18,7 @@ from ..reference.audio.mel import MelConfig
 from ..reference.checkpoint import load_model
 from ..reference.rvq.digest import quantizer_digest
 from ..rvq.modules import RVQ
+from ..shipped import located
 from ..vocoder.modules import HiFiGANVocoder
 from .existing import DIGITS
 from .places import UsageError
@@ -30,8 +31,12 @@ NO_TALKER = (
 
 
 def model_path(given: str | None) -> Path:
-    """Where the model is that a command runs: the one place that knows a default."""
-    return SHIPPED_MODEL if given is None else Path(given)
+    """Where the model is that a command runs: the one place that knows a default.
+
+    Raises:
+        CheckpointError: it is neither a path nor the name of one that comes with the library.
+    """
+    return SHIPPED_MODEL if given is None else located(given)
 
 
 def device_of(given: str | None) -> torch.device:

@@ -24,9 +24,9 @@ Out = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH",
-        help="A run's folder, a checkpoint's .json, or a folder of `save` (default: muomni-62, "
-        "which comes with the library).",
+        metavar="MODEL",
+        help="A run's folder, a checkpoint's .json, or a folder of `save`; or muomni-62, which "
+        "comes with the library (the default).",
     ),
 ]
 Device = Annotated[
