@@ -42,6 +42,15 @@ RANGES = {
     "source_rate": (0, MOST_RATE),
     "source_frames": (0, MOST_LENGTH),
 }
+OTHERS = {  # what files begin with that people may take for codes
+    b"RIFF": "a WAV file",
+    b"fLaC": "a FLAC file",
+    b"OggS": "an Ogg file",
+    b"ID3": "an MP3 file",
+    b"PK\3\4": "a zip archive, as .npz is",
+    b"PAR1": "a Parquet file",
+    b"\x93NUMPY": "an array that numpy saved",
+}
 BLOCK = 1 << 16  # codes packed at once, a multiple of 8: so many take whole bytes at any width
 
 
@@ -232,7 +241,9 @@ def packed_size(count: int, width: int) -> int:
 def _read_header(head: bytes, size: int) -> CodeInfo:
     """What a header says, if it fits a file of `size` bytes."""
     if not head.startswith(MAGIC):
-        raise ValueError(f"not a file of codes: it begins with {shown(head[:8])}")
+        kinds = [kind for begin, kind in OTHERS.items() if head.startswith(begin)]
+        kind = "an empty file" if not head else kinds[0] if kinds else "something else"
+        raise ValueError(f"not a file of codes (.muc) but {kind}")
     if len(head) < HEADER.size:
         raise ValueError(f"expected a header of {HEADER.size} bytes, got {len(head)}")
     _, version, *values = HEADER.unpack(head)

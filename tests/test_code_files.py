@@ -98,8 +98,10 @@ def changed(**fields) -> bytes:
 
 GOOD = to_bytes(codes_of(INFO), INFO)
 WRONG = {
-    "empty": (b"", "not a file of codes"),
-    "text": (b"RIFF of something else" * 20, "not a file of codes: it begins with b'RIFF"),
+    "empty": (b"", "not a file of codes (.muc) but an empty file"),
+    "wav": (b"RIFF of something else" * 20, "not a file of codes (.muc) but a WAV file"),
+    "npz": (b"PK\3\4" * 20, "but a zip archive, as .npz is"),
+    "text": (b"What is said." * 20, "not a file of codes (.muc) but something else"),
     "short": (GOOD[:50], "header of 120 bytes, got 50"),
     "cut": (GOOD[:-1], "bytes for 8,900 samples"),
     "longer": (GOOD + b"\0", "bytes for 8,900 samples"),

@@ -203,7 +203,9 @@ def test_a_model_that_comes_with_the_library_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     codec = muomni_fast.load("muomni-62")
     assert codec.rvq.n_codebooks == 8
-    shipped = sorted(path.name for path in muomni_fast.SHIPPED_MODEL.parent.iterdir() if path.is_dir())
+    shipped = sorted(
+        path.name for path in muomni_fast.SHIPPED_MODEL.parent.iterdir() if path.is_dir()
+    )
     assert "muomni-62" in shipped
     with pytest.raises(CheckpointError) as error:
         muomni_fast.load("muomni-63")

@@ -1,44 +1,54 @@
-"""What a file or model is, for `muomni-fast info`."""
+"""What a file, model or folder is, for `muomni-fast info`."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..code_files import SUFFIX, read_codes
+from ..code_files import SUFFIX, CodeInfo, read_codes
 from ..codec import SpeechCodec
-from ..loading import load
+from ..loading import KINDS, load
 from ..reference import GriffinLimVocoder
 from ..reference.audio.files import audio_info
+from ..reference.errors import CheckpointError, CodeFileError
 from ..reference.rvq.digest import quantizer_digest
 from ..shipped import located
-from .places import AUDIO
+from . import exports
+from .models import inside
+from .places import AUDIO, found_in
+from .report import FAULTS
+
+CODES: dict[str, Callable[[Path], CodeInfo]] = {
+    SUFFIX: lambda path: read_codes(path)[1],
+    ".npz": exports.read_npz,
+    ".parquet": exports.read_parquet,
+}
 
 
 def describe(given: str) -> dict[str, Any]:
-    """Figures of a file of codes, an audio file, or a model, by the path's ending.
+    """Figures of a file of codes, an audio file, a model, or a folder of files, by the path's
+    ending and what is there.
 
     Raises:
         AudioFormatError, CodeFileError, CheckpointError: it cannot be read.
     """
     path = located(given)
-    if path.suffix.lower() == SUFFIX:
-        codes, info = read_codes(path)
-        return {
-            "kind": "file of codes",
-            "seconds": info.seconds,
-            "codes": list(codes.shape),
-            "bits_per_second": info.bits_per_second,
-            "bytes": path.stat().st_size,
-            **dataclasses.asdict(info),
-        }
-    if path.suffix.lower() in AUDIO:
+    if path.suffix.lower() in CODES and not path.is_dir():
+        return _codes(path)
+    if path.suffix.lower() in AUDIO and not path.is_dir():
         header = audio_info(path, streamed=True)
         seconds = header.frames / header.sample_rate
         return {"kind": "audio", "seconds": seconds} | dataclasses.asdict(header)
-    model: Any = load(path)
+    try:
+        model: Any = load(path)
+    except CheckpointError:
+        files = [] if _has_a_model(path) else [*found_in(path, (*CODES, *AUDIO))]
+        if not files:
+            raise
+        return _folder(files)
     if not isinstance(model, SpeechCodec):
         return {"kind": type(model).__name__, "config": model.config} | _size(model)
-    vocoder: Any = getattr(model.vocoder, "vocoder", model.vocoder)
+    vocoder = inside(model.vocoder)
     steps = model.config.frame_rate / model.frames_per_code
     return {
         "kind": "codec",
@@ -54,15 +64,75 @@ def describe(given: str) -> dict[str, Any]:
     }
 
 
-def lines(found: dict[str, Any], indent: str = "") -> str:
-    """A description for people: a line for each entry, those inside an entry moved in."""
-    text = []
+def lines(found: dict[str, Any]) -> str:
+    """A description for people: a line for each entry; of a folder, one for each file."""
+    if found.get("kind") != "folder":
+        return "\n".join(_lines(found, ""))
+    text = [f"{found['path']}: {found['count']:,} files, {found['seconds']:.1f} s"]
+    return "\n".join([*text, *(_line(file) for file in found["files"])])
+
+
+def failed(found: dict[str, Any]) -> bool:
+    """Whether something of it could not be read."""
+    return "error" in found or any(map(failed, found.get("files", ())))
+
+
+def _codes(path: Path) -> dict[str, Any]:
+    """Figures of a file of codes, or of one to train on."""
+    if path.suffix.lower() == ".parquet" and not exports.has_pyarrow():
+        raise CodeFileError(f"{path}: reading it needs pyarrow: pip install pyarrow")
+    info = CODES[path.suffix.lower()](path)
+    return {
+        "kind": "file of codes" if path.suffix.lower() == SUFFIX else "codes to train on",
+        "seconds": info.seconds,
+        "codes": [info.steps, info.n_codebooks],
+        "bits_per_second": info.bits_per_second,
+        "bytes": path.stat().st_size,
+        **dataclasses.asdict(info),
+    }
+
+
+def _folder(files: list[Path]) -> dict[str, Any]:
+    """Figures of each file of codes and audio file in a folder."""
+    entries: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            entries.append({"path": str(file)} | describe(str(file)))
+        except FAULTS as error:
+            entries.append({"path": str(file), "error": str(error)})
+    seconds = sum(entry.get("seconds", 0.0) for entry in entries)
+    return {"kind": "folder", "count": len(entries), "seconds": seconds, "files": entries}
+
+
+def _has_a_model(path: Path) -> bool:
+    """Whether a folder holds files of a model, which cannot be read then."""
+    if not path.is_dir():
+        return True
+    names = [f"{kind}.json" for kind in KINDS]
+    ours = any(
+        (folder / name).is_file() for folder in (path, path / "checkpoints") for name in names
+    )
+    return ours or any(path.glob("config*.json"))
+
+
+def _lines(found: dict[str, Any], indent: str) -> Iterator[str]:
     for name, value in found.items():
         if isinstance(value, dict):
-            text += [f"{indent}{name}:", lines(value, indent + "  ")]
+            yield f"{indent}{name}:"
+            yield from _lines(value, indent + "  ")
         else:
-            text.append(f"{indent}{name}: {value}")
-    return "\n".join(text)
+            yield f"{indent}{name}: {value}"
+
+
+def _line(file: dict[str, Any]) -> str:
+    """A file of a folder in one line."""
+    if "error" in file:
+        return f"error: {file['error']}"
+    text = f"{file['path']}: {file['seconds']:.2f} s, "
+    if file["kind"] == "audio":
+        return text + f"{file['sample_rate']} Hz"
+    size, rate = file["codebook_size"], file["bits_per_second"]
+    return text + f"{file['n_codebooks']} x {size} codes, {rate:.0f} bits/s"
 
 
 def _size(model: Any) -> dict[str, int]:

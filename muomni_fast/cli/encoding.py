@@ -60,10 +60,16 @@ class Encoder:
     """Encodes blocks of `batch` clips at once: codes of a row depend on that row alone."""
 
     def __init__(
-        self, coder: Coder, n_codebooks: int, batch: int, report: Report, overwrite: bool = False
+        self,
+        coder: Coder,
+        n_codebooks: int,
+        batch: int,
+        report: Report,
+        overwrite: bool = False,
+        beam: int = 1,
     ) -> None:
         self._coder, self._books, self._batch, self._report = coder, n_codebooks, batch, report
-        self._overwrite = overwrite
+        self._overwrite, self._beam = overwrite, beam
         self._pending: list[tuple[Clip, Tensor]] = []
         self._read: list[Clip] = []  # whose last block is pending, or before
 
@@ -84,6 +90,11 @@ class Encoder:
                 continue
             self._read.append(clip)
         self._flush(write)
+        if self._beam > 1 and any(file["status"] == "skipped" for file in self._report.files):
+            self._report.note(
+                "files of codes do not say with which --beam they were made; --overwrite makes "
+                "those anew that were there"
+            )
 
     def _begun(self, pair: Pair, read: Read) -> Clip | None:
         """A clip whose header is sound and whose codes are not there yet."""
@@ -118,7 +129,7 @@ class Encoder:
             codec = self._coder.codec
             device = codec.rvq.codebook_weights()[0].device
             rows = torch.cat([rows for _, rows in self._pending]).to(device)
-            codes = codec.rvq.encode(rows, n_codebooks=self._books).cpu()
+            codes = codec.rvq.encode(rows, n_codebooks=self._books, beam=self._beam).cpu()
             sizes = [len(rows) for _, rows in self._pending]
             per_second = codec.config.frame_rate / codec.frames_per_code
             for (clip, _), part in zip(self._pending, codes.split(sizes), strict=True):

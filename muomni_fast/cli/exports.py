@@ -4,7 +4,6 @@ Either holds codes as uint16 and the fields of `CodeInfo`, the mel's under `mel_
 """
 
 import contextlib
-import importlib.util
 import io
 import json
 import zipfile
@@ -17,6 +16,7 @@ import numpy as np
 from ..code_files import SUFFIX, CodeInfo, fields_of, info_of, read_codes, write_codes
 from ..reference.atomic import write_atomically
 from ..reference.errors import CodeFileError
+from ..reference.packages import lacking
 from .encoding import Read, Write
 from .places import UsageError
 
@@ -34,10 +34,15 @@ def format_of(name: str) -> tuple[str, Write, Read]:
     if name == "npz":
         return ".npz", _write_npz, read_npz
     if name == "parquet":
-        if importlib.util.find_spec("pyarrow") is None:
+        if not has_pyarrow():
             raise UsageError("--format parquet needs pyarrow: pip install pyarrow")
         return ".parquet", _write_parquet, read_parquet
     raise UsageError(f"--format: expected muc, npz or parquet, got {name}")
+
+
+def has_pyarrow() -> bool:
+    """Whether `.parquet` can be written and read."""
+    return not lacking(["pyarrow"])
 
 
 def _write_npz(path: Path, codes: np.ndarray, info: CodeInfo) -> None:

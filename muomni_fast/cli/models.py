@@ -96,29 +96,37 @@ class Coder:
         return n_codebooks or most
 
 
-def open_coder(path: Path, device: torch.device, quiet: bool = False) -> Coder:
+def open_coder(path: Path, device: torch.device, command: str) -> Coder:
     """The codec that a run, checkpoint or folder holds.
 
     Args:
         path: as `load` takes it.
         device: to run on.
-        quiet: do not say that there is no vocoder, where none is needed.
+        command: what needs it, for messages.
 
     Raises:
         UsageError: it holds no codec.
         CheckpointError: as `load`.
     """
-    with _without_warnings(quiet):
+    with _without_warnings():
         model: nn.Module = load(path)
         if isinstance(model, RVQ) and path.suffix == ".json":  # a quantizer's checkpoint
             model = SpeechCodec.from_checkpoints(path)
+    if isinstance(model, RVQ):
+        what = "holds a quantizer without the settings of its mels"
+        raise UsageError(f"--model {path}: {what}; {command} needs rvq.json, or the run's folder")
     if not isinstance(model, SpeechCodec):
-        what = f"a {type(model).__name__} alone, without the settings of its mels"
-        raise UsageError(f"--model {path}: expected a codec, got {what}")
+        what = f"holds a {'vocoder' if isinstance(model, HiFiGANVocoder) else 'Talker'} only"
+        raise UsageError(f"--model {path}: {what}; {command} needs rvq.json, or the run's folder")
     digest = quantizer_digest(model.rvq, model.frames_per_code, model.pooling)
     quantizer: Any = model.rvq  # ours, whatever the codec's annotations say
     quantizer.to(device).prepare()
     return Coder(model, digest)
+
+
+def inside(vocoder: nn.Module) -> Any:
+    """What is in a `NeuralVocoder`, or the vocoder itself."""
+    return vocoder.vocoder if isinstance(vocoder, NeuralVocoder) else vocoder
 
 
 def voice_of(vocoder: nn.Module, mel: MelConfig, device: torch.device, dtype: torch.dtype) -> Voice:
@@ -127,16 +135,16 @@ def voice_of(vocoder: nn.Module, mel: MelConfig, device: torch.device, dtype: to
     Raises:
         UsageError: `dtype` is not float32, and there are no weights.
     """
-    inside: Any = vocoder.vocoder if isinstance(vocoder, NeuralVocoder) else vocoder
-    digest = hashlib.sha256(repr((type(inside).__name__, mel)).encode())
-    if isinstance(inside, GriffinLimVocoder):
+    voice = inside(vocoder)
+    digest = hashlib.sha256(repr((type(voice).__name__, mel)).encode())
+    if isinstance(voice, GriffinLimVocoder):
         if dtype != torch.float32:
             raise UsageError("--dtype: the model has no vocoder, and Griffin-Lim runs in float32")
-        return Voice(inside, mel, dtype, digest.hexdigest()[:DIGITS])
-    inside = inside.fold_weight_norm() if inside.config["weight_norm"] else inside
-    weights_into(digest, inside)
-    digest.update(str(inside.config).encode())
-    return Voice(inside.to(device, dtype).prepare(), mel, dtype, digest.hexdigest()[:DIGITS])
+        return Voice(voice, mel, dtype, digest.hexdigest()[:DIGITS])
+    voice = voice.fold_weight_norm() if voice.config["weight_norm"] else voice
+    weights_into(digest, voice)
+    digest.update(str(voice.config).encode())
+    return Voice(voice.to(device, dtype).prepare(), mel, dtype, digest.hexdigest()[:DIGITS])
 
 
 def weights_into(digest: Any, model: nn.Module) -> None:
@@ -152,11 +160,16 @@ def open_voice(path: Path, device: torch.device, dtype: torch.dtype) -> Voice:
         UsageError: it holds none.
         CheckpointError: as `load`.
     """
-    model = load(path)
+    with _without_warnings():
+        model = load(path)
     if isinstance(model, SpeechCodec):
         return voice_of(model.vocoder, model.config, device, dtype)
     if not isinstance(model, HiFiGANVocoder):
-        raise UsageError(f"--model {path}: expected a vocoder, got a {type(model).__name__}")
+        what = f"holds a {'quantizer' if isinstance(model, RVQ) else 'Talker'} only"
+        raise UsageError(
+            f"--model {path}: {what}; vocode needs vocoder.json, a folder of HiFi-GAN's own code, "
+            "or the run's folder"
+        )
     return voice_of(model, _mel_beside(path), device, dtype)
 
 
@@ -173,11 +186,11 @@ def _mel_beside(path: Path) -> MelConfig:
 
 
 @contextlib.contextmanager
-def _without_warnings(quiet: bool) -> Iterator[None]:
+def _without_warnings() -> Iterator[None]:
+    """Without what is logged of models that have no vocoder: commands that need one say it."""
     logger = logging.getLogger("muomni_fast.reference.vocoder.neural")
     before = logger.level
-    if quiet:
-        logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:

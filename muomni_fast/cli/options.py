@@ -1,6 +1,7 @@
 """Options that several commands have, and how every command ends."""
 
 import contextlib
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import torch
 import typer
 
 from ..reference.errors import CheckpointError
+from ..reference.rvq.beam import MOST_BEAM
 from .places import UsageError
 
 # Exit codes.
@@ -30,19 +32,55 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="torch device (default: cuda if there is one, else cpu).")
+    str | None,
+    typer.Option(metavar="NAME", help="torch device (default: cuda if there is one, else cpu)."),
 ]
 Dtype = Annotated[
-    str, typer.Option(help="Of the vocoder: float32, bfloat16 or float16. Codes are exact anyway.")
+    str,
+    typer.Option(
+        metavar="NAME", help="Of the vocoder: float32, bfloat16 or float16. Codes are exact anyway."
+    ),
 ]
 Batch = Annotated[
     int | None,
-    typer.Option(min=1, help="Clips at once (default: 16 on a GPU, 1 on a CPU)."),
+    typer.Option(min=1, metavar="N", help="Clips at once (default: 16 on a GPU, 1 on a CPU)."),
 ]
 Books = Annotated[
     int | None,
     typer.Option("--n-codebooks", metavar="K", help="Use the first K codebooks (default: all)."),
 ]
+Beam = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=MOST_BEAM,
+        metavar="N",
+        help="Paths through the codebooks that are kept: more is slower, with less error.",
+    ),
+]
+Format = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="muc (small, for decode), or npz or parquet to train on."),
+]
+Text = Annotated[str, typer.Argument(metavar="TEXT", help="What to say.")]
+Speaker = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="A voice of the Talker's (default: none of them)."),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(min=0, metavar="X", help="0 takes the likeliest code; above, codes are drawn."),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="K", help="Draw of the K likeliest codes (default: of all)."),
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of what is drawn.")]
+MaxFrames = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Stop after so many code steps (default: 512)."),
+]
+Wav = Annotated[str, typer.Option("--out", "-o", metavar="OUT", help="The .wav to write.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Write every file anew, whatever is there.")
 ]
@@ -55,28 +93,35 @@ def batch_of(given: int | None, device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def ending(extra: str = "cli") -> Iterator[None]:
+def ending(extra: str = "cli", as_json: bool = False) -> Iterator[None]:
     """Turn what stops a command into a line on stderr and an exit code.
 
     Args:
         extra: brings the packages that the command needs.
+        as_json: also print a JSON object with "error" on stdout.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         yield
     except (UsageError, CheckpointError) as error:
-        fail(str(error), USAGE)
+        fail(str(error), USAGE, as_json)
     except ModuleNotFoundError as error:
-        fail(f'{error.name} is not installed: pip install "muomni-fast[{extra}]"', USAGE)
+        fail(f'{error.name} is not installed: pip install "muomni-fast[{extra}]"', USAGE, as_json)
     except torch.OutOfMemoryError as error:
         reason = str(error).split("\n")[0]
-        fail(f"{reason} Try a smaller --batch; files that are done stay.", FAILED)
+        fail(f"{reason} Try a smaller --batch; files that are done stay.", FAILED, as_json)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on with what is not done", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        fail("stopped; the same command goes on with what is not done", INTERRUPTED, as_json)
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int, as_json: bool = False) -> None:
     """Say what is wrong, and exit."""
-    print(f"error: {message}", file=sys.stderr)
+    print(message if code == INTERRUPTED else f"error: {message}", file=sys.stderr)
+    if as_json:
+        print_error(message)
     raise typer.Exit(code) from None
+
+
+def print_error(message: str) -> None:
+    """What is wrong, as the JSON object that `--json` promises."""
+    print(json.dumps({"error": message}, indent=2))

@@ -73,13 +73,24 @@ def _found(given: str, out: Path, kinds: Collection[str]) -> Iterator[tuple[Path
     if not path.is_dir():  # one that is not there is reported with those that cannot be read
         yield path, Path(path.name)
         return
-    written = out.resolve()
+    for file in found_in(path, kinds, out.resolve()):
+        yield file, file.relative_to(path)
+
+
+def found_in(path: Path, kinds: Collection[str], without: Path | None = None) -> Iterator[Path]:
+    """Files of a folder that end in one of `kinds`, at any depth, in order.
+
+    Args:
+        path: of the folder; without anything there, there are no files.
+        kinds: endings in lower case.
+        without: a folder inside that is left out, resolved.
+    """
     for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if (Path(folder) / name).resolve() != written)
+        folders[:] = sorted(name for name in folders if (Path(folder) / name).resolve() != without)
         for name in sorted(names):
             file = Path(folder) / name
             if file.suffix.lower() in kinds and not name.startswith("."):
-                yield file, file.relative_to(path)
+                yield file
 
 
 def _names_a_file(out: str) -> bool:

@@ -29,6 +29,10 @@ def of_codes(pair: Pair, coder: Coder, n_codebooks: int | None) -> Sound:
     Raises:
         CodeFileError: it cannot be read, or its codes are another model's.
     """
+    if pair.source.suffix.lower() in (".npz", ".parquet"):
+        kind = pair.source.suffix.lower()
+        what = f"{'an' if kind == '.npz' else 'a'} {kind} is for training"
+        raise CodeFileError(f"{pair.source}: {what}; encode with --format muc to decode")
     codes, info = read_codes(pair.source)
     _require_same_model(pair.source, info, coder)
     if n_codebooks is not None and n_codebooks > info.n_codebooks:

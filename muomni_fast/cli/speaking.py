@@ -34,7 +34,7 @@ def say(
     model = hashlib.sha256(f"{coder.digest} {codec.config}".encode())
     weights_into(model, codec)
     made_of = {"from": "text", "source": digest(text), "model": model.hexdigest()[:DIGITS]}
-    made_of |= {name: entry(value) for name, value in options.items() if value is not None}
+    made_of |= {name: entry(value) for name, value in options.items()}
     try:
         if not overwrite and is_sound_there(target, made_of):
             report.skipped(pair, audio_info(target).frames / rate)

@@ -24,6 +24,7 @@ from muomni_fast.cli import app, options  # noqa: E402
 from muomni_fast.reference import evaluate, train  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
+VOCODER_ONLY = "vocoder.json: holds a vocoder only; encode needs rvq.json, or the run's folder"
 COMMANDS = "encode", "decode", "resynth", "vocode", "speak", "info", "doctor", "train", "evaluate"
 
 
@@ -33,9 +34,13 @@ def test_help_names_every_command_and_the_exit_codes():
     assert tuple(re.findall(r"^  (\w+) ", said.out.split("Commands:")[1], re.M)) == COMMANDS
     for code in ("0 all", "1 a file failed", "2 the command", "130 it was"):
         assert code in re.sub(r"\s+", " ", said.out)
-    for command in COMMANDS[:6]:
+    for command in COMMANDS[:7]:
         said = call(command, "--help")
-        assert said.code == 0 and f"\n  muomni-fast {command} " in said.out, command  # an example
+        assert said.code == 0 and not re.findall("<[a-z]", said.out), command
+        examples = re.findall(rf"\n  muomni-fast {command} .*(?:\n  \S.*)*", said.out)
+        if command not in ("speak", "doctor"):  # what comes with the library has no Talker
+            assert "--model" not in examples[0], command
+            assert "runs/first" in examples[1] or "hifigan/" in examples[1], command
     assert call().code in (0, 2)
     assert call("--version").out == f"{muomni_fast.__version__}\n"
 
@@ -50,7 +55,7 @@ def test_every_example_in_the_help_could_be_called(monkeypatch):
     for command in ("encode", "decode", "resynth", "vocode"):
         for example in re.findall(r"^  muomni-fast (.*)$", call(command, "--help").out, re.M):
             assert call(*example.split()).err == "error: here\n", example
-    assert len(seen) == 6
+    assert len(seen) == 8
 
 
 @pytest.mark.parametrize(
@@ -65,8 +70,11 @@ def test_every_example_in_the_help_could_be_called(monkeypatch):
         (("encode", "a.wav", "b.wav", "-o", "{tmp}/file", "--model", "m"), "got a file"),
         (("encode", "a.wav", "-o", "out", "--model", "{tmp}/none"), "none: "),
         (("encode", "a", "-o", "out", "--model", "{tmp}/model", "--n-codebooks", "3"), "1 to 2"),
-        (("encode", "a.wav", "-o", "out", "--model", "{tmp}/model/vocoder.json"), "a codec, got a"),
-        (("vocode", "a.wav", "-o", "out", "--model", "{tmp}/model/rvq.json"), "a vocoder, got a"),
+        (("encode", "a.wav", "-o", "out", "--model", "{tmp}/model/vocoder.json"), VOCODER_ONLY),
+        (("decode", "a.muc", "-o", "out", "--model", "{tmp}/model/vocoder.json"), "; decode needs"),
+        (("vocode", "a.wav", "-o", "out", "--model", "{tmp}/model/rvq.json"), "a quantizer only; "),
+        (("encode", "a.wav", "-o", "out", "--model", "muomni"), "comes with the library (muomni"),
+        (("encode", "a.wav", "-o", "out", "--beam", "0"), "--beam"),
         (("encode", "a.wav", "-o", "out", "--model", "m", "--device", "abacus"), "--device abacus"),
         (("encode", "a.wav", "-o", "out", "--format", "zip"), "muc, npz or parquet, got zip"),
         (("decode", "a.muc", "-o", "out", "--model", "{tmp}/model", "--dtype", "int8"), "--dtype"),
@@ -101,6 +109,83 @@ def test_info(tmp_path):
     said = call("info", tmp_path / "a.muc", tmp_path / "none.muc")
     assert said.code == 1 and "\nmel:\n  sample_rate: 8000\n" in said.out
     assert "error: " in said.out and "No such file" in said.out
+
+
+def test_info_of_codes_to_train_on_and_of_folders(tmp_path):
+    small_codec(tmp_path / "model")
+    speech(tmp_path / "speech", a=500, b=800)
+    model = "--model", tmp_path / "model"
+    folder = tmp_path / "codes"
+    kinds = ("muc", "npz", "parquet") if importlib.util.find_spec("pyarrow") else ("muc", "npz")
+    for kind in kinds:
+        given = tmp_path / "speech" / "a.flac"
+        assert call("encode", given, "-o", folder, "--format", kind, *model).code == 0
+    found = json.loads(call("info", *(folder / f"a.{kind}" for kind in kinds), "--json").out)
+    muc = {name: value for name, value in found[0].items() if name not in ("path", "kind", "bytes")}
+    for file in found[1:]:
+        assert file["kind"] == "codes to train on" and muc.items() <= file.items()
+    (folder / "deep").mkdir()
+    (folder / "deep" / "bad.npz").write_bytes(b"PK")
+    np.savez(folder / "deep" / "other.npz", codes=np.zeros(3))
+    done = call("info", folder)
+    assert done.code == 1 and done.out.count("\n") == len(kinds) + 3
+    assert f"{folder}: {len(kinds) + 2} files, {len(kinds) * 500 / RATE:.1f} s" in done.out
+    assert f"{folder / 'a.npz'}: 0.06 s, 2 x 11 codes, 1153 bits/s\n" in done.out
+    assert done.out.count("not an .npz that `encode` wrote") == 2
+    done = call("info", tmp_path / "speech", "--json")
+    assert done.code == 0 and done.json[0]["count"] == 2
+    assert done.json[0]["files"][1]["seconds"] == 800 / RATE
+    assert "\n" + str(tmp_path / "speech" / "b.flac") in call("info", tmp_path / "speech").out
+    # A folder with a model is the model, also where that is damaged.
+    speech(tmp_path / "model" / "audio", a=500)
+    assert call("info", tmp_path / "model", "--json").json[0]["kind"] == "codec"
+    (tmp_path / "model" / "rvq.json").write_text("{")
+    assert call("info", tmp_path / "model").code == 1
+    (tmp_path / "empty").mkdir()
+    assert "expected rvq.json" in call("info", tmp_path / "empty").out
+    assert call("info", "muomni-62", "--json").json[0]["quantizer"]["n_codebooks"] == 8
+
+
+def test_codes_to_train_on_are_not_decoded(tmp_path):
+    small_codec(tmp_path / "model")
+    (path,) = speech(tmp_path / "speech", a=500).values()
+    model = "--model", tmp_path / "model"
+    call("encode", path, "-o", tmp_path / "a.npz", "--format", "npz", *model)
+    done = call("decode", tmp_path / "a.npz", "-o", tmp_path / "a.wav", *model)
+    message = "a.npz: an .npz is for training; encode with --format muc to decode"
+    assert done.code == 1 and message in done.err
+    (tmp_path / "a.muc").write_bytes(path.read_bytes())
+    done = call("decode", tmp_path / "a.muc", "-o", tmp_path / "a.wav", *model)
+    assert "a.muc: not a file of codes (.muc) but a FLAC file" in done.err
+
+
+def test_errors_as_json(tmp_path):
+    for arguments in (
+        ("encode", "a.wav", "-o", "out", "--model", tmp_path / "none"),
+        ("decode", "a.muc", "-o", "out", "--no-such-option"),
+        ("encode", "a.wav"),
+        ("sing",),
+        ("speak", "Hi.", "-o", "a.wav"),
+        ("encode", "a.wav", "-o", "out", "--batch", "0"),
+    ):
+        done = call(*arguments, "--json")
+        assert done.code == 2 and [*done.json] == ["error"], arguments
+        assert done.json["error"].split("\n")[0][:30] in re.sub(r"\s*[|│]\s*", " ", done.err)
+    assert call("info", "muomni-63", "--json").json[0]["error"].startswith("muomni-63: no file")
+    assert json.loads(call("doctor", "--json").out) == json.loads(call("doctor").out)
+
+
+def test_a_model_without_a_vocoder_is_named(tmp_path):
+    small_codec(tmp_path / "plain", vocoder=False)
+    (path,) = speech(tmp_path / "speech", a=500).values()
+    assert call("encode", path, "-o", tmp_path / "a.muc", "--model", tmp_path / "plain").err == ""
+    for command, given in (("decode", tmp_path / "a.muc"), ("resynth", path), ("vocode", path)):
+        out, model = tmp_path / f"{command}.wav", tmp_path / "plain"
+        done = call(command, given, "-o", out, "--model", model, "--json")
+        note = f"{model} has no vocoder: Griffin-Lim is used"
+        assert done.json["notes"] == [note] and done.err == f"note: {note}\n", command
+    done = call("vocode", path, "-o", tmp_path / "b.wav")
+    assert done.err == "note: muomni-62 has no vocoder: Griffin-Lim is used\n"
 
 
 @pytest.mark.parametrize(("name", "module"), [("train", train), ("evaluate", evaluate)])

@@ -80,6 +80,18 @@ def test_one_file_and_fewer_codebooks(tmp_path, codec):
     assert names_in(tmp_path / "more") == {"a.muc"}
 
 
+def test_a_beam(tmp_path, codec):
+    """And that files do not say which."""
+    (path,) = speech(tmp_path / "speech", a=5000).values()
+    command = "encode", path, "-o", tmp_path / "a.muc", "--model", tmp_path / "model", "--beam", 4
+    assert call(*command).err == ""
+    found, expected = read_codes(tmp_path / "a.muc")[0], codec.encode(audio_of(path), beam=4)
+    assert np.array_equal(found, expected[0].numpy())
+    assert not torch.equal(expected, codec.encode(audio_of(path)))
+    done = call(*command)
+    assert done.code == 0 and "do not say with which --beam" in done.err
+
+
 def test_a_rerun_does_nothing(tmp_path, codec):
     paths = speech(tmp_path / "speech", a=500, b=900, c=40)
     out = tmp_path / "codes"
@@ -235,6 +247,6 @@ def test_codes_as_parquet(tmp_path, codec):
 
 
 def test_parquet_without_pyarrow_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(exports.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(exports, "has_pyarrow", lambda: False)
     done = call("encode", "a.wav", "-o", tmp_path, "--format", "parquet")
     assert done.code == 2 and "--format parquet needs pyarrow" in done.err

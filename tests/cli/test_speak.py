@@ -56,6 +56,10 @@ def test_speaking(tmp_path, codec):
     done = call("speak", SENTENCES[1], "-o", out, *model, "--temperature", 5, "--seed", 3)
     assert done.code == 1 and "made with seed 2 instead of 3; --overwrite" in done.err
     assert out.read_bytes() == drawn[2]
+    options = "--temperature", 5, "--top-k", 2, "--max-frames", 3, "--seed", 1, "--overwrite"
+    assert call("speak", SENTENCES[1], "-o", out, *model, *options).code == 0
+    expected = codec.speak(SENTENCES[1], temperature=5.0, top_k=2, max_frames=3, seed=1)
+    torch.testing.assert_close(audio_of(out)[0], expected.clip(-1, 1), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize(
