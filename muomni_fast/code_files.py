@@ -11,14 +11,16 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from .reference.atomic import write_atomically
 from .reference.audio.mel import POOLINGS, MelConfig, require_pooling
+from .reference.codec import SpeechCodec
 from .reference.errors import CheckpointError, CodeFileError
 from .reference.reading import open_regular
+from .reference.rvq.digest import quantizer_digest
 from .reference.values import MOST_CODEBOOKS, MOST_HOP, require_int, require_text, shown
 
 SUFFIX = ".muc"
@@ -91,6 +93,39 @@ class CodeInfo:
             raise ValueError(f"model: expected 64 hexadecimal digits, got {shown(self.model)}")
         if not isinstance(self.mel, MelConfig):
             raise TypeError(f"mel: expected a MelConfig, got {type(self.mel).__name__}")
+
+    @classmethod
+    def of(
+        cls,
+        codec: SpeechCodec,
+        length: int,
+        n_codebooks: int | None = None,
+        source_rate: int = 0,
+        source_frames: int = 0,
+    ) -> Self:
+        """What belongs to the codes that a codec makes of a clip: `muomni-fast decode` takes a file
+        with it.
+
+        Args:
+            codec: whose `encode` made the codes. Its quantizer's weights are read: for many clips
+                call this once, and `dataclasses.replace` the rest.
+            length: of the clip, samples at `codec.config.sample_rate`.
+            n_codebooks: how many were used; None is all.
+            source_rate, source_frames: of the file that was encoded, if that is known.
+
+        Raises:
+            TypeError: an argument is of another type.
+            ValueError: one is out of range; the message names it.
+        """
+        if not isinstance(codec, SpeechCodec):
+            raise TypeError(f"codec: expected a SpeechCodec, got {type(codec).__name__}")
+        most = codec.rvq.n_codebooks
+        books = most if n_codebooks is None else require_int("n_codebooks", n_codebooks, 1, most)
+        model = quantizer_digest(codec.rvq, codec.frames_per_code, codec.pooling)
+        return cls(
+            *(length, books, codec.rvq.codebook_size, model, codec.config),
+            *(codec.frames_per_code, codec.pooling, source_rate, source_frames),
+        )
 
     @property
     def steps(self) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .values import shown
 
+MOST_TINY_CLIPS = 1000  # of one or two samples
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 
@@ -63,11 +64,17 @@ def require_channels(name: str, value: Tensor, channels: int) -> None:
     """Raise unless `value` is a float tensor (B, channels, T >= 1)."""
     require_float(name, value)
     if value.ndim != 3 or value.shape[1] != channels or value.shape[2] == 0:
-        raise ValueError(f"{name}: expected (B, {channels}, T >= 1), got {tuple(value.shape)}")
+        turned = value.ndim == 3 and value.shape[2] == channels and value.shape[1] > 0
+        hint = f"; {name}.transpose(1, 2) has it" if turned and value.shape[1] != channels else ""
+        expected = f"(B, {channels}, T >= 1)"
+        raise ValueError(f"{name}: expected {expected}, got {tuple(value.shape)}{hint}")
 
 
 def mono(name: str, audio: Any) -> Tensor:
     """Audio (B, L) or (B, 1, L) as (B, L).
+
+    Thousands of clips of one or two samples are taken for one clip whose channels stand last, as
+    files are read; to fewer of them no such thing can be said, and they are what they say.
 
     Raises:
         TypeError: it is no dense tensor.
@@ -78,6 +85,13 @@ def mono(name: str, audio: Any) -> Tensor:
         return audio[:, 0]
     if audio.ndim != 2:
         raise ValueError(f"{name}: expected (B, L) or (B, 1, L), got {tuple(audio.shape)}")
+    # Not under a compiler, which would make other graphs of short clips.
+    compiling = torch.compiler.is_compiling()
+    if not compiling and 1 <= audio.shape[1] <= 2 and audio.shape[0] > MOST_TINY_CLIPS:
+        raise ValueError(
+            f"{name}: expected (B, L), got {tuple(audio.shape)}: channels last? Average them: "
+            f"{name}.mean(1)[None]"
+        )
     return audio
 
 

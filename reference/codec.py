@@ -145,7 +145,7 @@ class SpeechCodec(nn.Module):
         """
         quantizer, saved = restore(cls.quantizer_class, rvq, "rvq")
         with blaming(rvq):
-            neural = cls.vocoder_class(vocoder, saved.mel)
+            neural = cls.vocoder_class(vocoder, saved.mel, model=rvq)
             per_code = saved.extra.get("frames_per_code", 1)
             pooling = saved.extra.get("pooling", "mean")
             codec = cls(quantizer, neural, saved.mel, per_code, pooling)
@@ -161,7 +161,7 @@ class SpeechCodec(nn.Module):
         """Codes of audio at `config.sample_rate`.
 
         Args:
-            audio: (B, L) or (B, 1, L).
+            audio: (B, L) or (B, 1, L); of more channels, their mean.
             n_codebooks, beam: as `RVQ.encode` takes them.
 
         Returns:
@@ -169,7 +169,8 @@ class SpeechCodec(nn.Module):
 
         Raises:
             TypeError: `audio` is not a float32 or float64 tensor; an option is not an integer.
-            ValueError: the shape is not (B, L >= 1) or (B, 1, L >= 1); an option is out of range.
+            ValueError: the shape is not (B, L >= 1) or (B, 1, L >= 1), or is that of one clip with
+                its channels last; an option is out of range.
         """
         audio = mono("audio", audio)
         mel = log_mel(audio, self.config).transpose(-1, -2)

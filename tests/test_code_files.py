@@ -14,7 +14,7 @@ from support.fuzz_codes import fuzz_codes
 
 import muomni_fast
 from muomni_fast import CodeFileError, CodeInfo, MelConfig, read_codes, write_codes
-from muomni_fast.code_files import BLOCK, HEADER, pack, packed_size, to_bytes, unpack
+from muomni_fast.code_files import BLOCK, HEADER, fields_of, pack, packed_size, to_bytes, unpack
 from muomni_fast.reference.errors import CheckpointError
 from muomni_fast.reference.rvq.digest import quantizer_digest
 
@@ -188,3 +188,37 @@ def test_the_digest_is_of_all_that_codes_depend_on():
     with torch.no_grad():
         twin.codebooks[1].weight[0, 0] += 1
     assert quantizer_digest(twin, 5, "stack") != digest
+
+
+def test_codes_made_in_python(tmp_path):
+    """What `CodeInfo.of` says of a codec's codes is what `muomni-fast encode` writes."""
+    mel = MelConfig(sample_rate=8000, n_fft=64, win_length=64, hop_length=16, n_mels=4, fmax=4000.0)
+    rvq = muomni_fast.RVQ(2, 8, 3, n_mels=8)
+    vocoder = muomni_fast.GriffinLimVocoder(mel, n_iter=2)
+    codec = muomni_fast.SpeechCodec(rvq, vocoder, mel, 2, "stack").eval()
+    for books in (None, 1):
+        audio = torch.randn(1, 501) * 0.1
+        codes = codec.encode(audio, n_codebooks=books)
+        info = CodeInfo.of(codec, audio.shape[1], n_codebooks=books)
+        write_codes(tmp_path / "a.muc", codes[0].numpy(), info)
+        found, again = read_codes(tmp_path / "a.muc")
+        assert again == info and np.array_equal(found, codes[0])
+        assert info.model == quantizer_digest(codec.rvq, 2, "stack")
+        assert (info.n_codebooks, info.codebook_size, info.mel) == (books or 2, 8, mel)
+        assert (info.frames_per_code, info.pooling, info.source_frames) == (2, "stack", 0)
+    info = CodeInfo.of(codec, 501, source_rate=44100, source_frames=2762)
+    assert (info.source_rate, info.source_frames) == (44100, 2762)
+    for wrong, kind, message in (
+        ((rvq, 501), TypeError, "codec: expected a SpeechCodec, got RVQ"),
+        ((codec, 0), ValueError, "length: expected"),
+        ((codec, 501, 3), ValueError, "n_codebooks: expected an integer from 1 to 2, got 3"),
+    ):
+        with pytest.raises(kind, match=message):
+            CodeInfo.of(*wrong)
+
+
+def test_the_documented_arrays():
+    """The table of what `.npz` and `.parquet` hold has every name."""
+    page = (ROOT / "docs" / "code-files.md").read_text().split("## To train on")[1]
+    names = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", page, re.M)))
+    assert sorted(names) == sorted(["codes", *fields_of(INFO)])

@@ -37,6 +37,36 @@ def test_one_channel_may_be_named(lib):
 
 
 @LIBS
+def test_channels_that_stand_last_are_no_batch(lib):
+    """Of more clips than anybody has of one or two samples; fewer are what they say."""
+    codec = codec_of(lib, "griffin-lim")
+    for channels in (1, 2):
+        with pytest.raises(
+            ValueError, match=r"got \(1001, .\): channels last\? Average them"
+        ) as no:
+            codec.encode(torch.zeros(1001, channels))
+        assert "audio.mean(1)[None]" in str(no.value)
+        assert codec.encode(torch.zeros(1000, channels)).shape == (1000, 1, 2)
+    assert codec.encode(torch.zeros(1001, 2).mean(1)[None]).shape == (1, 126, 2)
+    assert codec.encode(torch.zeros(1001, 3)).shape == (1001, 1, 2)
+
+
+@LIBS
+def test_mels_that_stand_the_other_way_are_named(lib):
+    codec = codec_of(lib, "hifigan")
+    rvq, vocoder = codec.rvq, codec.vocoder
+    with pytest.raises(ValueError, match=r"got \(1, 8, 5\); mel.transpose\(-1, -2\) has it"):
+        rvq.encode(torch.zeros(1, 8, 5))
+    with pytest.raises(ValueError, match=r"got \(1, 5, 8\); mel.transpose\(1, 2\) has it"):
+        vocoder(torch.zeros(1, 5, 8))
+    for wrong in (torch.zeros(1, 7, 5), torch.zeros(5)):
+        with pytest.raises(ValueError, match=r"mel: expected .*, got \([^()]*\)$"):
+            rvq.encode(wrong)
+        with pytest.raises(ValueError, match=r"mel: expected .*, got \([^()]*\)$"):
+            vocoder(wrong)
+
+
+@LIBS
 @VOCODERS
 @pytest.mark.parametrize("batch", [0, 2])
 @pytest.mark.parametrize("padding_code", [None, -1])

@@ -1,5 +1,6 @@
 """Audio to codes: blocks of many files at once, in bounded memory."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,7 @@ class Encoder:
     ) -> None:
         self._coder, self._books, self._batch, self._report = coder, n_codebooks, batch, report
         self._overwrite, self._beam = overwrite, beam
+        self._of_all = CodeInfo.of(coder.codec, 1, n_codebooks)
         self._pending: list[tuple[Clip, Tensor]] = []
         self._read: list[Clip] = []  # whose last block is pending, or before
 
@@ -116,11 +118,9 @@ class Encoder:
 
     def _info(self, clip: Clip) -> CodeInfo:
         """What is kept of a clip beside its codes."""
-        codec = self._coder.codec
-        return CodeInfo(
-            *(clip.length, self._books, codec.rvq.codebook_size, self._coder.digest, codec.config),
-            *(codec.frames_per_code, codec.pooling, clip.header.sample_rate, clip.header.frames),
-        )
+        rate, frames = clip.header.sample_rate, clip.header.frames
+        own = {"length": clip.length, "source_rate": rate, "source_frames": frames}
+        return dataclasses.replace(self._of_all, **own)
 
     @torch.no_grad()
     def _flush(self, write: Write) -> None:

@@ -59,7 +59,9 @@ def require_encodable(
         )
     n_mels = dim if proj_in_weight is None else proj_in_weight.shape[1]
     if mel.ndim < 1 or mel.shape[-1] != n_mels:
-        raise ValueError(f"mel: expected (..., {n_mels}), got {tuple(mel.shape)}")
+        turned = mel.ndim > 1 and mel.shape[-2] == n_mels
+        hint = "; mel.transpose(-1, -2) has it" if turned else ""
+        raise ValueError(f"mel: expected (..., {n_mels}), got {tuple(mel.shape)}{hint}")
     if proj_in_bias is not None:
         _require_bias("proj_in", proj_in_weight, proj_in_bias, dim)
     for tensor in (codebooks, proj_in_weight, proj_in_bias):

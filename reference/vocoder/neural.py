@@ -29,6 +29,7 @@ class NeuralVocoder(nn.Module):
     Args:
         checkpoint: `.json` of a vocoder saved by training; None chooses Griffin-Lim and logs it.
         config: settings of the mels it will be given; None takes the checkpoint's, or the default.
+        model: whose vocoder it is, to be named in the log where there is no checkpoint.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or of another kind.
@@ -38,12 +39,16 @@ class NeuralVocoder(nn.Module):
     generator_class: ClassVar[type[HiFiGANVocoder]] = HiFiGANVocoder
 
     def __init__(
-        self, checkpoint: str | Path | None = None, config: MelConfig | None = None
+        self,
+        checkpoint: str | Path | None = None,
+        config: MelConfig | None = None,
+        *,
+        model: str | Path | None = None,
     ) -> None:
         super().__init__()
         self.vocoder: HiFiGANVocoder | GriffinLimVocoder
         if checkpoint is None:
-            log.warning("no vocoder checkpoint given: using Griffin-Lim")
+            log.warning("%s: no vocoder given: using Griffin-Lim", model or "NeuralVocoder")
             self.config = config or MelConfig()
             self.vocoder = GriffinLimVocoder(self.config)
             return
