@@ -118,9 +118,13 @@ class Encoder:
 
     def _info(self, clip: Clip) -> CodeInfo:
         """What is kept of a clip beside its codes."""
-        rate, frames = clip.header.sample_rate, clip.header.frames
-        own = {"length": clip.length, "source_rate": rate, "source_frames": frames}
-        return dataclasses.replace(self._of_all, **own)
+        header = clip.header
+        return dataclasses.replace(
+            self._of_all,
+            length=clip.length,
+            source_rate=header.sample_rate,
+            source_frames=header.frames,
+        )
 
     @torch.no_grad()
     def _flush(self, write: Write) -> None:
