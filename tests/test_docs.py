@@ -329,10 +329,19 @@ def test_every_fault_has_tests_that_exist() -> None:
 
 
 def test_version_and_date_agree() -> None:
+    """The changelog begins with this version, which is `.dev0` until it is released; the citation
+    is of the last release."""
     changelog, citation = ((ROOT / name).read_text() for name in ("CHANGELOG.md", "CITATION.cff"))
-    latest = re.search(r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", changelog, re.M)
-    assert latest is not None and latest[1] == muomni_fast.__version__
-    assert f"\nversion: {latest[1]}\n" in citation and f"date-released: {latest[2]}\n" in citation
+    headings = re.findall(r"^## (\S+) \((unreleased|\d{4}-\d\d-\d\d)\)$", changelog, re.M)
+    assert len(headings) == len(re.findall(r"^## ", changelog, re.M))
+    (version, when), *_ = headings
+    assert muomni_fast.__version__ == version + (".dev0" if when == "unreleased" else "")
+    releases = [heading for heading in headings if heading[1] != "unreleased"]
+    assert releases == headings[-len(releases) :]  # nothing unreleased is older
+    numbers = [tuple(map(int, heading[0].split("."))) for heading in headings]
+    assert numbers == sorted(set(numbers), reverse=True)
+    (latest, date), *_ = releases
+    assert f"\nversion: {latest}\n" in citation and f"date-released: {date}\n" in citation
 
 
 # Pictures.
