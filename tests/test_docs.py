@@ -165,9 +165,10 @@ def extras(words: list[str], env: dict[str, str], folder: Path) -> str:
     """Installs: the files are there, and pyproject.toml has the extras."""
     options = output(sys.executable, "-m", "pip", "install", "--help")
     for word in words[2:]:
-        extra = re.fullmatch(r"\.\[(\w+)\]", word)
-        if extra:
-            assert re.search(rf"^{extra[1]} = \[", (ROOT / "pyproject.toml").read_text(), re.M)
+        named = re.fullmatch(r"\.\[([\w,]+)\]", word)
+        if named:
+            for extra in named[1].split(","):
+                assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.M)
         else:
             assert word in options or (ROOT / word).exists(), word
     return options
@@ -225,6 +226,7 @@ def test_what_would_not_run_is_caught(workplace: Path) -> None:
         "python reference/train.py --no-such-option",
         "python reference/train.py --preset no-such-preset",
         'pip install -e ".[no_such_extra]"',
+        'pip install -e ".[train,no_such_extra]"',
         "pytest tests/no_such_file.py",
         "pytest tests/test_docs.py -k no_such_" + "test",
         "python examples/no_such_example.py",
