@@ -53,6 +53,12 @@ class GeneratorAdapter(Adapter):
 
     methods = ("forward",)
     frames_first: ClassVar[bool] = False  # whether `forward` takes (B, T, C)
+    upsampling: ClassVar[str] = "upsampler"  # their name of `ups`
+    # Of a file: entries of its config whose sum is the channels that go in, whether the last
+    # convolution has a bias, and modules or buffers that stay outside.
+    bands: ClassVar[tuple[str, ...]] = ()
+    post_bias: ClassVar[bool] = True
+    outside: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
@@ -65,14 +71,18 @@ class GeneratorAdapter(Adapter):
         Raises:
             AttributeError: there are others.
         """
-        config = module.config
         return Parts(
             module.conv_pre,
-            module.upsampler,
+            getattr(module, cls.upsampling),
             module.resblocks,
             module.conv_post,
-            config.leaky_relu_slope,
+            cls.slope(module),
         )
+
+    @classmethod
+    def slope(cls, module: Any) -> float:
+        """Of every leaky_relu but the last."""
+        return module.config.leaky_relu_slope
 
     @classmethod
     def misfit(cls, module: Any) -> str:

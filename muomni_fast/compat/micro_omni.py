@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..reference.vocoder.blocks import LEAKY_SLOPE
-from .generators import GeneratorAdapter, Parts
+from .generators import GeneratorAdapter
 from .quantizers import QuantizerAdapter, sum_of_codewords
 
 ROWS = 16  # of the trial
@@ -80,14 +80,15 @@ class MicroOmniVocoder(GeneratorAdapter):
 
     family = "micro-Omni"
     classes = ()
+    upsampling = "ups"
 
     @classmethod
     def knows(cls, module: nn.Module) -> bool:
         return _named(module, "HiFiGANVocoder", "conv_pre", "ups", "resblocks", "conv_post")
 
     @classmethod
-    def parts(cls, module: Any) -> Parts:
-        return Parts(module.conv_pre, module.ups, module.resblocks, module.conv_post, LEAKY_SLOPE)
+    def slope(cls, module: Any) -> float:
+        return LEAKY_SLOPE
 
     def forward(self, mel: Tensor, target_length: int | None = None) -> Tensor:
         """As the module's own."""

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..functional import rvq_encode, search_table
+from ..reference.values import MOST_CHANNELS, require_int
 from .adapter import Adapter
 
 # Codes of a codebook that theirs searches sooner than ours has checked its weights: four codebooks
@@ -36,6 +37,15 @@ class QuantizerAdapter(Adapter):
     """
 
     methods = ("encode", "decode")
+    layers: ClassVar[str] = "layers"  # their name of what has a `codebook` each
+    kept: ClassVar[tuple[str, ...]] = ("embed",)  # of a codebook: what its codewords are made of
+    statistics: ClassVar[tuple[str, ...]] = ()  # of a codebook: what training alone needs
+    projections: ClassVar[tuple[str, ...]] = ()  # their names of `proj_in` and `proj_out`
+
+    @classmethod
+    def codewords(cls, codebook: Any) -> Tensor:
+        """(K, D), of what has the attributes that are `kept`."""
+        return codebook.embed
 
     @classmethod
     def books(cls, module: Any) -> list[Tensor]:
@@ -43,6 +53,19 @@ class QuantizerAdapter(Adapter):
 
         Raises:
             AttributeError: there are none of this structure.
+        """
+        return [cls.codewords(layer.codebook) for layer in getattr(module, cls.layers)]
+
+    @classmethod
+    def sizes(cls, config: dict[str, Any], prefix: str) -> dict[str, Any]:
+        """What a config says of the arguments of `RVQ`; what it leaves open, the weights say.
+
+        Args:
+            config: as JSON, by whoever wrote it.
+            prefix: what the quantizer's keys begin with in the whole model.
+
+        Raises:
+            TypeError, ValueError: an entry is none that fits; names it.
         """
         raise NotImplementedError
 
@@ -96,6 +119,23 @@ class QuantizerAdapter(Adapter):
         if self.module.training or not isinstance(z, Tensor):
             return False
         return z.ndim in ndims and z.numel() > 0 and self.usable()
+
+
+def stated(config: dict[str, Any], **names: str) -> dict[str, int]:
+    """The sizes that a config states.
+
+    Args:
+        config: as JSON; an entry that is null states nothing.
+        names: the entry of each size, by our name of it.
+
+    Raises:
+        TypeError, ValueError: an entry is no size; names it.
+    """
+    return {
+        ours: require_int(entry, config[entry], 1, MOST_CHANNELS)
+        for ours, entry in names.items()
+        if config.get(entry) is not None
+    }
 
 
 def sum_of_codewords(codes: Sequence[Tensor] | Tensor, books: Sequence[Tensor] | Tensor) -> Tensor:

@@ -16,7 +16,10 @@ class SpeechT5Adapter(GeneratorAdapter):
 
     family = "SpeechT5"
     classes = ("transformers.models.speecht5.modeling_speecht5.SpeechT5HifiGan",)
+    configs = "speecht5_hifigan", "hifigan"  # the second of both, before transformers 5
     frames_first = True
+    bands = ("model_in_dim",)
+    outside = "mean", "scale"
 
     def forward(self, spectrogram: Tensor, **kwargs: Any) -> Tensor:
         """As the module's own."""
@@ -40,3 +43,4 @@ class FastSpeech2ConformerAdapter(SpeechT5Adapter):
         "transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer."
         "FastSpeech2ConformerHifiGan",
     )
+    configs = ("fastspeech2_conformer_hifigan",)

@@ -15,6 +15,7 @@ from support.models import STAND_INS
 FRAMES = 20
 FAMILIES = [*PACKAGES, *STAND_INS]
 NAMES = [family.name for family in FAMILIES]
+MODELS = {family.name: family for family in PACKAGES}
 
 
 class Case:
