@@ -1,8 +1,9 @@
 """What people have on disk, as the module it is; and the way back.
 
 `load` knows what training here leaves (a run's folder, a checkpoint's `.json`), folders of
-HiFi-GAN's own code and of what was made of it, and files of weights in which a quantizer or a
-generator is to be found. It takes paths only, and never runs what a file holds.
+HiFi-GAN's own code and of what was made of it, folders that transformers has saved, and files of
+weights in which a quantizer or a generator is to be found. It takes paths only, and never runs what
+a file holds.
 """
 
 import logging
@@ -44,12 +45,13 @@ def load(path: str | Path, part: str | None = None) -> nn.Module:
     Args:
         path: a run's folder, or one that `save` wrote a codec to (gives a `SpeechCodec`, or the
             only part there is); a checkpoint's `.json`; a folder with a `config*.json` of
-            HiFi-GAN's own code and its weights; or a file of weights (`.safetensors`, or plain data
-            that torch saved, alone or under "generator", "model", "state_dict" or
-            "model_state_dict"). A generator's file has its config beside it, or
-            `HiFiGANVocoder`'s default sizes.
+            HiFi-GAN's own code and its weights; a folder that transformers' `save_pretrained`
+            wrote, of a family in docs/families.md or a model with one inside; or a file of weights
+            (`.safetensors`, its `.index.json` where there are several, or plain data that torch
+            saved, alone or under "generator", "model", "state_dict" or "model_state_dict"). A
+            generator's file has its config beside it, or `HiFiGANVocoder`'s default sizes.
         part: what the part's keys begin with, "decoder." say, where a file of weights holds several
-            parts; "" for one whose keys begin with nothing.
+            parts; "" for one whose keys begin with nothing; "semantic" or "acoustic" of Mimi's.
 
     Returns:
         `RVQ`, `HiFiGANVocoder`, `Talker` or `SpeechCodec`, with a Talker where its folder has one.
@@ -63,7 +65,7 @@ def load(path: str | Path, part: str | None = None) -> nn.Module:
     path = Path(path)
     if path.is_dir():
         return _from_folder(path, part)
-    if path.suffix == ".json" and not path.name.endswith(".index.json"):
+    if path.suffix == ".json" and not path.name.endswith(".index.json"):  # of several files
         kind = read_document(path, None)["kind"]
         if kind not in KINDS:
             raise CheckpointError(f"{path}: expected one of {', '.join(KINDS)}, got a {kind}")

@@ -4,7 +4,7 @@ HiFi-GAN (Kong, Kim and Bae, 2020) on frames-first mels, normalised by two buffe
 says so.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,7 +16,8 @@ class SpeechT5Adapter(GeneratorAdapter):
 
     family = "SpeechT5"
     classes = ("transformers.models.speecht5.modeling_speecht5.SpeechT5HifiGan",)
-    configs = "speecht5_hifigan", "hifigan"  # the second of both, before transformers 5
+    # Before transformers 5 both were of the second type.
+    configs: ClassVar[tuple[str, ...]] = "speecht5_hifigan", "hifigan"
     frames_first = True
     bands = ("model_in_dim",)
     outside = "mean", "scale"
@@ -43,4 +44,4 @@ class FastSpeech2ConformerAdapter(SpeechT5Adapter):
         "transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer."
         "FastSpeech2ConformerHifiGan",
     )
-    configs = ("fastspeech2_conformer_hifigan",)
+    configs: ClassVar[tuple[str, ...]] = ("fastspeech2_conformer_hifigan",)
