@@ -32,6 +32,7 @@ from .vocoder.modules import HiFiGANVocoder
 log = logging.getLogger("muomni_fast")
 
 SUFFIXES = ".safetensors", ".pt", ".pth", ".bin", ".ckpt"
+MOST_NAMED, MOST_LETTERS = 8, 100  # parts in an error message, and letters of each
 SHARD = r"[^/\\\0]{1,200}\.(safetensors|bin)"  # a file beside its index, in no other folder
 RVQ_KIND = Kind("rvq", r"(codebooks\.\d+|proj_in|proj_out)\..+", r"codebooks\.0\.weight")
 VOCODER_KIND = Kind(
@@ -182,13 +183,21 @@ def _several_or_none(file: WeightFile, found: list[tuple[str, str]], part: str |
     """Why no part was loaded."""
     if not found and any(re.fullmatch(pretrained.PROJECTED, name) for name in file.names):
         return "a quantizer whose every codebook has projections of its own: not yet"
-    names: Any = [f"{kind} at {prefix!r}" for prefix, kind in found] or "none"
-    asked = "" if part is None else f" at {part!r}"
+    asked = "" if part is None else f" at {shown(part)}"
+    names = [f"a {kind} at {_cut(prefix)!r}" for prefix, kind in found[:MOST_NAMED]]
     advice = ""
+    if len(found) > MOST_NAMED:
+        names.append(f"{len(found) - MOST_NAMED} more")
     if len(found) > 1:
-        parts = " or ".join(repr(pretrained.short_name(prefix)) for prefix, _ in found)
-        advice = f"; name its `part`: {parts}"
-    return f"expected keys of one quantizer or generator{asked}, got {shown(names)}{advice}"
+        parts = [repr(_cut(pretrained.short_name(prefix))) for prefix, _ in found[:MOST_NAMED]]
+        advice = f"; name its `part`: {' or '.join(parts)}"
+    got = ", ".join(names) or "none"
+    return f"expected keys of one quantizer or generator{asked}, got {got}{advice}"
+
+
+def _cut(name: str) -> str:
+    """For an error message: a file's names have no bounds."""
+    return name if len(name) <= MOST_LETTERS else f"{name[:MOST_LETTERS]}..."
 
 
 def _quantizer(path: Path, state: dict[str, Tensor]) -> RVQ:

@@ -148,6 +148,11 @@ def test_one_of_several_parts(tmp_path):
     assert same_audio(muomni_fast.load(tmp_path, "vocoder."), vocoder)
     with pytest.raises(CheckpointError, match=r"at 'nowhere\.'"):
         muomni_fast.load(tmp_path / "a.pt", "nowhere.")
+    many = {f"{'x' * 10**5}.{i}.codebooks.0.weight": torch.ones(1) for i in range(50)}
+    torch.save(many, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"42 more; name its `part`") as caught:
+        muomni_fast.load(tmp_path / "a.pt")
+    assert len(str(caught.value)) < 5000
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,10 @@ def generator(path: Path, prefix: str, state: dict[str, Tensor]) -> HiFiGANVocod
     found = _entries(path, GENERATORS)
     if len(found) != 1:
         types = ", ".join(name for adapter in GENERATORS for name in adapter.configs)
-        got = shown([where for where, *_ in found]) if found else "none"
+        got = f"{len(found)} of them"
+        if not found:
+            config = read_config(path.parent)
+            got = "none, or no such file" if config is None else shown(config["model_type"])
         raise CheckpointError(
             f"{file}: expected the settings of one generator, with a model_type of {types}; "
             f"got {got}"

@@ -32,7 +32,10 @@ SEMANTIC = "quantizer.semantic_residual_vector_quantizer."
         ({"model_in_dim": 0}, "model_in_dim: expected an integer from 1"),
         ({"normalize_before": 3}, "normalize_before: expected True or False"),
         ({"resblock_dilation_sizes": [[1], []]}, "resblock_dilation_sizes"),
-        ({"model_type": "bert"}, "expected the settings of one generator.*speecht5_hifigan"),
+        (
+            {"model_type": "bert"},
+            "expected the settings of one .*speecht5_hifigan.*got 'bert'",
+        ),
         ({"model_type": ["vits"]}, "expected the settings of one generator"),
     ],
 )
@@ -147,5 +150,5 @@ def test_an_index_is_not_trusted(tmp_path, model_of, index, message):
 def test_a_generator_needs_its_config(tmp_path, model_of):
     model_of("SpeechT5")
     (tmp_path / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"config\.json: expected the settings of one gen"):
+    with pytest.raises(CheckpointError, match=r"config\.json: expected the settings.*no such file"):
         muomni_fast.load(tmp_path / "model.safetensors")
