@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .compat import pretrained
 from .compat.pretrained import INDEX, NORMED, Kind
+from .compat.quantizers import sizes_of_weights
 from .reference.checkpoint import load_state
 from .reference.checks import require_hop
 from .reference.errors import CheckpointError
@@ -139,7 +140,7 @@ def configs_in(folder: Path) -> list[Path]:
     found = []
     for file in sorted(folder.glob("config*.json")):
         config = read_json(file, "not a config")
-        if ARGUMENTS[0] in config and "model_type" not in config:
+        if ARGUMENTS[0] in config and pretrained.type_of(config) is None:
             found.append(file)
     return found
 
@@ -203,7 +204,7 @@ def _cut(name: str) -> str:
 def _quantizer(path: Path, state: dict[str, Tensor]) -> RVQ:
     """A quantizer with these weights, which say its sizes."""
     with blaming(path):
-        model = RVQ(**pretrained.sizes_of_weights(path, state))
+        model = RVQ(**sizes_of_weights(path, state))
     load_state(model, state, path)
     return model.eval()
 

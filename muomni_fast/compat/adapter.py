@@ -30,7 +30,7 @@ class Adapter:
     family: ClassVar[str]  # for the report
     classes: ClassVar[tuple[str, ...]]  # qualified names
     methods: ClassVar[tuple[str, ...]]  # that are replaced
-    configs: ClassVar[tuple[str, ...]] = ()  # the `model_type` of configs with its settings
+    configs: ClassVar[tuple[str, ...]] = ()  # `model_type` of its configs, or class
 
     def __init__(self, module: Any) -> None:
         self.module = module

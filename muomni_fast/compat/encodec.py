@@ -26,7 +26,7 @@ class EncodecAdapter(QuantizerAdapter):
 
     family = "EnCodec"
     classes = ("transformers.models.encodec.modeling_encodec.EncodecResidualVectorQuantizer",)
-    configs: ClassVar[tuple[str, ...]] = ("encodec",)
+    configs: ClassVar[tuple[str, ...]] = "encodec", "EncodecModel"
     statistics = "inited", "cluster_size", "embed_avg"
     rate: ClassVar[str] = "sampling_rate"  # samples per second, in a config
     strides: ClassVar[str] = "upsampling_ratios"  # whose product is samples per frame
@@ -69,7 +69,7 @@ class XcodecAdapter(EncodecAdapter):
 
     family = "X-Codec"
     classes = ("transformers.models.xcodec.modeling_xcodec.XcodecResidualVectorQuantization",)
-    configs = ("xcodec",)
+    configs = "xcodec", "XcodecModel"
     layers = "quantizers"
 
     rate = "sample_rate"

@@ -23,7 +23,7 @@ class MimiAdapter(QuantizerAdapter):
 
     family = "Mimi"
     classes = ("transformers.models.mimi.modeling_mimi.MimiResidualVectorQuantizer",)
-    configs = ("mimi",)
+    configs = "mimi", "MimiModel"
     kept = "embed_sum", "cluster_usage"
     statistics = ("initialized",)
     projections = "input_proj", "output_proj"

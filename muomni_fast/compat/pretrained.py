@@ -30,7 +30,7 @@ from ..rvq.modules import RVQ
 from ..vocoder.modules import HiFiGANVocoder
 from .generators import GeneratorAdapter
 from .mimi import PARTS
-from .quantizers import QuantizerAdapter
+from .quantizers import QuantizerAdapter, sizes_of_weights
 from .registry import ADAPTERS
 
 log = logging.getLogger("muomni_fast")
@@ -86,7 +86,14 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     config = read_json(file, "not a config")
-    return config if "model_type" in config else None
+    return None if type_of(config) is None else config
+
+
+def type_of(config: dict[str, Any]) -> Any:
+    """The `model_type` that a config of transformers states, or else the class of the model."""
+    classes = config.get("architectures")
+    first = classes[0] if isinstance(classes, list) and classes else None
+    return config.get("model_type", first)
 
 
 def weights_in(folder: Path) -> Path | None:
@@ -125,10 +132,10 @@ def generator(path: Path, prefix: str, state: dict[str, Tensor]) -> HiFiGANVocod
         got = f"{len(found)} of them"
         if not found:
             config = read_config(path.parent)
-            got = "none, or no such file" if config is None else shown(config["model_type"])
+            got = "none, or no such file" if config is None else shown(type_of(config))
         raise CheckpointError(
-            f"{file}: expected the settings of one generator, with a model_type of {types}; "
-            f"got {got}"
+            f"{file}: expected the settings of one generator, with a model_type or class of "
+            f"{types}; got {got}"
         )
     ((where, adapter, config),) = found
     with blaming(f"{file}{where}"), held_by_file(_size(state)):
@@ -246,27 +253,6 @@ def _rvq_state(
     return tensors | _renamed(others, _projections(adapter))
 
 
-def sizes_of_weights(path: Path, state: dict[str, Tensor]) -> dict[str, Any]:
-    """Arguments of `RVQ` for weights under its names, which say all of them.
-
-    Raises:
-        CheckpointError: a weight that says one has not two dimensions.
-    """
-    first, projection = state["codebooks.0.weight"], state.get("proj_in.weight")
-    for name, value in (("codebooks.0.weight", first), ("proj_in.weight", projection)):
-        if value is not None and value.ndim != 2:
-            got = tuple(value.shape)
-            raise CheckpointError(f"{path}: {name}: expected two dimensions, got {got}")
-    return {
-        "n_codebooks": sum(name.startswith("codebooks.") for name in state),
-        "codebook_size": first.shape[0],
-        "codebook_dim": first.shape[1],
-        "n_mels": first.shape[1] if projection is None else projection.shape[-1],
-        "projections": projection is not None,
-        "bias": "proj_in.bias" in state,
-    }
-
-
 def _projections(adapter: type[QuantizerAdapter]) -> dict[str, str]:
     return dict(zip(adapter.projections, ("proj_in", "proj_out"), strict=False))
 
@@ -289,7 +275,7 @@ def _entries(path: Path, adapters: list[Any]) -> list[tuple[str, Any, dict[str, 
         (where, adapter, settings)
         for where, settings in levels
         for adapter in adapters
-        if settings.get("model_type") in adapter.configs
+        if type_of(settings) in adapter.configs
     ]
 
 

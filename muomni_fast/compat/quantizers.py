@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..functional import rvq_encode, search_table
+from ..reference.errors import CheckpointError
 from ..reference.values import MOST_CHANNELS, require_int
 from .adapter import Adapter
 
@@ -135,6 +137,27 @@ def stated(config: dict[str, Any], **names: str) -> dict[str, int]:
         ours: require_int(entry, config[entry], 1, MOST_CHANNELS)
         for ours, entry in names.items()
         if config.get(entry) is not None
+    }
+
+
+def sizes_of_weights(path: Path, state: dict[str, Tensor]) -> dict[str, Any]:
+    """Arguments of `RVQ` for weights under its names, which say all of them.
+
+    Raises:
+        CheckpointError: a weight that says one has not two dimensions.
+    """
+    first, projection = state["codebooks.0.weight"], state.get("proj_in.weight")
+    for name, value in (("codebooks.0.weight", first), ("proj_in.weight", projection)):
+        if value is not None and value.ndim != 2:
+            got = tuple(value.shape)
+            raise CheckpointError(f"{path}: {name}: expected two dimensions, got {got}")
+    return {
+        "n_codebooks": sum(name.startswith("codebooks.") for name in state),
+        "codebook_size": first.shape[0],
+        "codebook_dim": first.shape[1],
+        "n_mels": first.shape[1] if projection is None else projection.shape[-1],
+        "projections": projection is not None,
+        "bias": "proj_in.bias" in state,
     }
 
 

@@ -18,8 +18,7 @@ class SeamlessAdapter(GeneratorAdapter):
         "transformers.models.seamless_m4t.modeling_seamless_m4t.SeamlessM4THifiGan",
         "transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2.SeamlessM4Tv2HifiGan",
     )
-
-    configs = "seamless_m4t", "seamless_m4t_v2"
+    configs = "seamless_m4t", "seamless_m4t_v2", "SeamlessM4TModel", "SeamlessM4Tv2Model"
     bands = "unit_embed_dim", "lang_embed_dim", "spkr_embed_dim"
 
     @classmethod

@@ -16,8 +16,8 @@ class SpeechT5Adapter(GeneratorAdapter):
 
     family = "SpeechT5"
     classes = ("transformers.models.speecht5.modeling_speecht5.SpeechT5HifiGan",)
-    # Before transformers 5 both were of the second type.
-    configs: ClassVar[tuple[str, ...]] = "speecht5_hifigan", "hifigan"
+    # Before transformers 5, FastSpeech2Conformer's is a "hifigan" too.
+    configs: ClassVar[tuple[str, ...]] = "speecht5_hifigan", "hifigan", "SpeechT5HifiGan"
     frames_first = True
     bands = ("model_in_dim",)
     outside = "mean", "scale"
@@ -44,4 +44,4 @@ class FastSpeech2ConformerAdapter(SpeechT5Adapter):
         "transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer."
         "FastSpeech2ConformerHifiGan",
     )
-    configs: ClassVar[tuple[str, ...]] = ("fastspeech2_conformer_hifigan",)
+    configs = "fastspeech2_conformer_hifigan", "FastSpeech2ConformerHifiGan"

@@ -11,7 +11,7 @@ class VitsAdapter(GeneratorAdapter):
 
     family = "VITS"
     classes = ("transformers.models.vits.modeling_vits.VitsHifiGan",)
-    configs = ("vits",)
+    configs = "vits", "VitsModel"
     bands = ("flow_size",)
     post_bias = False
     outside = ("cond",)
