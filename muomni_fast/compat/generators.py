@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..vocoder.modules import HiFiGANVocoder
-from .adapter import Adapter, differentiated, watched
+from .adapter import Adapter, differentiated, hooked, watched
 
 FRAMES = 4  # of the trial
 # How near the trial must be to what the module's own code gives, dB: far above what a different
@@ -99,7 +99,10 @@ class GeneratorAdapter(Adapter):
         if hasattr(self.module, "cond"):
             trials.append((*trials[0], wave(1, self.module.cond.in_channels, 1)))
         for inputs in trials:
-            theirs = self.own("forward", *inputs).double()
+            try:
+                theirs = self.own("forward", *inputs).double()
+            except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+                return f"its own code does not take {FRAMES} frames: {error}"
             ours = self.run(*inputs).double()
             if ours.numel() != theirs.numel():
                 samples = f"{theirs.numel()} samples for {FRAMES} frames, not {ours.numel()}"
@@ -138,7 +141,7 @@ class GeneratorAdapter(Adapter):
             ndims: that it may have.
             condition: (B or 1, C, 1 or T), of which the module's `cond` makes an addend, or None.
         """
-        if self.module.training or not isinstance(x, Tensor) or x.ndim not in ndims:
+        if self.stands_back() or not isinstance(x, Tensor) or x.ndim not in ndims:
             return False
         if condition is not None:
             if not isinstance(condition, Tensor) or condition.ndim != 3:
@@ -195,8 +198,9 @@ def view_of(module: nn.Module, parts: Parts) -> tuple[View | None, str]:
     """A generator that has the convolutions of `parts`, or why there is none."""
     if not len(parts.ups) or not len(parts.blocks):
         return None, "it has no upsampling level or no residual blocks"
-    if watched([inner for inner in module.modules() if inner is not module]):
-        return None, "modules inside are hooked, normed by hooks, or had their forward replaced"
+    reason = hooked(module)
+    if reason:
+        return None, reason
     paired = hasattr(parts.blocks[0], "convs1")
     dilated = [block.convs1 if paired else block.convs for block in parts.blocks]
     branches = dilated[: len(dilated) // len(parts.ups)]

@@ -15,6 +15,10 @@ from support.models import STAND_INS
 FRAMES = 20
 FAMILIES = [*PACKAGES, *STAND_INS]
 NAMES = [family.name for family in FAMILIES]
+# Each with a way of its own; the others run as one of these.
+DEEP = ["SpeechT5", "VITS, speakers", "EnCodec", "Mimi", "vector-quantize-pytorch"]
+DEEP += ["micro-Omni vocoder", "micro-Omni quantizer"]
+ADAPTERS = [FAMILIES[NAMES.index(name)] for name in DEEP]
 
 
 class Case:
@@ -51,9 +55,13 @@ class Case:
         return found
 
     @torch.no_grad()
-    def results(self, part: Any, method: Callable[[str], Any]) -> list[Tensor]:
+    def results(
+        self, part: Any, method: Callable[[str], Any], dtype: torch.dtype | None = None
+    ) -> list[Tensor]:
+        """What each method gives; `dtype` is the part's, where it has no state dict."""
         found: list[Tensor] = []
-        dtype = next(t.dtype for t in part.state_dict().values() if t.is_floating_point())
+        if dtype is None:
+            dtype = next(t.dtype for t in part.state_dict().values() if t.is_floating_point())
         for name, arguments in self.inputs.items():
             cast = [a.to(dtype) if a.is_floating_point() else a for a in arguments]
             result = method(name)(*cast)
