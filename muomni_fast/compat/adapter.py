@@ -6,6 +6,7 @@ state dict nor the modules inside show anything of it.
 """
 
 import copy
+import types
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -77,6 +78,16 @@ class Adapter:
     def slower(cls, module: Any) -> str:
         """What was measured, where a module of this shape runs slower here; "" otherwise."""
         return ""
+
+    @classmethod
+    def swap(cls, module: Any) -> None:
+        """Let a module run here."""
+        cls(module).attach()
+
+    @classmethod
+    def swapped(cls, module: Any) -> bool:
+        """Whether it does."""
+        return adapter_of(module) is not None
 
     def own(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """What the module's class does."""
@@ -192,7 +203,7 @@ def differentiated(x: Tensor, weights: Iterable[Tensor]) -> bool:
 
 def belongs_to(method: Any, adapter: Adapter) -> bool:
     """Whether something is a method of this adapter."""
-    return getattr(method, "__self__", None) is adapter
+    return isinstance(method, types.MethodType) and method.__self__ is adapter
 
 
 def name_of(cls: type) -> str:
@@ -200,10 +211,19 @@ def name_of(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def named(module: nn.Module, name: str, *inside: str) -> bool:
+    """Whether a class that is not ours, of no package, has this name and these modules."""
+    cls = type(module)
+    ours = cls.__module__.split(".")[0] == "muomni_fast"
+    return cls.__qualname__ == name and not ours and set(inside) <= module._modules.keys()
+
+
 def adapter_of(module: nn.Module) -> Adapter | None:
     """The adapter whose methods a module has."""
     for value in module.__dict__.values():
-        adapter = getattr(value, "__self__", None)
+        if not isinstance(value, types.MethodType):  # others' `__getattr__` may do anything
+            continue
+        adapter = value.__self__
         if isinstance(adapter, Adapter) and adapter.module is module:
             return adapter
     return None

@@ -18,7 +18,6 @@ from support.families import (
     same,
     snr,
 )
-from support.models import STAND_INS, HiFiGANVocoder
 from support.oracle import mismatches
 from torch import Tensor, nn
 
@@ -314,18 +313,3 @@ def test_nothing_known_and_no_model():
     for function in (muomni_fast.accelerate, muomni_fast.restore):
         with pytest.raises(TypeError, match="expected a torch.nn.Module, got str"):
             function("model")
-
-
-def test_micro_omnis_layouts_lengths_and_batches_of_codes():
-    model = HiFiGANVocoder().eval()
-    muomni_fast.accelerate(model)
-    mel, own = torch.randn(2, 6, 9), type(model).forward
-    with torch.no_grad():
-        for x in (mel, mel.transpose(1, 2), mel[0]):
-            for length in (None, 50, 100):
-                same([model(x, length)], [own(model, x, length)])
-        rvq = STAND_INS[-1].make(True)
-        muomni_fast.accelerate(rvq, slower=True)
-        codes = rvq.encode(torch.randn(3, 2, 12))
-        each = torch.stack([type(rvq).decode(rvq, own_codes) for own_codes in codes])
-        same([rvq.decode(codes)], [each])
