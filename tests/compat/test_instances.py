@@ -205,3 +205,14 @@ def test_settings_of_any_kind_beside_the_modules():
     generator.h = Settings(rate=2)
     assert muomni_fast.accelerate(generator).swapped
     assert "forward" not in muomni_fast.restore(generator).__dict__
+
+
+@pytest.mark.long
+def test_a_generator_compiled_before_its_first_call_runs_ours(monkeypatch):
+    generator, mel = Generator().eval(), torch.randn(1, 6, 9)
+    with torch.no_grad():
+        expected = generator(mel)
+        muomni_fast.accelerate(generator)
+        monkeypatch.setattr(Generator, "forward", lambda *_: pytest.fail("their code runs"))
+        compiled = torch.compile(generator.forward, fullgraph=True, backend="eager")
+        same([compiled(mel)], [expected])

@@ -135,5 +135,8 @@ def test_discriminators_that_stay_as_they_are_say_why():
     with torch.device("meta"):
         elsewhere = peers.micro_omnis("DiscriminatorP")(3)
     assert "CPU only" in muomni_fast.accelerate(elsewhere).skipped[0].reason
+    long = peers.micro_omnis("DiscriminatorP")(11)
+    assert "at period 11" in muomni_fast.accelerate(long).skipped[0].reason
+    assert muomni_fast.accelerate(long, slower=True).swapped
     ours = muomni_fast.MultiPeriodDiscriminator()
     assert muomni_fast.accelerate(ours).found == ()
