@@ -65,8 +65,9 @@ def accelerate(model: Any, *, slower: bool = False) -> Report:
     A class is known by its qualified name and its modules; the guide lists all. On such an instance
     `forward`, or `encode` and `decode`, are replaced, nothing else: weights stay where they are,
     and state dict, `save_pretrained`, copies and pickles are as before. In training mode, where a
-    gradient may be asked for, and for arguments that have no counterpart here, the module's own
-    code runs. `restore` undoes all of it.
+    gradient may be asked for, under `torch.jit.trace`, in replicas of `nn.DataParallel`, and for
+    arguments that have no counterpart here, the module's own code runs; convolutions of
+    discriminators also run here in training. `restore` undoes all of it.
 
     What inference needs of the weights is computed at the first call, and anew after `train`, `to`,
     `load_state_dict`, or where weights have changed otherwise. Only writes into memory through
