@@ -195,6 +195,21 @@ def test_a_generator_of_another_signature_is_reported():
     assert "its own code does not take" in found.reason and "pitch" in found.reason
 
 
+def test_arguments_of_a_version_that_takes_more():
+    class Masked(Generator):
+        def forward(self, x, valid=None):
+            x = x if valid is None else x * (torch.arange(x.shape[2]) < valid)
+            return super().forward(x)
+
+    Masked.__module__, Masked.__qualname__ = "models", "Generator"
+    masked, mel = Masked().eval(), torch.randn(1, 6, 9)
+    plain = copy.deepcopy(masked)
+    assert muomni_fast.accelerate(masked).swapped
+    with torch.no_grad():
+        same([masked(mel, valid=4), masked(mel, 4)], [plain(mel, valid=4)] * 2)
+        same([masked(mel)], [plain(mel)])
+
+
 def test_settings_of_any_kind_beside_the_modules():
     """HiFi-GAN's own code keeps a dict that gives its items as attributes."""
 
