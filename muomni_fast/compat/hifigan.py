@@ -30,10 +30,12 @@ class HiFiGANAdapter(GeneratorAdapter):
     def slope(cls, module: Any) -> float:
         return LEAKY_SLOPE
 
-    def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
-        """As the module's own; HiFi-GAN's takes no `g`."""
-        if not self.fits(x, condition=g) or not (g is None or hasattr(self.module, "cond")):
-            return self.own("forward", x, *(() if g is None else (g,)))
+    def forward(self, x: Tensor, g: Tensor | None = None, **others: Any) -> Tensor:
+        """As the module's own; HiFi-GAN's takes no `g`, and what was made of it may take others."""
+        known = not others and (g is None or hasattr(self.module, "cond"))
+        if not known or not self.fits(x, condition=g):
+            result: Tensor = self.own("forward", x, *(() if g is None else (g,)), **others)
+            return result
         return self.run(x, g)
 
     def run(self, mel: Tensor, speaker: Tensor | None = None) -> Tensor:

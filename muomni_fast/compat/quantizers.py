@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..functional import rvq_encode, search_table
 from ..reference.errors import CheckpointError
 from ..reference.values import MOST_CHANNELS, require_int
-from .adapter import Adapter
+from .adapter import Adapter, hooked
 
 # Codes of a codebook that theirs searches sooner than ours has checked its weights: four codebooks
 # of 64 x 32, 250 frames, took 1.9 ms, theirs 1.5 (one thread; 256 codes 2.3 and 2.7).
@@ -82,7 +82,7 @@ class QuantizerAdapter(Adapter):
         shapes = {tuple(book.shape) for book in books}
         if len(shapes) > 1 or books[0].ndim != 2:
             return f"expected codebooks of one shape (K, D), got {sorted(shapes)}"
-        return ""
+        return hooked(module)
 
     @classmethod
     def slower(cls, module: Any) -> str:
@@ -118,7 +118,7 @@ class QuantizerAdapter(Adapter):
 
     def takes(self, z: Any, ndims: Sequence[int] = (3,)) -> bool:
         """Whether an input runs here; otherwise the module's own code takes it."""
-        if self.module.training or not isinstance(z, Tensor):
+        if self.stands_back() or not isinstance(z, Tensor):
             return False
         return z.ndim in ndims and z.numel() > 0 and self.usable()
 
