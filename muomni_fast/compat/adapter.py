@@ -60,8 +60,8 @@ class Adapter:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self._prepared: Any = None
-        self._sources: Sources | None = None
+        # What it was prepared from, and what was: one value, so that threads see both or none.
+        self._kept: tuple[Sources, Any] | None = None
         self._structure: Structure | None = None
         self._fits = True  # the structure of before
 
@@ -145,7 +145,7 @@ class Adapter:
 
     def drop(self) -> None:
         """Forget what was prepared."""
-        self._prepared = self._sources = self._structure = None
+        self._kept = self._structure = None
 
     def stands_back(self) -> bool:
         """Whether the module's own code runs whatever the input: in training, and under
@@ -163,7 +163,8 @@ class Adapter:
         """
         if torch.compiler.is_compiling():
             return self._fits
-        if self._structure is None or not self._structure.unchanged(self.module):
+        structure = self._structure
+        if structure is None or not structure.unchanged(self.module):
             self.drop()
             self._fits = self._look()
             self._structure = Structure(self.module)
@@ -180,14 +181,16 @@ class Adapter:
         """
         if torch.compiler.is_compiling():
             return None
-        if self._sources is not None and self._sources.unchanged(self.module):
-            return self._prepared
+        kept = self._kept
+        if kept is not None and kept[0].unchanged(self.module):
+            return kept[1]
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return None  # preparing waits for the GPU
+        sources = Sources(self.module)
         with torch.inference_mode(False), torch.no_grad():
-            self._prepared = self._prepare()
-        self._sources = Sources(self.module)
-        return self._prepared
+            prepared = self._prepare()
+        self._kept = sources, prepared
+        return prepared
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_structure": None}  # a copy looks for itself

@@ -10,6 +10,7 @@ from .micro_omni import held_vocoder
 from .registry import ADAPTERS, LATER
 
 Model = TypeVar("Model")
+WHEN = "what is swapped runs in eval mode, where no gradient may be asked for; see the guide"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Report:
         return tuple(found for found in self.found if not found.methods)
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.found)) or "nothing known in this model"
+        when = [WHEN] if self.swapped else []
+        return "\n".join([*map(str, self.found), *when]) or "nothing known in this model"
 
 
 def accelerate(model: Any, *, slower: bool = False) -> Report:

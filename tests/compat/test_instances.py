@@ -1,6 +1,7 @@
 """What `accelerate` sets on an instance stays with that instance: replicas, shallow copies, traces,
 and hooks that compute weights."""
 
+import concurrent.futures
 import copy
 
 import pytest
@@ -60,6 +61,18 @@ def test_gradients_pass_through_a_replica():
     plain.zero_grad()
     plain(*case.inputs["forward"]).square().sum().backward()
     same([*found.values()], [parameter.grad for parameter in plain.parameters()])
+
+
+def test_first_calls_side_by_side(case):
+    """Several threads prepare; whatever comes of whose work is what is used after."""
+    expected = case.ours()
+    adapter_of(case.part).drop()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(lambda _: case.ours(), range(4))]
+    for results in found:
+        same(results, expected, least=float("inf"))
+    sources, prepared = adapter_of(case.part)._kept
+    assert prepared is not None and sources.unchanged(case.part)
 
 
 def test_a_shallow_copy_is_a_module_of_its_own(case):

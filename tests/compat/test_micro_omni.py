@@ -48,7 +48,7 @@ def test_the_neural_vocoder_runs_what_it_holds():
     assert (found.name, found.methods) == ("vocoder", ("forward",))
     mels = [np.random.default_rng(0).random(shape).astype(np.float32) for shape in ((6, 9), (9, 6))]
     ours = [neural.mel_to_audio(mel) for mel in mels]
-    assert adapter_of(neural.vocoder)._prepared
+    assert adapter_of(neural.vocoder)._kept[1]
     assert muomni_fast.restore(neural) is neural and adapter_of(neural.vocoder) is None
     for mel, audio in zip(mels, ours, strict=True):
         theirs = neural.mel_to_audio(mel)
