@@ -50,8 +50,8 @@ class _Float64Search:
         """It keeps nothing."""
 
 
-# Rows that are not finite, or huge, give NaN and infinities, as they should.
-@np.errstate(over="ignore", invalid="ignore")
+# Rows that are not finite, huge or tiny give NaN, infinities and zeros, as they should.
+@np.errstate(over="ignore", under="ignore", invalid="ignore")
 def encode(
     mel: Tensor,
     codebooks: Sequence[Tensor],
