@@ -1,8 +1,9 @@
 """Other libraries' models before and after `muomni_fast.accelerate`: `python bench/families.py`.
 
 Each family's part in the size that its library has by default, with random weights: its own code
-and ours on the same input in one process, on one thread, by turns. A family whose library is not
-installed is named as missing.
+and ours on the same input in one process, on one thread, by turns. Then the whole model around it,
+as `whole_models.py` calls it, against a copy that is not accelerated. A family whose library is
+not installed is named as missing.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import torch
 from family_models import FAMILIES, Family
 from timing import about, interleaved
 from torch import Tensor
+from whole_models import WHOLE
 
 import muomni_fast
 from muomni_fast.compat.adapter import adapter_of
@@ -23,7 +25,7 @@ from muomni_fast.compat.adapter import adapter_of
 FRAMES = {"forward": 40, "encode": 250}  # of each of two clips, by what a family is called with
 ROWS = 256  # measured at once against float64
 COLUMNS = "family | what | codes differing | wrong, theirs / ours | dB to theirs | dB to float64,"
-COLUMNS += " theirs / ours | ms theirs / ours | times"
+COLUMNS += " theirs / ours | ms theirs / ours | times | whole model"
 
 
 def snr(found: Tensor, exact: Tensor) -> float:
@@ -99,10 +101,26 @@ def lines_of(family: Family, rounds: int, small: bool = False) -> list[dict[str,
     return found
 
 
+@torch.no_grad()
+def whole_of(name: str, rounds: int, small: bool = False) -> dict[str, Any]:
+    """Times of a whole model and of its copy that is accelerated, by turns."""
+    torch.manual_seed(0)
+    theirs, call = WHOLE[name](small)
+    ours = copy.deepcopy(theirs)
+    muomni_fast.accelerate(ours, slower=True)
+    results = call(theirs), call(ours)
+    whole: dict[str, Any] = {"output": list(results[0].shape), "what": WHOLE[name].__doc__}
+    if results[0].shape == results[1].shape:
+        whole["snr"] = snr(results[1], results[0])
+    runs = {"theirs": lambda: call(theirs), "ours": lambda: call(ours)}
+    seconds = interleaved(runs, rounds, most=30.0)
+    return whole | {"ms": [1e3 * seconds[whose] for whose in ("theirs", "ours")]}
+
+
 def row_of(line: dict[str, Any]) -> str:
     """A line of the table in Markdown."""
     if "reason" in line:
-        return f"| {line['family']} | {line['reason']} | | | | | | |"
+        return f"| {line['family']} | {line['reason']} | | | | | | | |"
     pair: Callable[[str, str], str] = lambda key, form: (
         " / ".join(format(value, form) for value in line[key]) if key in line else ""
     )
@@ -111,18 +129,25 @@ def row_of(line: dict[str, Any]) -> str:
     near = "" if "snr" not in line else f"{line['snr']:.0f}"
     cells = [line["family"], f"`{line['method']}`", differing, wrong, near]
     cells += [pair("snr_to_float64", ".1f"), pair("ms", ".1f")]
-    theirs, ours = line["ms"]
-    return "| " + " | ".join([*cells, f"{theirs / ours:.2f}"]) + " |"
+    cells.append(_times(line["ms"]))
+    if "whole" in line:
+        theirs, ours = line["whole"]["ms"]
+        cells.append(f"{theirs:.0f} / {ours:.0f}, {_times(line['whole']['ms'])}")
+    return "| " + " | ".join([*cells, "", ""][:9]) + " |"
 
 
-def main() -> None:
+def _times(pair: list[float]) -> str:
+    return f"{pair[0] / pair[1]:.2f}"
+
+
+def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", help="families whose names begin with this")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each takes")
     parser.add_argument("--small", action="store_true", help="the sizes that tests use")
     parser.add_argument("--out", type=Path, help="a file for all figures, as JSON")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     packages = sorted({family.package for family in FAMILIES})
     results: dict[str, Any] = {"about": about(1, packages), "lines": []}
@@ -132,6 +157,8 @@ def main() -> None:
             continue
         try:
             lines = lines_of(family, options.rounds, options.small)
+            if family.name in WHOLE:
+                lines[0]["whole"] = whole_of(family.name, options.rounds, options.small)
         except ModuleNotFoundError as error:
             lines = [{"family": family.name, "reason": f"missing: {error}"}]
         for line in lines:

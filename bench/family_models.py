@@ -37,7 +37,7 @@ class Family:
     saves: bool = True
 
 
-def _of(module: str, *names: str) -> list[Any]:
+def from_hf(module: str, *names: str) -> list[Any]:
     found = importlib.import_module(f"transformers.models.{module}")
     return [getattr(found, name) for name in names]
 
@@ -56,35 +56,35 @@ def _vocoder(small: bool, **real: Any) -> dict[str, Any]:
 
 
 def _speecht5(small: bool) -> nn.Module:
-    (config,) = _of("speecht5.configuration_speecht5", "SpeechT5HifiGanConfig")
-    (model,) = _of("speecht5.modeling_speecht5", "SpeechT5HifiGan")
+    (config,) = from_hf("speecht5.configuration_speecht5", "SpeechT5HifiGanConfig")
+    (model,) = from_hf("speecht5.modeling_speecht5", "SpeechT5HifiGan")
     sizes = {"model_in_dim": 6} if small else {}
-    return _lively(model(config(**sizes, **_vocoder(small))))
+    return lively(model(config(**sizes, **_vocoder(small))))
 
 
 def _fastspeech2(small: bool) -> nn.Module:
     module = "fastspeech2_conformer"
-    (config,) = _of(f"{module}.configuration_{module}", "FastSpeech2ConformerHifiGanConfig")
-    (model,) = _of(f"{module}.modeling_{module}", "FastSpeech2ConformerHifiGan")
+    (config,) = from_hf(f"{module}.configuration_{module}", "FastSpeech2ConformerHifiGanConfig")
+    (model,) = from_hf(f"{module}.modeling_{module}", "FastSpeech2ConformerHifiGan")
     sizes = {"model_in_dim": 6} if small else {}
-    return _lively(model(config(**sizes, **_vocoder(small))))
+    return lively(model(config(**sizes, **_vocoder(small))))
 
 
 def _seamless(version: str) -> Callable[[bool], nn.Module]:
     def make(small: bool) -> nn.Module:
         module = "seamless_m4t" + version.lower().replace("v", "_v")
-        (config,) = _of(f"{module}.configuration_{module}", f"SeamlessM4T{version}Config")
-        (model,) = _of(f"{module}.modeling_{module}", f"SeamlessM4T{version}CodeHifiGan")
+        (config,) = from_hf(f"{module}.configuration_{module}", f"SeamlessM4T{version}Config")
+        (model,) = from_hf(f"{module}.modeling_{module}", f"SeamlessM4T{version}CodeHifiGan")
         sizes = dict(unit_embed_dim=4, lang_embed_dim=2, spkr_embed_dim=2) if small else {}
-        return _lively(model(config(**sizes, **_vocoder(small))))
+        return lively(model(config(**sizes, **_vocoder(small))))
 
     return make
 
 
 def _vits(speakers: int) -> Callable[[bool], nn.Module]:
     def make(small: bool) -> nn.Module:
-        (config,) = _of("vits.configuration_vits", "VitsConfig")
-        (model,) = _of("vits.modeling_vits", "VitsModel")
+        (config,) = from_hf("vits.configuration_vits", "VitsConfig")
+        (model,) = from_hf("vits.modeling_vits", "VitsModel")
         sizes: dict[str, Any] = {"num_speakers": 3 if speakers else 1}
         sizes["speaker_embedding_size"] = speakers
         if small:
@@ -92,12 +92,12 @@ def _vits(speakers: int) -> Callable[[bool], nn.Module]:
             sizes |= dict(spectrogram_bins=9, prior_encoder_num_wavenet_layers=1, vocab_size=9)
             sizes |= dict(prior_encoder_num_flows=1, posterior_encoder_num_wavenet_layers=1)
             sizes |= dict(duration_predictor_num_flows=1, duration_predictor_flow_bins=2)
-        return _lively(model(config(**sizes, **_vocoder(small))))
+        return lively(model(config(**sizes, **_vocoder(small))))
 
     return make
 
 
-def _lively(model: Any) -> nn.Module:
+def lively(model: Any) -> nn.Module:
     """Weights large enough that audio is neither silence nor clipped."""
     for module in model.modules():
         if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
@@ -110,8 +110,8 @@ def _lively(model: Any) -> nn.Module:
 
 
 def _encodec(small: bool) -> nn.Module:
-    (config,) = _of("encodec.configuration_encodec", "EncodecConfig")
-    (model,) = _of("encodec.modeling_encodec", "EncodecModel")
+    (config,) = from_hf("encodec.configuration_encodec", "EncodecConfig")
+    (model,) = from_hf("encodec.modeling_encodec", "EncodecModel")
     sizes = {}
     if small:
         sizes = dict(num_filters=2, hidden_size=8, codebook_size=16, num_lstm_layers=1)
@@ -120,8 +120,8 @@ def _encodec(small: bool) -> nn.Module:
 
 
 def _mimi(small: bool) -> nn.Module:
-    (config,) = _of("mimi.configuration_mimi", "MimiConfig")
-    (model,) = _of("mimi.modeling_mimi", "MimiModel")
+    (config,) = from_hf("mimi.configuration_mimi", "MimiConfig")
+    (model,) = from_hf("mimi.modeling_mimi", "MimiModel")
     sizes = {}
     if small:
         sizes = dict(num_filters=2, hidden_size=8, codebook_size=16, codebook_dim=4)
@@ -138,8 +138,8 @@ def _mimi(small: bool) -> nn.Module:
 
 
 def _xcodec(small: bool) -> nn.Module:
-    (config,) = _of("xcodec.configuration_xcodec", "XcodecConfig")
-    (model,) = _of("xcodec.modeling_xcodec", "XcodecResidualVectorQuantization")
+    (config,) = from_hf("xcodec.configuration_xcodec", "XcodecConfig")
+    (model,) = from_hf("xcodec.modeling_xcodec", "XcodecResidualVectorQuantization")
     sizes = dict(codebook_size=16, codebook_dim=8) if small else {}
     return _with_codebooks(model(config(**sizes)), "quantizers", "embed")
 

@@ -52,7 +52,7 @@ for _class in (
 ):
     _class.__module__ = __name__
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 __all__ = [
     "MRF",

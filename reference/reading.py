@@ -9,7 +9,7 @@ import os
 import pickle
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -32,10 +32,15 @@ DTYPES = {  # of safetensors
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -149,6 +154,21 @@ def read_layout(path: str | Path) -> dict[str, Tensor]:
     if size != expected:
         raise CheckpointError(f"{path}: expected {expected:,} bytes, got {size:,}")
     return layout
+
+
+def read_tensors(path: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Some of the tensors in a safetensors file, which `read_layout` has named; the others are not
+    read.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    safetensors = safetensors_library()
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

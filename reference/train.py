@@ -47,7 +47,7 @@ def parse_arguments(argv: Sequence[str] | None = None, prog: str | None = None) 
     add(
         "--decoded-mels",
         metavar="RUN_OR_CHECKPOINT",
-        help="train the vocoder on mels decoded from this finished quantizer's codes",
+        help="make audio of mels that were decoded from this finished quantizer's codes",
     )
     add("--amp", choices=["none", "bf16", "fp16"], help="autocast precision (default: none)")
     add("--seed", type=int, help="of weights, order and crops (default: 0)")

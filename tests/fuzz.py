@@ -13,8 +13,14 @@ from pathlib import Path
 from support.fuzz_audio import fuzz_audio
 from support.fuzz_checkpoints import fuzz_checkpoints
 from support.fuzz_codes import fuzz_codes
+from support.fuzz_pretrained import fuzz_pretrained
 
-PARTS = {"audio": fuzz_audio, "checkpoints": fuzz_checkpoints, "codes": fuzz_codes}
+PARTS = {
+    "audio": fuzz_audio,
+    "checkpoints": fuzz_checkpoints,
+    "codes": fuzz_codes,
+    "pretrained": fuzz_pretrained,
+}
 
 
 def main() -> None:

@@ -165,9 +165,10 @@ def extras(words: list[str], env: dict[str, str], folder: Path) -> str:
     """Installs: the files are there, and pyproject.toml has the extras."""
     options = output(sys.executable, "-m", "pip", "install", "--help")
     for word in words[2:]:
-        extra = re.fullmatch(r"\.\[(\w+)\]", word)
-        if extra:
-            assert re.search(rf"^{extra[1]} = \[", (ROOT / "pyproject.toml").read_text(), re.M)
+        named = re.fullmatch(r"\.\[([\w,]+)\]", word)
+        if named:
+            for extra in named[1].split(","):
+                assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.M)
         else:
             assert word in options or (ROOT / word).exists(), word
     return options
@@ -225,6 +226,7 @@ def test_what_would_not_run_is_caught(workplace: Path) -> None:
         "python reference/train.py --no-such-option",
         "python reference/train.py --preset no-such-preset",
         'pip install -e ".[no_such_extra]"',
+        'pip install -e ".[train,no_such_extra]"',
         "pytest tests/no_such_file.py",
         "pytest tests/test_docs.py -k no_such_" + "test",
         "python examples/no_such_example.py",
@@ -329,10 +331,19 @@ def test_every_fault_has_tests_that_exist() -> None:
 
 
 def test_version_and_date_agree() -> None:
+    """The changelog begins with this version, which is `.dev0` until it is released; the citation
+    is of the last release."""
     changelog, citation = ((ROOT / name).read_text() for name in ("CHANGELOG.md", "CITATION.cff"))
-    latest = re.search(r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", changelog, re.M)
-    assert latest is not None and latest[1] == muomni_fast.__version__
-    assert f"\nversion: {latest[1]}\n" in citation and f"date-released: {latest[2]}\n" in citation
+    headings = re.findall(r"^## (\S+) \((unreleased|\d{4}-\d\d-\d\d)\)$", changelog, re.M)
+    assert len(headings) == len(re.findall(r"^## ", changelog, re.M))
+    (version, when), *_ = headings
+    assert muomni_fast.__version__ == version + (".dev0" if when == "unreleased" else "")
+    releases = [heading for heading in headings if heading[1] != "unreleased"]
+    assert releases == headings[-len(releases) :]  # nothing unreleased is older
+    numbers = [tuple(map(int, heading[0].split("."))) for heading in headings]
+    assert numbers == sorted(set(numbers), reverse=True)
+    (latest, date), *_ = releases
+    assert f"\nversion: {latest}\n" in citation and f"date-released: {date}\n" in citation
 
 
 # Pictures.

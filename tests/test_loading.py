@@ -12,6 +12,7 @@ from muomni_fast.reference.errors import CheckpointError
 
 pytest.importorskip("safetensors")
 from safetensors.torch import save_file  # noqa: E402
+from support.fuzz_pretrained import fuzz_pretrained  # noqa: E402
 
 CONFIG = {
     **{"num_mels": 4, "hop_size": 2, "sampling_rate": 8000, "n_fft": 64, "win_size": 64},
@@ -147,6 +148,11 @@ def test_one_of_several_parts(tmp_path):
     assert same_audio(muomni_fast.load(tmp_path, "vocoder."), vocoder)
     with pytest.raises(CheckpointError, match=r"at 'nowhere\.'"):
         muomni_fast.load(tmp_path / "a.pt", "nowhere.")
+    many = {f"{'x' * 10**5}.{i}.codebooks.0.weight": torch.ones(1) for i in range(50)}
+    torch.save(many, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"42 more; name its `part`") as caught:
+        muomni_fast.load(tmp_path / "a.pt")
+    assert len(str(caught.value)) < 5000
 
 
 @pytest.mark.parametrize(
@@ -217,3 +223,38 @@ def test_a_model_that_comes_with_the_library_by_its_name(tmp_path, monkeypatch):
     (tmp_path / "muomni-62").mkdir()
     muomni_fast.save(quantizer(n_codebooks=3), "muomni-62/rvq.json", MEL)
     assert muomni_fast.load("muomni-62").rvq.n_codebooks == 3
+
+
+def test_broken_folders_of_transformers_are_loaded_right_or_refused(tmp_path):
+    """Ten of every kind; `make fuzz` loads more."""
+    figures = fuzz_pretrained(70, 0, tmp_path)
+    assert figures.files == 70 and figures.read > 5 and figures.refused > 30, str(figures)
+
+
+def test_only_the_part_is_read(tmp_path, monkeypatch):
+    """Of safetensors, which may hold gigabytes besides."""
+    rvq, read = quantizer(), []
+    from muomni_fast.reference import reading
+
+    library = reading.safetensors_library()
+    opened = library.safe_open
+
+    class Watched:
+        def __init__(self, *args, **kwargs):
+            self.file = opened(*args, **kwargs)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *rest):
+            pass
+
+        def get_tensor(self, name):
+            read.append(name)
+            return self.file.__enter__().get_tensor(name)
+
+    monkeypatch.setattr(library, "safe_open", Watched)
+    state = {f"rvq.{name}": value for name, value in rvq.state_dict().items()}
+    save_file(state | {"head.weight": torch.zeros(2)}, tmp_path / "a.safetensors")
+    assert same_codes(muomni_fast.load(tmp_path / "a.safetensors"), rvq)
+    assert set(read) == set(state)

@@ -116,7 +116,7 @@ def test_layouts_are_those_of_the_files(tmp_path):
     ("header", "message"),
     [
         ({"a": {"shape": [2]}}, "KeyError: 'dtype'"),
-        ({"a": {"shape": [2], "dtype": "F8_E4M3"}}, "'F8_E4M3'"),
+        ({"a": {"shape": [2], "dtype": "F4"}}, "'F4'"),
         ({"a": {"shape": [-2], "dtype": "F32"}}, "negative dimension"),
         ({"a": {"shape": [1 << 62, 1 << 62], "dtype": "F32"}}, "RuntimeError"),
         ({"a": {"shape": [1 << 70], "dtype": "F32"}}, "Error: "),

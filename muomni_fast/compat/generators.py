@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..vocoder.modules import HiFiGANVocoder
-from .adapter import Adapter, differentiated, watched
+from .adapter import Adapter, differentiated, hooked, watched
 
 FRAMES = 4  # of the trial
 # How near the trial must be to what the module's own code gives, dB: far above what a different
@@ -53,6 +53,12 @@ class GeneratorAdapter(Adapter):
 
     methods = ("forward",)
     frames_first: ClassVar[bool] = False  # whether `forward` takes (B, T, C)
+    upsampling: ClassVar[str] = "upsampler"  # their name of `ups`
+    # Of a file: entries of its config whose sum is the channels that go in, whether the last
+    # convolution has a bias, and modules or buffers that stay outside.
+    bands: ClassVar[tuple[str, ...]] = ()
+    post_bias: ClassVar[bool] = True
+    outside: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
@@ -65,14 +71,18 @@ class GeneratorAdapter(Adapter):
         Raises:
             AttributeError: there are others.
         """
-        config = module.config
         return Parts(
             module.conv_pre,
-            module.upsampler,
+            getattr(module, cls.upsampling),
             module.resblocks,
             module.conv_post,
-            config.leaky_relu_slope,
+            cls.slope(module),
         )
+
+    @classmethod
+    def slope(cls, module: Any) -> float:
+        """Of every leaky_relu but the last."""
+        return module.config.leaky_relu_slope
 
     @classmethod
     def misfit(cls, module: Any) -> str:
@@ -88,26 +98,43 @@ class GeneratorAdapter(Adapter):
             return "its weights are on the meta device"
         return cls(module)._trial(bias)
 
+    def attach(self) -> None:
+        super().attach()
+        self.usable()  # a compiled program looks no more
+
     @torch.no_grad()
     def _trial(self, like: Tensor) -> str:
         """Whether the module's own code gives the same audio of a few frames; if not, says so."""
-        view = self._generator()
-        assert view is not None
-        wave = lambda *shape: _wave(like, *shape)
-        mel = wave(1, FRAMES, view.n_mels)
-        trials: list[tuple[Tensor, ...]] = [(mel if self.frames_first else mel.transpose(1, 2),)]
-        if hasattr(self.module, "cond"):
-            trials.append((*trials[0], wave(1, self.module.cond.in_channels, 1)))
+        assert self._generator() is not None
+        return self._compared(self._trials(like))
+
+    def _compared(self, trials: list[tuple[Tensor, ...]]) -> str:
         for inputs in trials:
-            theirs = self.own("forward", *inputs).double()
-            ours = self.run(*inputs).double()
-            if ours.numel() != theirs.numel():
-                samples = f"{theirs.numel()} samples for {FRAMES} frames, not {ours.numel()}"
-                return f"it gives {samples}"
-            error = (ours.reshape(theirs.shape) - theirs).square().sum()
-            if not 10 ** (-LEAST_SNR[like.dtype] / 10) * theirs.square().sum() >= error:
+            try:
+                theirs = self.own("forward", *inputs)
+            except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+                return f"its own code does not take {FRAMES} frames: {error}"
+            ours = self.run(*inputs)
+            if ours.shape != theirs.shape:
+                shapes = f"{list(theirs.shape)} for {FRAMES} frames, not {list(ours.shape)}"
+                return f"it gives audio {shapes}"
+            energy, least = theirs.double().square().sum(), LEAST_SNR[inputs[0].dtype]
+            if energy == 0:
+                return "its own code gives silence, which nothing can be compared with"
+            off = (ours.double() - theirs.double()).square().sum()
+            if not 10 ** (-least / 10) * energy >= off:
                 return "its own code gives other audio: this version computes something else"
         return ""
+
+    def _trials(self, like: Tensor) -> list[tuple[Tensor, ...]]:
+        """What `forward` is called with in the trial, of the dtype and device of `like`."""
+        view = self._view
+        assert view is not None
+        mel = _wave(like, 1, FRAMES, view.n_mels)
+        trials: list[tuple[Tensor, ...]] = [(mel if self.frames_first else mel.transpose(1, 2),)]
+        if hasattr(self.module, "cond"):
+            trials.append((*trials[0], _wave(like, 1, self.module.cond.in_channels, 1)))
+        return trials
 
     def run(self, mel: Tensor) -> Tensor:
         """What the module computes, of the input of its `forward`, without derivatives."""
@@ -138,7 +165,7 @@ class GeneratorAdapter(Adapter):
             ndims: that it may have.
             condition: (B or 1, C, 1 or T), of which the module's `cond` makes an addend, or None.
         """
-        if self.module.training or not isinstance(x, Tensor) or x.ndim not in ndims:
+        if self.stands_back() or not isinstance(x, Tensor) or x.ndim not in ndims:
             return False
         if condition is not None:
             if not isinstance(condition, Tensor) or condition.ndim != 3:
@@ -195,8 +222,9 @@ def view_of(module: nn.Module, parts: Parts) -> tuple[View | None, str]:
     """A generator that has the convolutions of `parts`, or why there is none."""
     if not len(parts.ups) or not len(parts.blocks):
         return None, "it has no upsampling level or no residual blocks"
-    if watched([inner for inner in module.modules() if inner is not module]):
-        return None, "modules inside are hooked, normed by hooks, or had their forward replaced"
+    reason = hooked(module)
+    if reason:
+        return None, reason
     paired = hasattr(parts.blocks[0], "convs1")
     dilated = [block.convs1 if paired else block.convs for block in parts.blocks]
     branches = dilated[: len(dilated) // len(parts.ups)]

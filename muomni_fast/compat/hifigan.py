@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..reference.vocoder.blocks import LEAKY_SLOPE
-from .generators import GeneratorAdapter, Parts
+from .generators import GeneratorAdapter
 
 
 class HiFiGANAdapter(GeneratorAdapter):
@@ -18,6 +18,7 @@ class HiFiGANAdapter(GeneratorAdapter):
 
     family = "HiFi-GAN"
     classes = ("models.Generator",)
+    upsampling = "ups"
 
     @classmethod
     def knows(cls, module: nn.Module) -> bool:
@@ -26,13 +27,15 @@ class HiFiGANAdapter(GeneratorAdapter):
         return names and {"conv_pre", "ups", "resblocks", "conv_post"} <= module._modules.keys()
 
     @classmethod
-    def parts(cls, module: Any) -> Parts:
-        return Parts(module.conv_pre, module.ups, module.resblocks, module.conv_post, LEAKY_SLOPE)
+    def slope(cls, module: Any) -> float:
+        return LEAKY_SLOPE
 
-    def forward(self, x: Tensor, g: Tensor | None = None) -> Tensor:
-        """As the module's own; HiFi-GAN's takes no `g`."""
-        if not self.fits(x, condition=g) or not (g is None or hasattr(self.module, "cond")):
-            return self.own("forward", x, *(() if g is None else (g,)))
+    def forward(self, x: Tensor, g: Tensor | None = None, **others: Any) -> Tensor:
+        """As the module's own; HiFi-GAN's takes no `g`, and what was made of it may take others."""
+        known = not others and (g is None or hasattr(self.module, "cond"))
+        if not known or not self.fits(x, condition=g):
+            result: Tensor = self.own("forward", x, *(() if g is None else (g,)), **others)
+            return result
         return self.run(x, g)
 
     def run(self, mel: Tensor, speaker: Tensor | None = None) -> Tensor:

@@ -1,9 +1,10 @@
-"""micro-Omni's codec: `RVQ` and `HiFiGANVocoder`, which this library replaces.
+"""micro-Omni's codec: `RVQ`, `HiFiGANVocoder`, and the `NeuralVocoder` that holds one.
 
 There is no package, so classes are known by their names and modules, and swapped only where a trial
 gives the same. What is peculiar to them lives only here.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,18 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..reference.vocoder.blocks import LEAKY_SLOPE
-from .generators import GeneratorAdapter, Parts
+from .adapter import named
+from .generators import GeneratorAdapter
 from .quantizers import QuantizerAdapter, sum_of_codewords
 
 ROWS = 16  # of the trial
 TINY = 1e-8  # added to the range of a mel
-
-
-def _named(module: nn.Module, name: str, *inside: str) -> bool:
-    """Whether a class that is not ours has this name and these modules."""
-    cls = type(module)
-    ours = cls.__module__.split(".")[0] == "muomni_fast"
-    return cls.__qualname__ == name and not ours and set(inside) <= module._modules.keys()
+LEAST_RANGE = 1e-6  # of a mel that is scaled, where it is not always
 
 
 class MicroOmniQuantizer(QuantizerAdapter):
@@ -34,7 +30,7 @@ class MicroOmniQuantizer(QuantizerAdapter):
 
     @classmethod
     def knows(cls, module: nn.Module) -> bool:
-        return _named(module, "RVQ", "codebooks", "proj_in", "proj_out")
+        return named(module, "RVQ", "codebooks", "proj_in", "proj_out")
 
     @classmethod
     def books(cls, module: Any) -> list[Tensor]:
@@ -76,30 +72,68 @@ class MicroOmniQuantizer(QuantizerAdapter):
 
 class MicroOmniVocoder(GeneratorAdapter):
     """`forward`: (B, n, T), (B, T, n) or (n, T) -> (B, T * hop), cut or filled up to a length. The
-    mel is scaled to 0..1 by the least and the greatest value of the whole batch."""
+    mel is scaled to 0..1 by the least and the greatest value of the whole batch.
+
+    `mel_to_audio`, for NumPy arrays, is its own: it calls `forward`.
+
+    Attributes:
+        clamps: whether a mel of one value is cut off at 0 and 1, not scaled.
+        squeezes: whether a mel (n, T) gives (T * hop,), not (1, T * hop).
+    """
 
     family = "micro-Omni"
     classes = ()
+    upsampling = "ups"
+    clamps = squeezes = False
 
     @classmethod
     def knows(cls, module: nn.Module) -> bool:
-        return _named(module, "HiFiGANVocoder", "conv_pre", "ups", "resblocks", "conv_post")
+        return named(module, "HiFiGANVocoder", "conv_pre", "ups", "resblocks", "conv_post")
 
     @classmethod
-    def parts(cls, module: Any) -> Parts:
-        return Parts(module.conv_pre, module.ups, module.resblocks, module.conv_post, LEAKY_SLOPE)
+    def slope(cls, module: Any) -> float:
+        return LEAKY_SLOPE
+
+    def attach(self) -> None:
+        super().attach()
+        self._find_version()
+
+    def _trial(self, like: Tensor) -> str:
+        reason = super()._trial(like)
+        if reason:
+            return reason
+        self._find_version()
+        with torch.no_grad():
+            return self._compared([*self._others(like)])
+
+    def _others(self, like: Tensor) -> Iterator[tuple[Tensor]]:
+        """Mels by which versions differ: of one value, above 1 and below, and of no batch."""
+        ((mel,),) = self._trials(like)
+        yield from ((torch.full_like(mel, value),) for value in (2.0, 0.5))
+        yield (mel[0],)
+
+    @torch.no_grad()
+    def _find_version(self) -> None:
+        flat, _, single = self._others(self.module.conv_pre.bias)
+        self.squeezes = self.own("forward", *single).ndim == 1
+        theirs = self.own("forward", *flat)
+        self.clamps = False
+        error = (self.run(*flat) - theirs).abs().max()
+        self.clamps = True
+        self.clamps = bool((self.run(*flat) - theirs).abs().max() < error)
 
     def forward(self, mel: Tensor, target_length: int | None = None) -> Tensor:
         """As the module's own."""
         if not isinstance(mel, Tensor) or mel.ndim not in (2, 3):
             return self.own("forward", mel, target_length)
-        laid_out = self._laid_out(mel)
-        if not self.fits(laid_out):
+        if not self.fits(self._laid_out(mel)):
             return self.own("forward", mel, target_length)
-        audio = self.run(laid_out)
-        if target_length is None:
+        audio = self.run(mel)
+        if target_length is None or target_length == audio.shape[-1]:
             return audio
-        return F.pad(audio[:, :target_length], (0, max(0, target_length - audio.shape[1])))
+        if target_length < audio.shape[-1]:
+            return audio[..., :target_length]
+        return F.pad(audio, (0, target_length - audio.shape[-1]))
 
     def _laid_out(self, mel: Tensor) -> Tensor:
         """(B, n, T)."""
@@ -109,4 +143,16 @@ class MicroOmniVocoder(GeneratorAdapter):
 
     def run(self, mel: Tensor) -> Tensor:
         low, high = mel.min(), mel.max()
-        return self.audio((mel - low) / (high - low + TINY))
+        scaled = (mel - low) / (high - low + TINY)
+        if self.clamps:
+            scaled = torch.where(high > low + LEAST_RANGE, scaled, mel.clamp(0, 1))
+        audio = self.audio(self._laid_out(scaled))
+        return audio[0] if mel.ndim == 2 and self.squeezes else audio
+
+
+def held_vocoder(model: Any) -> Any:
+    """What micro-Omni's `NeuralVocoder` holds, which is no module itself: its `HiFiGANVocoder`, or
+    its `GriffinLimVocoder`; None for all else."""
+    if type(model).__qualname__ == "NeuralVocoder" and hasattr(model, "mel_to_audio"):
+        return getattr(model, "vocoder", None)
+    return None

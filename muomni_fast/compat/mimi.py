@@ -9,7 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from .quantizers import QuantizerAdapter, sum_of_codewords
+from .quantizers import QuantizerAdapter, stated, sum_of_codewords
+
+EPSILON = 1e-5  # the least count that a codeword's sum is divided by
+PARTS = {  # what the keys of each begin with, in the model
+    "semantic": "semantic_residual_vector_quantizer.",
+    "acoustic": "acoustic_residual_vector_quantizer.",
+}
 
 
 class MimiAdapter(QuantizerAdapter):
@@ -17,13 +23,35 @@ class MimiAdapter(QuantizerAdapter):
 
     family = "Mimi"
     classes = ("transformers.models.mimi.modeling_mimi.MimiResidualVectorQuantizer",)
+    configs = "mimi", "MimiModel"
+    kept = "embed_sum", "cluster_usage"
+    statistics = ("initialized",)
+    projections = "input_proj", "output_proj"
 
     @classmethod
-    def books(cls, module: Any) -> list[Tensor]:
-        return [
-            codebook.embed_sum / codebook.cluster_usage.clamp(min=codebook.epsilon)[:, None]
-            for codebook in (layer.codebook for layer in module.layers)
-        ]
+    def codewords(cls, codebook: Any) -> Tensor:
+        least = getattr(codebook, "epsilon", EPSILON)  # which no file has
+        return codebook.embed_sum / codebook.cluster_usage.clamp(min=least)[:, None]
+
+    @classmethod
+    def sizes(cls, config: dict[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = stated(
+            config, codebook_size="codebook_size", codebook_dim="codebook_dim", n_mels="hidden_size"
+        )
+        inner = stated(config, inner="vector_quantization_hidden_dimension")
+        if inner and "n_mels" in found:
+            found["projections"] = inner["inner"] != found["n_mels"]
+        count = stated(config, all="num_quantizers", semantic="num_semantic_quantizers")
+        if len(count) == 2:
+            acoustic = count["all"] - count["semantic"]
+            if acoustic < 1:
+                raise ValueError(
+                    "num_quantizers: expected more than num_semantic_quantizers = "
+                    f"{count['semantic']}, got {count['all']}"
+                )
+            semantic = prefix.endswith(PARTS["semantic"])
+            found["n_codebooks"] = count["semantic"] if semantic else acoustic
+        return found
 
     def encode(self, embeddings: Tensor, num_quantizers: int | None = None) -> Tensor:
         """As the module's own; codes are the nearest codewords in real arithmetic to what

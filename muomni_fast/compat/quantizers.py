@@ -2,14 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..functional import rvq_encode, search_table
-from .adapter import Adapter
+from ..reference.errors import CheckpointError
+from ..reference.values import MOST_CHANNELS, require_int
+from .adapter import Adapter, hooked
 
 # Codes of a codebook that theirs searches sooner than ours has checked its weights: four codebooks
 # of 64 x 32, 250 frames, took 1.9 ms, theirs 1.5 (one thread; 256 codes 2.3 and 2.7).
@@ -36,6 +39,15 @@ class QuantizerAdapter(Adapter):
     """
 
     methods = ("encode", "decode")
+    layers: ClassVar[str] = "layers"  # their name of what has a `codebook` each
+    kept: ClassVar[tuple[str, ...]] = ("embed",)  # of a codebook: what its codewords are made of
+    statistics: ClassVar[tuple[str, ...]] = ()  # of a codebook: what training alone needs
+    projections: ClassVar[tuple[str, ...]] = ()  # their names of `proj_in` and `proj_out`
+
+    @classmethod
+    def codewords(cls, codebook: Any) -> Tensor:
+        """(K, D), of what has the attributes that are `kept`."""
+        return codebook.embed
 
     @classmethod
     def books(cls, module: Any) -> list[Tensor]:
@@ -43,6 +55,19 @@ class QuantizerAdapter(Adapter):
 
         Raises:
             AttributeError: there are none of this structure.
+        """
+        return [cls.codewords(layer.codebook) for layer in getattr(module, cls.layers)]
+
+    @classmethod
+    def sizes(cls, config: dict[str, Any], prefix: str) -> dict[str, Any]:
+        """What a config says of the arguments of `RVQ`; what it leaves open, the weights say.
+
+        Args:
+            config: as JSON, by whoever wrote it.
+            prefix: what the quantizer's keys begin with in the whole model.
+
+        Raises:
+            TypeError, ValueError: an entry is none that fits; names it.
         """
         raise NotImplementedError
 
@@ -57,7 +82,7 @@ class QuantizerAdapter(Adapter):
         shapes = {tuple(book.shape) for book in books}
         if len(shapes) > 1 or books[0].ndim != 2:
             return f"expected codebooks of one shape (K, D), got {sorted(shapes)}"
-        return ""
+        return hooked(module)
 
     @classmethod
     def slower(cls, module: Any) -> str:
@@ -93,9 +118,47 @@ class QuantizerAdapter(Adapter):
 
     def takes(self, z: Any, ndims: Sequence[int] = (3,)) -> bool:
         """Whether an input runs here; otherwise the module's own code takes it."""
-        if self.module.training or not isinstance(z, Tensor):
+        if self.stands_back() or not isinstance(z, Tensor):
             return False
         return z.ndim in ndims and z.numel() > 0 and self.usable()
+
+
+def stated(config: dict[str, Any], **names: str) -> dict[str, int]:
+    """The sizes that a config states.
+
+    Args:
+        config: as JSON; an entry that is null states nothing.
+        names: the entry of each size, by our name of it.
+
+    Raises:
+        TypeError, ValueError: an entry is no size; names it.
+    """
+    return {
+        ours: require_int(entry, config[entry], 1, MOST_CHANNELS)
+        for ours, entry in names.items()
+        if config.get(entry) is not None
+    }
+
+
+def sizes_of_weights(path: Path, state: dict[str, Tensor]) -> dict[str, Any]:
+    """Arguments of `RVQ` for weights under its names, which say all of them.
+
+    Raises:
+        CheckpointError: a weight that says one has not two dimensions.
+    """
+    first, projection = state["codebooks.0.weight"], state.get("proj_in.weight")
+    for name, value in (("codebooks.0.weight", first), ("proj_in.weight", projection)):
+        if value is not None and value.ndim != 2:
+            got = tuple(value.shape)
+            raise CheckpointError(f"{path}: {name}: expected two dimensions, got {got}")
+    return {
+        "n_codebooks": sum(name.startswith("codebooks.") for name in state),
+        "codebook_size": first.shape[0],
+        "codebook_dim": first.shape[1],
+        "n_mels": first.shape[1] if projection is None else projection.shape[-1],
+        "projections": projection is not None,
+        "bias": "proj_in.bias" in state,
+    }
 
 
 def sum_of_codewords(codes: Sequence[Tensor] | Tensor, books: Sequence[Tensor] | Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Every family that is known. A new one is a file beside this, and a line here."""
 
 from .adapter import Adapter
+from .discriminators import PeriodAdapter, ScaleAdapter
 from .encodec import EncodecAdapter, XcodecAdapter
 from .hifigan import HiFiGANAdapter
 from .micro_omni import MicroOmniQuantizer, MicroOmniVocoder
@@ -22,6 +23,8 @@ ADAPTERS: list[type[Adapter]] = [
     HiFiGANAdapter,
     MicroOmniQuantizer,
     MicroOmniVocoder,
+    PeriodAdapter,
+    ScaleAdapter,
 ]
 
 _PROJECTIONS = "not yet: every codebook has a projection of its own"

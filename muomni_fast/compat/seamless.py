@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .generators import GeneratorAdapter, Parts
+from .generators import GeneratorAdapter
 
 
 class SeamlessAdapter(GeneratorAdapter):
@@ -18,16 +18,12 @@ class SeamlessAdapter(GeneratorAdapter):
         "transformers.models.seamless_m4t.modeling_seamless_m4t.SeamlessM4THifiGan",
         "transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2.SeamlessM4Tv2HifiGan",
     )
+    configs = "seamless_m4t", "seamless_m4t_v2", "SeamlessM4TModel", "SeamlessM4Tv2Model"
+    bands = "unit_embed_dim", "lang_embed_dim", "spkr_embed_dim"
 
     @classmethod
-    def parts(cls, module: Any) -> Parts:
-        return Parts(
-            module.conv_pre,
-            module.upsampler,
-            module.resblocks,
-            module.conv_post,
-            module.leaky_relu_slope,
-        )
+    def slope(cls, module: Any) -> float:
+        return module.leaky_relu_slope
 
     def forward(self, inputs_embeds: Tensor) -> Tensor:
         """As the module's own."""

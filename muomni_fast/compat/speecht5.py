@@ -4,7 +4,7 @@ HiFi-GAN (Kong, Kim and Bae, 2020) on frames-first mels, normalised by two buffe
 says so.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,7 +16,11 @@ class SpeechT5Adapter(GeneratorAdapter):
 
     family = "SpeechT5"
     classes = ("transformers.models.speecht5.modeling_speecht5.SpeechT5HifiGan",)
+    # Before transformers 5, FastSpeech2Conformer's is a "hifigan" too.
+    configs: ClassVar[tuple[str, ...]] = "speecht5_hifigan", "hifigan", "SpeechT5HifiGan"
     frames_first = True
+    bands = ("model_in_dim",)
+    outside = "mean", "scale"
 
     def forward(self, spectrogram: Tensor, **kwargs: Any) -> Tensor:
         """As the module's own."""
@@ -40,3 +44,4 @@ class FastSpeech2ConformerAdapter(SpeechT5Adapter):
         "transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer."
         "FastSpeech2ConformerHifiGan",
     )
+    configs = "fastspeech2_conformer_hifigan", "FastSpeech2ConformerHifiGan"

@@ -1,12 +1,16 @@
 """Swapping what is known inside a model, and putting it back."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from .adapter import Adapter, adapter_of, name_of
+from .micro_omni import held_vocoder
 from .registry import ADAPTERS, LATER
+
+Model = TypeVar("Model")
+WHEN = "what is swapped runs in eval mode, where no gradient may be asked for; see the guide"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +57,19 @@ class Report:
         return tuple(found for found in self.found if not found.methods)
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.found)) or "nothing known in this model"
+        when = [WHEN] if self.swapped else []
+        return "\n".join([*map(str, self.found), *when]) or "nothing known in this model"
 
 
-def accelerate(model: nn.Module, *, slower: bool = False) -> Report:
+def accelerate(model: Any, *, slower: bool = False) -> Report:
     """Let what is known inside a model run on this library's operations.
 
     A class is known by its qualified name and its modules; the guide lists all. On such an instance
     `forward`, or `encode` and `decode`, are replaced, nothing else: weights stay where they are,
     and state dict, `save_pretrained`, copies and pickles are as before. In training mode, where a
-    gradient may be asked for, and for arguments that have no counterpart here, the module's own
-    code runs. `restore` undoes all of it.
+    gradient may be asked for, under `torch.jit.trace`, in replicas of `nn.DataParallel`, and for
+    arguments that have no counterpart here, the module's own code runs; convolutions of
+    discriminators also run here in training. `restore` undoes all of it.
 
     What inference needs of the weights is computed at the first call, and anew after `train`, `to`,
     `load_state_dict`, or where weights have changed otherwise. Only writes into memory through
@@ -71,7 +77,7 @@ def accelerate(model: nn.Module, *, slower: bool = False) -> Report:
     they read the weights at every call.
 
     Args:
-        model: any module, of which any part may be known.
+        model: any module, of which any part may be known; or micro-Omni's `NeuralVocoder`.
         slower: also swap what was measured to be slower here.
 
     Returns:
@@ -80,10 +86,8 @@ def accelerate(model: nn.Module, *, slower: bool = False) -> Report:
     Raises:
         TypeError: `model` is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     found = []
-    for name, module in list(model.named_modules()):
+    for name, module in _modules(model):
         family, known = _known(module)
         if not family:
             continue
@@ -91,34 +95,47 @@ def accelerate(model: nn.Module, *, slower: bool = False) -> Report:
         if isinstance(known, str) or reason:
             found.append(Found(name, family, reason=reason))
             continue
-        if adapter_of(module) is None:
-            known(module).attach()
+        if not known.swapped(module):
+            known.swap(module)
         found.append(Found(name, family, known.methods))
     return Report(tuple(found))
 
 
-def restore(model: nn.Module) -> nn.Module:
+def restore(model: Model) -> Model:
     """Undo `accelerate` on a model and all modules inside; returns the model itself.
 
     Raises:
         TypeError: `model` is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    for module in model.modules():
+    for _, module in _modules(model):
         adapter = adapter_of(module)
         if adapter is not None:
             adapter.detach()
     return model
 
 
-def _known(module: nn.Module) -> tuple[str, Any]:
+def _modules(model: Any) -> list[tuple[str, Any]]:
+    """Everything that may be known, by name: a model's modules, or what is no module and holds
+    one."""
+    if isinstance(model, nn.Module):
+        return list(model.named_modules())
+    held = held_vocoder(model)
+    if held is None:
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(held, nn.Module):
+        return [("vocoder", held)]
+    return [(f"vocoder.{name}".strip("."), module) for name, module in held.named_modules()]
+
+
+def _known(module: Any) -> tuple[str, Any]:
     """The family of a module's class, and its adapter, or why there is none; "" if it is not
     known."""
     cls = type(module)
     name = name_of(cls)
     if name in LATER:
         return LATER[name]
+    if not isinstance(module, nn.Module):
+        return "micro-Omni", f"{cls.__qualname__} has no weights, and ours gives other audio"
     for adapter in ADAPTERS:
         if adapter.knows(module):
             return adapter.family, adapter
@@ -131,7 +148,7 @@ def _known(module: nn.Module) -> tuple[str, Any]:
 
 def _reason(module: nn.Module, known: type[Adapter], slower: bool) -> str:
     """Why a module of a known class is not swapped, or ""."""
-    if adapter_of(module) is not None:
+    if known.swapped(module):
         return ""
     for method in known.methods:
         if method in module.__dict__:

@@ -11,6 +11,10 @@ class VitsAdapter(GeneratorAdapter):
 
     family = "VITS"
     classes = ("transformers.models.vits.modeling_vits.VitsHifiGan",)
+    configs = "vits", "VitsModel"
+    bands = ("flow_size",)
+    post_bias = False
+    outside = ("cond",)
 
     def forward(self, spectrogram: Tensor, global_conditioning: Tensor | None = None) -> Tensor:
         """As the module's own."""

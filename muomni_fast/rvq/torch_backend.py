@@ -50,8 +50,8 @@ class _Float64Search:
         """It keeps nothing."""
 
 
-# Rows that are not finite, or huge, give NaN and infinities, as they should.
-@np.errstate(over="ignore", invalid="ignore")
+# Rows that are not finite, huge or tiny give NaN, infinities and zeros, as they should.
+@np.errstate(over="ignore", under="ignore", invalid="ignore")
 def encode(
     mel: Tensor,
     codebooks: Sequence[Tensor],
@@ -73,8 +73,8 @@ def encode(
         codebooks = codebooks[0].unbind()
     n_codebooks = len(codebooks)
     codes = torch.empty(len(mel), n_codebooks, dtype=torch.int64, device=mel.device)
-    single = len(mel) == 1 and table is not None and not with_sums
-    if single and mel.device.type == "cpu" and codebooks[0].dtype == torch.float32:
+    single = len(mel) == 1 and mel.device.type == "cpu" and codebooks[0].dtype == torch.float32
+    if single and table is not None and not with_sums:
         rows = mel if weight is None else project(mel, weight, bias)
         certain = certain_codes(rows[0], codebooks, table, matmul_precision(mel.device))
         if certain is not None:

@@ -5,7 +5,6 @@ that is not a vector is Python's own number. Where anything is in doubt the row 
 """
 
 import math
-import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,25 +13,26 @@ from torch import Tensor
 
 from ..kernels.rvq.certificate import proof
 from ..kernels.rvq.table import table_width
-from .torch_search import longest_norm
+from .torch_search import Shelf, longest_norm
 
 # Of a row in float32: its square is off by less than a thousandth, as is what follows of it.
 MOST_DIM = 1 << 12
-LEAST_SQUARE, MOST_SQUARE = 2.0**-60, 2.0**100
+LEAST_SQUARE = 2.0**-60
 
 
 class _Workspace:
     """Buffers for one shape of codebooks: the row with the columns that scores are taken of, and
     scores."""
 
-    def __init__(self, dim: int, size: int) -> None:
+    def __init__(self, size: int, dim: int) -> None:
+        self.shape = size, dim
         with torch.inference_mode(False):
-            self.augmented, self.lower = torch.zeros(table_width(dim)), torch.empty(size)
+            self.augmented = torch.zeros(table_width(dim), dtype=torch.float32)
+            self.lower = torch.empty(size, dtype=torch.float32)
         self.columns, self.least = self.augmented.numpy(), self.lower.numpy()
-        self.residual = self.columns[:dim]
 
 
-_kept = threading.local()
+_shelf = Shelf()
 
 
 def certain_codes(
@@ -49,32 +49,38 @@ def certain_codes(
     size, dim = codebooks[0].shape
     if dim > MOST_DIM:
         return None
-    # Taken out while it is in use: a signal handler, say, may encode meanwhile.
-    space = _kept.__dict__.pop("workspace", None)
-    if space is None or space.residual.shape[0] != dim or space.least.shape[0] != size:
-        space = _Workspace(dim, size)
-    columns, residual, least = space.columns, space.residual, space.least
-    beta, twice, ties = proof(dim, precision)
-    columns[dim], columns[dim + 2] = 1, -beta
+    space = _shelf.take()
+    if space is None or space.shape != (size, dim):
+        space = _Workspace(size, dim)
+    try:
+        return _search(row, codebooks, table, precision, space)
+    finally:
+        _shelf.put(space, size + table_width(dim))
+
+
+def _search(
+    row: Tensor, codebooks: Sequence[Tensor], table: Tensor, precision: str, space: _Workspace
+) -> list[int] | None:
+    (_, dim), columns, least = space.shape, space.columns, space.least
+    bounds, tables, residual = proof(dim, precision), table.numpy(), columns[:dim]
+    columns[dim], columns[dim + 2] = 1, -bounds.beta
     residual[:] = row.float().numpy()
     codes: list[int] = []
-    tables = table.numpy()
     for q, words in enumerate(table.unbind()):
         if q:
             residual -= codebooks[q - 1].numpy()[codes[-1]]
         square = float(residual @ residual)
-        if not LEAST_SQUARE < square < MOST_SQUARE:  # nor is NaN
+        if not square > LEAST_SQUARE:  # nor is NaN
             return None
         norm = math.sqrt(square)
-        columns[dim + 1] = -beta * norm
+        columns[dim + 1] = -bounds.beta * norm
         torch.mv(words, space.augmented, out=space.lower)
         code = int(least.argmin())
         lowest = float(least[code])
         least[code] = np.inf
         _, radius, bound, scale = tables[q, code, dim : dim + 4].tolist()
-        reach = norm * (radius + ties / twice * scale * norm) + bound
-        if not (float(least.min()) > lowest + twice * reach and norm < longest_norm(dim, scale)):
+        limit = bounds.limit(lowest, norm, radius, bound, scale)
+        if not (float(least.min()) > limit and norm < longest_norm(dim, scale)):
             return None
         codes.append(code)
-    _kept.workspace = space
     return codes

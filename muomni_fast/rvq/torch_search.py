@@ -7,6 +7,7 @@ lowest stands alone is done; the others are measured in float64 against their ca
 most have two.
 """
 
+import functools
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.rvq.certificate import FLUSH, proof
+from ..kernels.rvq.certificate import FLUSH, Proof, proof
 from ..kernels.rvq.table import UNDERFLOW_MARGIN, search_table, table_width
 from ..reference.rvq.search import nearest_code
 
@@ -65,19 +66,20 @@ class CertifiedSearch:
             table = torch.stack([search_table(c, mark_repeats=False) for c in codebooks])
         self.block = max(1, min(rows, BLOCK_NUMBERS * threads // (size + 2 * self.dim)))
         self.codebooks = codebooks
-        self.beta, self.twice, self.ties = proof(self.dim, precision)
+        self.proof = proof(self.dim, precision)
         if table is None:  # scores are taken of the codewords, whose norms then are float32's
-            self.beta, self.twice = 2 * self.beta, 2 * self.twice
+            beta, twice, ties = self.proof
+            self.proof = Proof(2 * beta, 2 * twice, ties)
+        self.beta = self.proof.beta
         # On a CPU numpy's arrays, whose calls cost a fifth of torch's and whose argmin a twelfth;
         # but it has one thread.
         few = device.type == "cpu" and threads < THREADS_FOR_TORCH
         self.as_array: Any = Tensor.numpy if few else Tensor.detach
         shape = self.block, size, self.dim, self.beta, few, device
-        # Taken out while it is in use: a signal handler, say, may encode meanwhile.
-        kept = _kept.__dict__.pop("workspace", None)
-        if kept is None or kept.shape[1:] != shape[1:] or kept.shape[0] < self.block:
-            kept = _Workspace(*shape)
-        self.space = kept
+        space = _shelf.take()
+        if space is None or space.shape[1:] != shape[1:] or space.shape[0] < self.block:
+            space = _Workspace(*shape)
+        self.space = space
         self.tables = None
         if table is not None:
             self.tables = table.transpose(1, 2).unbind()
@@ -89,8 +91,8 @@ class CertifiedSearch:
     def finish(self) -> None:
         """Leave the buffers to the next call."""
         block, size, dim, *_, device = self.space.shape
-        if device.type == "cpu" and block * (size + 2 * dim) <= KEPT_NUMBERS:
-            _kept.workspace = self.space
+        if device.type == "cpu":
+            _shelf.put(self.space, block * (size + 2 * dim))
 
     def start(self, n: int) -> Tensor:
         """Where to write the rows that are searched for next: (n, D)."""
@@ -121,8 +123,7 @@ class CertifiedSearch:
         lowest = scores[places]
         scores[places] = torch.inf
         second = self.as_array(self.lower.amin(1))
-        reach = norm * (radius[codes] + self.ties / self.twice * scale * norm) + size[codes]
-        limit = lowest + self.twice * reach
+        limit = self.proof.limit(lowest, norm, radius[codes], size[codes], scale)
         # Where a sum may have overflowed, scores tell nothing; nor of NaN.
         bounded = norm < longest
         certain = (second > limit) & bounded
@@ -181,19 +182,37 @@ class _Workspace:
         self.shape = block, size, dim, beta, few, device
         as_array: Any = Tensor.numpy if few else Tensor.detach
         with torch.inference_mode(False):
-            self.augmented = torch.zeros(block, table_width(dim), device=device)
+            new = functools.partial(torch.empty, dtype=torch.float32, device=device)
+            self.augmented = new(block, table_width(dim)).zero_()
             self.augmented[:, dim] = 1
             self.augmented[:, dim + 2] = -beta
             self.residual = self.augmented[:, :dim]
             self.cut = as_array(self.augmented[:, dim + 1])
-            self.lower = torch.empty(block, size, device=device)
+            self.lower = new(block, size)
             self.least = as_array(self.lower)
             self.scores = self.least.reshape(-1)
             self.starts = as_array(torch.arange(block, device=device) * size)
-            self.words = torch.empty(block, dim, device=device)
+            self.words = new(block, dim)
 
 
-_kept = threading.local()
+class Shelf(threading.local):
+    """Where buffers lie from one call of a thread to the next. They are taken off it while they are
+    in use: a signal handler, say, may encode meanwhile."""
+
+    space: Any = None
+
+    def take(self) -> Any:
+        """What lies here, or None."""
+        space, self.space = self.space, None
+        return space
+
+    def put(self, space: Any, numbers: int) -> None:
+        """Keep buffers of so many numbers, unless they are too many."""
+        if numbers <= KEPT_NUMBERS:
+            self.space = space
+
+
+_shelf = Shelf()
 
 
 def nearest_of(rows: Any, codebook: Any, near: Any) -> Any:

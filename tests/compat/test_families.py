@@ -6,8 +6,18 @@ import pickle
 import family_models
 import pytest
 import torch
-from support.families import FAMILIES, FRAMES, NAMES, Case, change, part_of, same, snr
-from support.models import STAND_INS, Generator, HiFiGANVocoder
+from support.families import (
+    ADAPTERS,
+    DEEP,
+    FAMILIES,
+    FRAMES,
+    NAMES,
+    Case,
+    change,
+    part_of,
+    same,
+    snr,
+)
 from support.oracle import mismatches
 from torch import Tensor, nn
 
@@ -16,12 +26,6 @@ from muomni_fast.compat.adapter import adapter_of
 
 # All in one process: importing transformers takes seconds.
 pytestmark = pytest.mark.xdist_group("families")
-
-
-# Each with a way of its own; the others run as one of these.
-DEEP = ["SpeechT5", "VITS, speakers", "EnCodec", "Mimi", "vector-quantize-pytorch"]
-DEEP += ["micro-Omni vocoder", "micro-Omni quantizer"]
-ADAPTERS = [FAMILIES[NAMES.index(name)] for name in DEEP]
 
 
 @pytest.fixture(params=ADAPTERS, ids=lambda family: family.name)
@@ -309,28 +313,3 @@ def test_nothing_known_and_no_model():
     for function in (muomni_fast.accelerate, muomni_fast.restore):
         with pytest.raises(TypeError, match="expected a torch.nn.Module, got str"):
             function("model")
-
-
-def test_a_generator_that_weight_norm_hooks_stays_as_it_is():
-    """As HiFi-GAN's own code trains it; `remove_weight_norm` makes it fit."""
-    model = Generator().eval()
-    with pytest.warns(FutureWarning, match="weight_norm"):
-        torch.nn.utils.weight_norm(model.conv_pre)
-    assert "normed by hooks" in muomni_fast.accelerate(model).skipped[0].reason
-    torch.nn.utils.remove_weight_norm(model.conv_pre)
-    assert muomni_fast.accelerate(model).swapped
-
-
-def test_micro_omnis_layouts_lengths_and_batches_of_codes():
-    model = HiFiGANVocoder().eval()
-    muomni_fast.accelerate(model)
-    mel, own = torch.randn(2, 6, 9), type(model).forward
-    with torch.no_grad():
-        for x in (mel, mel.transpose(1, 2), mel[0]):
-            for length in (None, 50, 100):
-                same([model(x, length)], [own(model, x, length)])
-        rvq = STAND_INS[-1].make(True)
-        muomni_fast.accelerate(rvq, slower=True)
-        codes = rvq.encode(torch.randn(3, 2, 12))
-        each = torch.stack([type(rvq).decode(rvq, own_codes) for own_codes in codes])
-        same([rvq.decode(codes)], [each])

@@ -1,6 +1,7 @@
 """The quantizer's operators: contracts, gradients, compilation, what they refuse, and `prepare`."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -307,11 +308,11 @@ def test_a_lowered_matmul_precision_does_not_reach_the_codes(monkeypatch, precis
     rvq, mel = muomni_fast.RVQ(codebook_size=1000), torch.randn(3000, 128)
     codes = rvq.encode(mel)
     kept = {"high": "tf32", "medium": "bf16"}[precision]
-    real = torch.mm
+    products = {name: getattr(torch, name) for name in ("mm", "mv")}  # of many rows, of one
 
-    def rounded(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    def rounded(name: str, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         a, b = (torch.from_numpy(truncated(t.detach().numpy(), kept)) for t in (a, b))
-        return real(a, b, out=out)
+        return products[name](a, b, out=out)
 
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
@@ -320,11 +321,14 @@ def test_a_lowered_matmul_precision_does_not_reach_the_codes(monkeypatch, precis
             pytest.skip("this torch does not lower products on a CPU")
         assert torch_rvq.matmul_precision(mel.device) in ("tf32", "bf16")
         monkeypatch.setattr(torch_rvq, "matmul_precision", lambda device: kept)
-        monkeypatch.setattr(torch, "mm", rounded)
+        for name in products:
+            monkeypatch.setattr(torch, name, functools.partial(rounded, name))
         lowered = rvq.encode(mel)
+        rvq.eval().prepare()
+        one_by_one = torch.cat([rvq.encode(row) for row in mel[:100].split(1)])
     finally:
         torch.set_float32_matmul_precision(before)
-    assert torch.equal(lowered, codes)
+    assert torch.equal(lowered, codes) and torch.equal(one_by_one, codes[:100])
 
 
 # Prepared inference

@@ -1,8 +1,11 @@
-"""A single row with a table, on a CPU: the same codes, and every bound is needed here too."""
+"""A single row with a table, on a CPU: the same codes as in a batch, and bounds that are needed.
+
+`test_certificate.py` has rows one by one for what overflows, and for what float64 cannot tell."""
 
 from collections.abc import Callable
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from support.oracle import far_ties, midpoints, mismatches
@@ -98,7 +101,8 @@ def test_rows_that_no_score_tells_anything_of():
     assert torch.equal(torch.cat([rvq.encode(row) for row in mel.split(1)]), expected)
     table = search_table(rvq.stacked_codebooks(), mark_repeats=True)
     books = rvq.stacked_codebooks().detach().unbind()
-    found = [certain_codes(row, books, table, "ieee") for row in mel]
+    with np.errstate(over="ignore"):
+        found = [certain_codes(row, books, table, "ieee") for row in mel]
     assert found[:4] == [None] * 4
     assert found[4:] == expected[4:].tolist()
     wide = torch.randn(1, 4, 5000)
@@ -136,6 +140,22 @@ def test_scores_may_err_by_all_that_they_are_said_to(monkeypatch):
     assert wrong(rows, codebook, table) == 0
     monkeypatch.setattr(torch_row, "proof", lambda *_: certificate.Proof(beta, beta, ties))
     assert wrong(rows, codebook, table) > 10
+
+
+@pytest.mark.parametrize("rows", [1, 100])
+def test_whatever_the_process_is_set_to(rows):
+    """Torch's default dtype, and numpy's way with numbers that underflow."""
+    rvq = muomni_fast.RVQ(2, 31, 13, n_mels=13, projections=False).eval()
+    mel = torch.randn(rows, 13)
+    mel[0, :4] = 1e-30
+    expected = rvq.encode(mel)
+    rvq.prepare()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with np.errstate(all="raise"):
+            assert torch.equal(rvq.encode(mel), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_an_encoding_may_interrupt_another():

@@ -78,10 +78,10 @@ def fuzz_checkpoints(files: int, seed: int, folder: Path) -> Figures:
     (folder / "whole").mkdir()
     for name, content in samples.items():
         (folder / "whole" / name).write_bytes(content)
-    return fuzz(samples, _read, LIMITS, files, seed, folder, _change)
+    return fuzz(samples, _read, LIMITS, files, seed, folder, change)
 
 
-def _change(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
+def change(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
     """What `mutate` makes of a file, or other weights; of JSON mostly other values and keys."""
     choice = random.integers(8)
     if content[:1] != b"{" and choice > 3:

@@ -1,10 +1,10 @@
-"""Stand-ins for models that no package has, of the structure that is known of them: HiFi-GAN's own
-generator, and micro-Omni's quantizer and vocoder. This file's name is part of that structure."""
+"""A stand-in for HiFi-GAN's own generator, of the structure that is known of it; this file's name
+is part of that structure."""
 
+import warnings
 from typing import Any
 
 import torch
-from family_models import Family
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,66 +65,11 @@ class Generator(nn.Module):
         return torch.tanh(self.conv_post(F.leaky_relu(x)))
 
 
-class HiFiGANVocoder(Generator):
-    """As micro-Omni's."""
-
-    def forward(self, mel: Tensor, target_length: int | None = None) -> Tensor:
-        mel = mel[None] if mel.dim() == 2 else mel
-        mel = mel if mel.shape[1] == 6 else mel.transpose(1, 2)
-        mel = (mel - mel.min()) / (mel.max() - mel.min() + 1e-8)
-        audio = super().forward(mel).squeeze(1)
-        if target_length is not None:
-            audio = F.pad(audio[:, :target_length], (0, max(0, target_length - audio.shape[1])))
-        return audio
-
-
-class RVQ(nn.Module):
-    """As micro-Omni's: `decode` is right for (B, Q) only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.codebooks = nn.ModuleList(nn.Embedding(16, 8) for _ in range(2))
-        self.proj_in, self.proj_out = nn.Linear(12, 8), nn.Linear(8, 12)
-
-    def encode(self, x: Tensor) -> Tensor:
-        residual, codes = self.proj_in(x), []
-        for book in self.codebooks:
-            distances = (residual[..., None, :] - book.weight).square().sum(-1)
-            codes.append(distances.argmin(-1))
-            residual = residual - book(codes[-1])
-        return torch.stack(codes, -1)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        return self.proj_out(sum(book(codes[:, q]) for q, book in enumerate(self.codebooks)))
-
-
-def _latents(part: Any, frames: int) -> dict[str, tuple[Any, ...]]:
-    return {"forward": (torch.randn(2, 6, frames),)}
-
-
-def _with_speaker(part: Any, frames: int) -> dict[str, tuple[Any, ...]]:
-    return {"forward": (torch.randn(2, 6, frames), torch.randn(2, 3, 1))}
-
-
-def _rows(part: Any, frames: int) -> dict[str, tuple[Any, ...]]:
-    x = torch.randn(2, frames, 12)
-    return {"encode": (x,), "decode": (part.encode(x)[0],)}
-
-
-OURS = "this library's tests"
-STAND_INS = [
-    Family("HiFi-GAN", OURS, lambda small: Generator().eval(), "", _latents, False),
-    Family(
-        "HiFi-GAN, type 2", OURS, lambda small: Generator(SingleBlock).eval(), "", _latents, False
-    ),
-    Family(
-        "HiFi-GAN, speakers",
-        OURS,
-        lambda small: Generator(speakers=3).eval(),
-        "",
-        _with_speaker,
-        False,
-    ),
-    Family("micro-Omni vocoder", OURS, lambda small: HiFiGANVocoder().eval(), "", _latents, False),
-    Family("micro-Omni quantizer", OURS, lambda small: RVQ().eval(), "", _rows, False),
-]
+def normed(model: nn.Module) -> Any:
+    """As HiFi-GAN's own code trains it: a hook computes each weight before its convolution runs."""
+    for module in [*model.modules()]:
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # newer torch has another way
+                nn.utils.weight_norm(module)
+    return model
