@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -416,6 +417,30 @@ def test_nor_in_a_run_that_goes_on(speech, tmp_path):
     assert resumed(folder, stage="vocoder").recipe("vocoder").decoded_mels
     folder.add_results("rvq", {"steps": 24})
     assert resumed(folder, stage="all", decoded_mels=str(checkpoint))
+
+
+@pytest.mark.parametrize("lib", [reference, muomni_fast], ids=["reference", "fast"])
+def test_a_codec_of_a_vocoder_for_another_quantizer_is_warned_of(tmp_path, caplog, lib):
+    pooled = 5, "stack"
+    path = quantizer_of(tmp_path / "rvq.json", *pooled)
+    saved = load_model(path, "rvq")
+    rvq = reference.RVQ(**saved.config)
+    rvq.load_state_dict(saved.state)
+    digests = {"own": quantizer_digest(rvq, *pooled), "other": "0" * 64}
+    generator = reference.HiFiGANVocoder(**preset("smoke").recipe("vocoder").model)
+    warnings = {}
+    for name, extra in {
+        **{name: {"decoded_mels": digest} for name, digest in digests.items()},
+        "none": {},
+    }.items():
+        save_model(tmp_path / f"{name}.json", "vocoder", generator, MEL, **extra)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            lib.SpeechCodec.from_checkpoints(path, tmp_path / f"{name}.json")
+        warnings[name] = [record.getMessage() for record in caplog.records]
+    assert warnings["own"] == warnings["none"] == []
+    (warning,) = warnings["other"]
+    assert str(tmp_path / "other.json") in warning and str(path) in warning
 
 
 def test_what_does_not_fit_is_named_and_leaves_no_folder(speech, tmp_path, capsys):
