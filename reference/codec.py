@@ -1,6 +1,7 @@
 """The join of codec and vocoder: audio -> codes -> audio, with every setting checked once."""
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from .checkpoint import restore
 from .checks import accept_wrapped_names, mono, require_hop, require_n_mels, require_tensor
 from .reading import blaming
 from .rvq.checks import without_padding
+from .rvq.digest import quantizer_digest
 from .rvq.quantizer import RVQ
 from .talker.checks import require_talker
 from .talker.model import Talker
@@ -30,6 +32,8 @@ from .values import MOST_HOP, require_bool, require_int
 from .vocoder.griffin_lim import GriffinLimVocoder
 from .vocoder.hifigan import HiFiGANVocoder
 from .vocoder.neural import NeuralVocoder
+
+log = logging.getLogger(__name__)
 
 OPTIONS = "temperature", "top_k", "seed", "max_frames"  # of `Talker.generate`, for `speak`
 
@@ -136,7 +140,8 @@ class SpeechCodec(nn.Module):
         Args:
             rvq: the quantizer's `.json`, which also holds the mel settings, `frames_per_code` and
                 `pooling`; one without the last was trained on means.
-            vocoder: the vocoder's; None chooses Griffin-Lim and logs it.
+            vocoder: the vocoder's; None chooses Griffin-Lim and logs it. One that was trained on
+                mels decoded from another quantizer's codes is logged too.
             talker: the Talker's, for `speak`; None is without.
 
         Raises:
@@ -149,6 +154,9 @@ class SpeechCodec(nn.Module):
             per_code = saved.extra.get("frames_per_code", 1)
             pooling = saved.extra.get("pooling", "mean")
             codec = cls(quantizer, neural, saved.mel, per_code, pooling)
+        own = neural.decoded_mels
+        if own is not None and own != quantizer_digest(quantizer, per_code, pooling):
+            log.warning("%s: was trained on mels of another quantizer than %s", vocoder, rvq)
         if talker is not None:
             speaker, saved = restore(cls.talker_class, talker, "talker")
             with blaming(talker):

@@ -39,6 +39,10 @@ class Recipe:
     def check(self, config: "TrainConfig") -> None:
         """Raise ValueError where the recipe does not fit the rest of `config`."""
 
+    def require_readable(self, config: "TrainConfig") -> None:
+        """Raise CheckpointError where a file that the recipe names cannot be read, or is not what
+        it was."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:

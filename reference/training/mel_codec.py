@@ -37,6 +37,8 @@ class MelCodec:
         self.rvq = rvq.requires_grad_(False)
         self.pooled = frames_per_code, pooling
         self.digest = quantizer_digest(rvq, frames_per_code, pooling)
+        if hasattr(rvq, "prepare"):
+            rvq.prepare()
 
     @torch.no_grad()
     def __call__(self, mel: Tensor) -> Tensor:
@@ -53,13 +55,15 @@ def quantizer_checkpoint(place: str | Path) -> Path:
         TrainingError: the run has not finished its quantizer, so that it will still change.
     """
     path = Path(place).resolve()
-    if not path.is_dir():
-        return path
-    folder = RunFolder.existing(path)
+    if path.is_dir():
+        folder = RunFolder.existing(path)
+    else:
+        folder = RunFolder(path.parent.parent)
+        if path != folder.model(KIND) or not folder.config.is_file():
+            return path  # of no run
     if KIND not in folder.results():
         raise TrainingError(
-            f"{place}: has not finished its quantizer; --resume {place} --stage {KIND}, or name a "
-            "checkpoint's .json"
+            f"{place}: has not finished its quantizer; --resume {folder.path} --stage {KIND}"
         )
     return folder.model(KIND)
 

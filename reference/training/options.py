@@ -4,14 +4,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from .config import TrainConfig, require_in_range
-from .mel_codec import quantizer_checkpoint, read_mel_codec
+from .config import Recipe, TrainConfig, require_in_range
+from .mel_codec import KIND, quantizer_checkpoint, read_mel_codec
 from .presets import preset
 from .registry import STAGES
 
 # What a resumed run may change: these, and the recipe of a stage that has not begun.
 CHANGEABLE = {"resume", "device", "workers", "backend", "stage"}
 RECIPE = {"steps", "batch_size", "decoded_mels"}
+MOVABLE = {"decoded_mels"}  # of any recipe: where a quantizer lies, which is known by its digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +41,38 @@ class Options:
         """What was said."""
         return {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
 
-    def recipe_changes(self, config: TrainConfig) -> dict[str, Any]:
-        """What was said of recipes; a quantizer's checkpoint as a path, and by its digest.
+    def recipe_changes(
+        self, config: TrainConfig, stages: Sequence[str]
+    ) -> dict[str, dict[str, Any]]:
+        """What was said of recipes, by stage; of a quantizer's checkpoint, its path and digest.
+
+        Args:
+            config: of the run.
+            stages: that are trained. Where a quantizer lies, others may be told too.
 
         Raises:
-            CheckpointError, TrainingError: that quantizer is not finished, cannot be read, or does
+            ValueError: something was said that no recipe takes.
+            CheckpointError, TrainingError: the quantizer is not finished, cannot be read, or does
                 not fit the run.
         """
-        changes = {name: value for name, value in self.given().items() if name in RECIPE}
+        said = {name: value for name, value in self.given().items() if name in RECIPE}
+        names = {
+            stage: said.keys() & changeable_fields(recipe, stage in stages)
+            for stage, recipe in config.recipes.items()
+        }
+        for name in said:
+            if not any(name in taken for taken in names.values()):
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: not of the stages that are trained, "
+                    f"{', '.join(stages)}"
+                )
+        changes = {stage: {name: said[name] for name in taken} for stage, taken in names.items()}
         if self.decoded_mels is not None:
             path = quantizer_checkpoint(self.decoded_mels)
-            digest = read_mel_codec(path, config).digest
-            changes |= {"decoded_mels": str(path), "quantizer": digest}
+            found = {"decoded_mels": str(path), "quantizer": read_mel_codec(path, config).digest}
+            for own in changes.values():
+                if "decoded_mels" in own:
+                    own |= found
         return changes
 
     def check(self) -> None:
@@ -74,24 +95,25 @@ def make_config(options: Options) -> TrainConfig:
     changes["segment_samples"] = -(-config.segment_samples // unit) * unit
     config = dataclasses.replace(config, **changes)
     stages = chosen(config, options.stage or "all")
-    recipe_changes = options.recipe_changes(config)
-    require_taken(config, stages, recipe_changes)
-    for stage in stages:
-        config = config.with_recipes([stage], **taken(config, stage, recipe_changes))
+    for stage, own in options.recipe_changes(config, stages).items():
+        config = config.with_recipes([stage], **own)
+    require_one_quantizer(config, stages)
     return config
 
 
-def taken(config: TrainConfig, stage: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Those of the changes that the stage's recipe has fields for."""
-    fields = vars(config.recipes[stage])
-    return {name: value for name, value in changes.items() if name in fields}
+def changeable_fields(recipe: Recipe, trained: bool) -> set[str]:
+    """Fields of a recipe that options may set: all if its stage is trained, otherwise only where
+    the quantizer lies, if it has one."""
+    fields = vars(recipe)
+    return set(fields) if trained else {n for n in MOVABLE if fields.get(n) is not None}
 
 
-def require_taken(config: TrainConfig, stages: Sequence[str], changes: dict[str, Any]) -> None:
-    """Raise ValueError where a change is of no stage's recipe."""
-    for name in changes:
-        if not any(name in vars(config.recipes[stage]) for stage in stages):
+def require_one_quantizer(config: TrainConfig, stages: Sequence[str]) -> None:
+    """Raise ValueError where, of the stages still to be trained, one is for a finished quantizer
+    and another would make the run a quantizer of its own."""
+    for name in stages:
+        if KIND in stages and vars(config.recipes[name]).get("quantizer") is not None:
             raise ValueError(
-                f"--{name.replace('_', '-')}: not of the stages that are trained, "
-                f"{', '.join(stages)}"
+                f"--decoded-mels: {name} is trained for a finished quantizer, but {KIND} would be "
+                f"trained too, and be another; give --stage {name}"
             )

@@ -21,6 +21,7 @@ from .data import HeldOut
 from .metrics import read_metrics
 from .registry import STAGES
 from .run_folder import RunFolder
+from .stage import Ways
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,18 +36,27 @@ def level_db(audio: Tensor) -> float:
     return 10 * math.log10(float(audio.double().square().mean()) + 1e-20)
 
 
-@torch.no_grad()
-def resynthesise(clip: HeldOut, config: TrainConfig, products: dict[str, Any]) -> dict[str, Tensor]:
-    """A clip heard every way that the finished stages allow: name -> (L,)."""
-    heard = {
-        "original": clip.audio,
-        "mel-griffin-lim": GriffinLimVocoder(config.mel)(clip.mel[None])[0],
+def ways_to_hear(config: TrainConfig, products: dict[str, Any]) -> Ways:
+    """Every way that the finished stages allow to hear a clip."""
+    griffin_lim = GriffinLimVocoder(config.mel)
+    ways: Ways = {
+        "original": lambda clip: clip.audio,
+        "mel-griffin-lim": lambda clip: griffin_lim(clip.mel[None])[0],
     }
-    said: dict[str, Tensor] = {}
     for name in products:
-        heard |= STAGES[name].heard(clip, config, products)
-        said |= STAGES[name].said(clip, config, products)
-    return {name: sound[: len(clip.audio)] for name, sound in heard.items()} | said
+        ways |= STAGES[name].heard(config, products)
+    return ways
+
+
+@torch.no_grad()
+def resynthesise(
+    clip: HeldOut, config: TrainConfig, products: dict[str, Any], ways: Ways
+) -> dict[str, Tensor]:
+    """A clip heard all those ways, and what else is said of it: name -> (L,)."""
+    heard = {name: way(clip)[: len(clip.audio)] for name, way in ways.items()}
+    for name in products:
+        heard |= STAGES[name].said(clip, config, products)
+    return heard
 
 
 def write_report(
@@ -67,9 +77,10 @@ def write_report(
     """
     lines = [f"run folder: {folder.path}", ""]
     make_folder(folder.path / "audio")
-    lines += _clip_lines(folder, config, products, _spread(clips), "held-out clip", "")
+    ways = ways_to_hear(config, products)
+    lines += _clip_lines(folder, config, products, ways, _spread(clips), "held-out clip", "")
     if trained:
-        lines += _clip_lines(folder, config, products, trained, "training clip", "training-")
+        lines += _clip_lines(folder, config, products, ways, trained, "training clip", "training-")
     plot_losses(folder.path / "losses.png", {s: read_metrics(folder.metrics(s)) for s in products})
     for name, results in folder.results().items():
         lines += [*STAGES[name].report(results), _speed(results), ""]
@@ -92,6 +103,7 @@ def _clip_lines(
     folder: RunFolder,
     config: TrainConfig,
     products: dict[str, Any],
+    ways: Ways,
     clips: Sequence[HeldOut],
     what: str,
     prefix: str,
@@ -101,7 +113,7 @@ def _clip_lines(
     ]
     for number, clip in enumerate(clips, start=1):
         stem = f"{prefix}{number}-{shortened(clip.clip.path.stem, LONGEST_STEM)}"
-        heard = resynthesise(clip, config, products)
+        heard = resynthesise(clip, config, products, ways)
         original = level_db(clip.audio)
         for name, sound in heard.items():
             path = folder.path / "audio" / f"{stem}-{name}.wav"

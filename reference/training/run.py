@@ -30,12 +30,12 @@ from .config import TrainConfig
 from .data import Corpus, read_held_out
 from .options import (
     CHANGEABLE,
+    MOVABLE,
     RECIPE,
     Options,
     chosen,
     make_config,
-    require_taken,
-    taken,
+    require_one_quantizer,
 )
 from .random_state import seed_all
 from .registry import STAGES
@@ -48,7 +48,6 @@ log = logging.getLogger("muomni_fast.train")
 SHIPPED_SPEECH = Path(__file__).resolve().parents[1] / "speech"
 CACHE_BYTES = 1 << 30  # of decoded clips, per process that trains
 SHOWN_CHANGES = 5  # of clips, in an error
-MOVABLE = {"decoded_mels"}  # of a stage that has begun: where a quantizer lies, known by its digest
 
 
 def run(options: Options) -> tuple[RunFolder, str]:
@@ -153,7 +152,8 @@ def resume_run(options: Options, held: contextlib.ExitStack) -> Opened:
     """Open the run to resume; takes and returns what `open_run` does.
 
     Raises:
-        CheckpointError: the run is in use, was begun with other settings, or its data has changed.
+        CheckpointError: the run is in use, was begun with other settings, its data has changed, or
+            a file that a recipe names cannot be read.
     """
     if options.out is not None:
         raise ValueError(f"--out {options.out}: a resumed run stays in its folder")
@@ -171,15 +171,15 @@ def resume_run(options: Options, held: contextlib.ExitStack) -> Opened:
     before = config, dict(description)
     description["stage"] = options.stage or description["stage"]
     config = with_new_stages(config, description["stage"])
-    changes = options.recipe_changes(config)
-    require_taken(config, chosen(config, description["stage"]), changes)
-    for stage in chosen(config, description["stage"]):
-        own = taken(config, stage, changes)
-        if folder.begun(stage):
+    stages = chosen(config, description["stage"])
+    for stage, own in options.recipe_changes(config, stages).items():
+        if stage not in stages or folder.begun(stage):
             for name in own.keys() - MOVABLE:
                 require_same(folder, name, getattr(config.recipes[stage], name), own[name])
             own = {name: own[name] for name in own.keys() & MOVABLE}
         config = config.with_recipes([stage], **own)
+    require_one_quantizer(config, [name for name in stages if name not in folder.results()])
+    require_readable(folder, config)
 
     clips = find_clips(source_of(description))
     require_same_clips(folder, description, clips)
@@ -224,6 +224,18 @@ def require_same_clips(folder: RunFolder, description: dict[str, Any], clips: li
             f"{folder.path}: {source} does not hold the clips it was begun with: "
             + "; ".join(changed)
         )
+
+
+def require_readable(folder: RunFolder, config: TrainConfig) -> None:
+    """Raise CheckpointError where a file that a recipe names cannot be read: of a finished stage
+    too, or its report would miss it only after the training."""
+    for recipe in config.recipes.values():
+        try:
+            recipe.require_readable(config)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; if it has moved: --resume {folder.path} --decoded-mels PLACE"
+            ) from error
 
 
 def with_new_stages(config: TrainConfig, stage: str) -> TrainConfig:

@@ -17,7 +17,7 @@ from ..vocoder.griffin_lim import GriffinLimVocoder
 from .codebook_health import CodebookHealth, start_from_data, usage
 from .config import Recipe, TrainConfig
 from .data import HeldOut, SpeechDataset
-from .stage import NOTHING, Batch, Results, SpeechStage, StepResult
+from .stage import NOTHING, Batch, Results, SpeechStage, StepResult, Ways, codec_way
 
 START_FRAMES = 200_000  # frames that a start on data looks at, at most
 FIRST, BEAM = (1, 2, 4), 5  # what is reported of quantizers whose prefixes are trained
@@ -200,14 +200,12 @@ class RVQStage(SpeechStage):
         return results
 
     @classmethod
-    def heard(
-        cls, clip: HeldOut, config: TrainConfig, products: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
+    def heard(cls, config: TrainConfig, products: Mapping[str, Any]) -> Ways:
         vocoder = GriffinLimVocoder(config.mel)
         codec = SpeechCodec(
             products[cls.name], vocoder, config.mel, config.frames_per_code, config.pooling
         )
-        return {"codec-griffin-lim": codec.decode(codec.encode(clip.audio[None]))[0]}
+        return {"codec-griffin-lim": codec_way(codec)}
 
     @classmethod
     def report(cls, results: dict[str, Any]) -> list[str]:

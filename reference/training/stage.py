@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..codec import SpeechCodec
 from .clips import Clip
 from .config import Recipe, TrainConfig
 from .data import Corpus, HeldOut, SpeechDataset, TrainingData
@@ -42,6 +43,7 @@ class StepResult:
 
 Results = Mapping[str, StepResult]  # of one micro-batch, by pass
 NOTHING: Results = MappingProxyType({})
+Ways = dict[str, Callable[[HeldOut], Tensor]]  # to make a sound (L,) of a clip, by name
 D = TypeVar("D", bound=TrainingData)
 
 
@@ -191,13 +193,11 @@ class Stage(abc.ABC, Generic[D]):
         return {}
 
     @classmethod
-    def heard(
-        cls, clip: HeldOut, config: TrainConfig, products: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        """Sounds (L,) of a held-out clip that the stage's product makes, by name.
+    def heard(cls, config: TrainConfig, products: Mapping[str, Any]) -> Ways:
+        """How the stage's product makes sounds of held-out clips, by names that no other stage
+        gives; asked for once, so what all clips need is loaded here.
 
         Args:
-            clip: audio and log-mel.
             config: of the run.
             products: of all finished stages.
         """
@@ -251,6 +251,11 @@ class SpeechStage(Stage[SpeechDataset]):
 
     def skipped(self, batch: dict[str, Any]) -> Sequence[int]:
         return batch["skipped"]
+
+
+def codec_way(codec: SpeechCodec) -> Callable[[HeldOut], Tensor]:
+    """Clips as they sound encoded and decoded."""
+    return lambda clip: codec.decode(codec.encode(clip.audio[None]))[0]
 
 
 def cosine(step: int, steps: int) -> float:

@@ -18,6 +18,7 @@ from ..vocoder.discriminators import Judgement
 from ..vocoder.griffin_lim import GriffinLimVocoder
 from ..vocoder.hifigan import PRESETS as PUBLISHED
 from ..vocoder.hifigan import HiFiGANVocoder
+from .clips import Clip
 from .config import Recipe, TrainConfig
 from .data import HeldOut, SpeechDataset
 from .losses import (
@@ -29,7 +30,16 @@ from .losses import (
     spectral_convergence,
 )
 from .mel_codec import MelCodec, read_mel_codec
-from .stage import NOTHING, Batch, Results, SpeechStage, StepResult, cosine
+from .stage import (
+    NOTHING,
+    Batch,
+    Results,
+    SpeechStage,
+    StepResult,
+    Ways,
+    codec_way,
+    cosine,
+)
 
 # V3's upsampling with two small residual blocks: what two CPU cores learn fastest.
 SMALL = {
@@ -79,10 +89,18 @@ class VocoderRecipe(Recipe):
                 "vocoder: decoded_mels and quantizer: expected both or neither, got "
                 f"{self.decoded_mels!r} and {self.quantizer!r}"
             )
+        if not self.periods and not self.n_scales:
+            raise ValueError(
+                "vocoder: periods and n_scales: expected one discriminator or more, got "
+                f"{self.periods} and {self.n_scales}"
+            )
         with torch.device("meta"):  # checks arguments without making weights
             vocoder = HiFiGANVocoder(**self.model)
         require_n_mels(vocoder.n_mels, config.mel.n_mels, "the vocoder")
         require_hop(vocoder.hop_length, config.mel.hop_length)
+
+    def require_readable(self, config: TrainConfig) -> None:
+        self.through(config)
 
     def through(
         self, config: TrainConfig, backend: ModuleType = reference_backend
@@ -155,7 +173,8 @@ class VocoderStage(SpeechStage):
     def build(self) -> dict[str, nn.Module]:
         backend, recipe = self.backend, self.recipe
         # Not among the models: nothing trains, broadcasts or saves it.
-        self.through: MelCodec | None = self.recipe.through(self.config, self.backend)
+        self.through: MelCodec | None = recipe.through(self.config, backend)
+        self.decoded: dict[Clip, Tensor] = {}  # mels of held-out clips
         # With one micro-batch both passes share one forward of the generator; with more, keeping
         # every graph would cost the memory that accumulation saves.
         self.share_forward = self.config.accumulate == 1
@@ -233,16 +252,15 @@ class VocoderStage(SpeechStage):
             loss = loss + FEATURE_MATCHING_WEIGHT * figures["feature_matching"]
         return StepResult(loss, figures, weight=len(real))
 
-    def extra_state(self) -> dict[str, Any]:
-        return self.checkpoint_extra()
+    def checkpoint_extra(self) -> dict[str, Any]:
+        return {} if self.through is None else {"decoded_mels": self.through.digest}
+
+    extra_state = checkpoint_extra
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         before, now = (values.get("decoded_mels") for values in (state, self.extra_state()))
         if before != now:
             raise ValueError(f"decoded_mels: {before} has become {now}")
-
-    def checkpoint_extra(self) -> dict[str, Any]:
-        return {} if self.through is None else {"decoded_mels": self.through.digest}
 
     # Measuring and reporting
 
@@ -251,7 +269,7 @@ class VocoderStage(SpeechStage):
         """Error of the sound's log-mel to the recording's."""
         config = self.config.mel
         made = lambda mel: log_mel(self.product(mel.to(self.device)[None])[0].float(), config).cpu()
-        return {"mel_l1": mel_l1(made, clips, self.through)}
+        return {"mel_l1": self._mel_l1(made, clips)}
 
     @torch.no_grad()
     def comparisons(
@@ -264,28 +282,42 @@ class VocoderStage(SpeechStage):
         griffin_lim = GriffinLimVocoder(config)
         heard = lambda mel: log_mel(griffin_lim(mel[None])[0], config)
         return {
-            "griffin_lim": {"mel_l1": mel_l1(heard, clips, self.through)},
-            "decoded": {"mel_l1": mel_l1(lambda mel: mel, clips, self.through)},
+            "griffin_lim": {"mel_l1": self._mel_l1(heard, clips)},
+            "decoded": {"mel_l1": self._mel_l1(lambda mel: mel, clips)},
         }
 
+    def _mel_l1(self, made: Callable[[Tensor], Tensor], clips: Sequence[HeldOut]) -> float:
+        """Mean error of log-mels (n_mels, T) that are `made` of what the vocoder is given."""
+        absolute = count = 0.0
+        for clip in clips:
+            absolute += float((made(self.given(clip)) - clip.mel).double().abs().sum())
+            count += clip.mel.numel()
+        return absolute / count
+
+    def given(self, clip: HeldOut) -> Tensor:
+        """What the vocoder is given of a held-out clip: its log-mel, or what codes keep of that,
+        which takes as much memory again, and is computed once."""
+        if self.through is None:
+            return clip.mel
+        if clip.clip not in self.decoded:
+            self.decoded[clip.clip] = self.through(clip.mel)
+        return self.decoded[clip.clip]
+
     @classmethod
-    def heard(
-        cls, clip: HeldOut, config: TrainConfig, products: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
+    def heard(cls, config: TrainConfig, products: Mapping[str, Any]) -> Ways:
         vocoder = products[cls.name]
-        sounds = {"mel-hifigan": vocoder(clip.mel[None])[0]}
+        ways: Ways = {"mel-hifigan": lambda clip: vocoder(clip.mel[None])[0]}
         vocoders = {"codec-hifigan": vocoder}
         recipe: VocoderRecipe = config.recipe(cls.name)
         through, rvq = recipe.through(config), products.get("rvq")
         if through is not None:
             rvq = through.rvq
-            vocoders["codec-griffin-lim"] = GriffinLimVocoder(config.mel)
+            vocoders["decoded-griffin-lim"] = GriffinLimVocoder(config.mel)
         if rvq is not None:
             pooled = config.frames_per_code, config.pooling
             for name, made_by in vocoders.items():
-                codec = SpeechCodec(rvq, made_by, config.mel, *pooled)
-                sounds[name] = codec.decode(codec.encode(clip.audio[None]))[0]
-        return sounds
+                ways[name] = codec_way(SpeechCodec(rvq, made_by, config.mel, *pooled))
+        return ways
 
     @classmethod
     def report(cls, results: dict[str, Any]) -> list[str]:
@@ -302,17 +334,3 @@ class VocoderStage(SpeechStage):
             better = "the trained vocoder" if ours < other else "Griffin-Lim"
             lines.append(f"nearer to the recording's log-mel: {better}")
         return lines
-
-
-def mel_l1(
-    made: Callable[[Tensor], Tensor],
-    clips: Sequence[HeldOut],
-    through: Callable[[Tensor], Tensor] | None,
-) -> float:
-    """Mean error of log-mels (n_mels, T) that are `made` of a clip's, or what that is `through`."""
-    absolute = count = 0.0
-    for _, _, mel in clips:
-        given = mel if through is None else through(mel)
-        absolute += float((made(given) - mel).double().abs().sum())
-        count += mel.numel()
-    return absolute / count

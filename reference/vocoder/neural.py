@@ -37,6 +37,8 @@ class NeuralVocoder(nn.Module):
     """
 
     generator_class: ClassVar[type[HiFiGANVocoder]] = HiFiGANVocoder
+    # Digest of the quantizer whose decoded mels the checkpoint was trained on, where it says so.
+    decoded_mels: str | None = None
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class NeuralVocoder(nn.Module):
         generator, saved = restore(self.generator_class, checkpoint, "vocoder")
         if config is not None:
             require_same_mel(config, saved.mel, f"asked for != {checkpoint}")
-        self.config = saved.mel
+        self.config, self.decoded_mels = saved.mel, saved.extra.get("decoded_mels")
         with blaming(checkpoint):
             require_hop(generator.hop_length, self.config.hop_length)
             require_n_mels(generator.n_mels, self.config.n_mels, "the vocoder")

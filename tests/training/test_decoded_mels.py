@@ -1,7 +1,9 @@
 """Training of the vocoder on mels that went through a finished quantizer."""
 
+import contextlib
 import dataclasses
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 from support.training import assert_same, main
 
+import muomni_fast
 from muomni_fast import MelConfig, log_mel, reference
 from muomni_fast.reference.audio.mel import pool_frames
 
@@ -21,13 +24,22 @@ for module in ("safetensors", "soxr", "matplotlib", "tqdm"):
     pytest.importorskip(module)
 
 from muomni_fast.reference.checkpoint import load_model, load_training_state, save_model  # noqa: E402
+from muomni_fast.reference.errors import CheckpointError  # noqa: E402
 from muomni_fast.reference.rvq.digest import quantizer_digest  # noqa: E402
-from muomni_fast.reference.training import rvq_stage, trainer  # noqa: E402
+from muomni_fast.reference.training import (  # noqa: E402
+    mel_codec,
+    report,
+    rvq_stage,
+    trainer,
+    vocoder_stage,
+)
+from muomni_fast.reference.training.clip_table import describe_clips, write_clips  # noqa: E402
 from muomni_fast.reference.training.clips import find_clips  # noqa: E402
 from muomni_fast.reference.training.config import TrainConfig  # noqa: E402
 from muomni_fast.reference.training.data import Corpus, read_held_out  # noqa: E402
 from muomni_fast.reference.training.options import Options, make_config  # noqa: E402
-from muomni_fast.reference.training.presets import presets  # noqa: E402
+from muomni_fast.reference.training.presets import preset, presets  # noqa: E402
+from muomni_fast.reference.training.run import resume_run  # noqa: E402
 from muomni_fast.reference.training.run_folder import RunFolder  # noqa: E402
 from muomni_fast.reference.training.vocoder_stage import VocoderStage  # noqa: E402
 
@@ -154,10 +166,58 @@ def test_figures_are_of_decoded_mels_to_the_recordings(speech, tmp_path):
     error = (torch.cat(given, 1) - mels).abs().mean()
     assert figures["decoded"]["mel_l1"] == pytest.approx(float(error), rel=1e-3)
 
-    sounds = VocoderStage.heard(clips[0], config, {"vocoder": stage.product.eval()})
-    assert sounds.keys() == {"mel-hifigan", "codec-hifigan", "codec-griffin-lim"}
+    ways = VocoderStage.heard(config, {"vocoder": stage.product.eval()})
+    assert ways.keys() == {"mel-hifigan", "codec-hifigan", "decoded-griffin-lim"}
     with torch.no_grad():
-        torch.testing.assert_close(sounds["codec-hifigan"], stage.product(given[0][None])[0])
+        sound = ways["codec-hifigan"](clips[0])
+        torch.testing.assert_close(sound, stage.product(given[0][None])[0])
+
+
+def test_held_out_clips_are_decoded_once(speech, tmp_path):
+    stage = VocoderStage(config_of(quantizer_of(tmp_path / "rvq.json"), 1, "mean"), reference, CPU)
+    clips = read_held_out(find_clips(speech)[:3], MEL)
+    with mock.patch.object(mel_codec, "encode_mel", wraps=mel_codec.encode_mel) as encoded:
+        first = stage.validate(clips)
+        assert stage.validate(clips) == first
+        stage.comparisons(None, clips, {})
+    assert encoded.call_count == len(clips)
+
+
+def test_a_backend_that_can_prepare_its_quantizer_does(speech, tmp_path):
+    config = config_of(quantizer_of(tmp_path / "rvq.json"), 1, "mean")
+    through = VocoderStage(config, muomni_fast, CPU).through
+    assert through.rvq._prepared is not None
+    clip, *_ = read_held_out(find_clips(speech)[:1], MEL)
+    expected = VocoderStage(config, reference, CPU).through(clip.mel)
+    torch.testing.assert_close(through(clip.mel), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*beyond full scale")  # noise is of no interest here
+def test_a_report_reads_the_quantizer_once_and_keeps_every_sound(speech, tmp_path):
+    checkpoint = quantizer_of(tmp_path / "rvq.json")
+    config = config_of(checkpoint, 1, "mean")
+    saved = load_model(checkpoint, "rvq")
+    rvq = reference.RVQ(**saved.config)
+    rvq.load_state_dict(saved.state)
+    products = {
+        "rvq": rvq.eval(),  # of the same run, perhaps another one
+        "vocoder": VocoderStage(config, reference, CPU).product.eval(),
+    }
+    clips = read_held_out(find_clips(speech)[:2], MEL)
+    folder = RunFolder(tmp_path / "run")
+    read = mock.patch.object(vocoder_stage, "read_mel_codec", wraps=vocoder_stage.read_mel_codec)
+    with (
+        read as reads,
+        mock.patch.multiple(report, plot_mels=mock.DEFAULT, plot_losses=mock.DEFAULT),
+    ):
+        report.write_report(folder, config, products, clips, clips[:1])
+    assert reads.call_count == 1
+    ways = ["original", "mel-griffin-lim", "mel-hifigan", "codec-hifigan"]
+    ways += ["codec-griffin-lim", "decoded-griffin-lim"]
+    names = {path.name for path in (folder.path / "audio").iterdir()}
+    stems = [f"1-{clips[0].clip.path.stem}", f"2-{clips[1].clip.path.stem}"]
+    stems.append(f"training-{stems[0]}")
+    assert names == {f"{stem}-{way}.wav" for stem in stems for way in ways}
 
 
 @pytest.mark.parametrize("trained, better", [(0.3, "the trained vocoder"), (0.5, "Griffin-Lim")])
@@ -282,11 +342,109 @@ def test_a_run_goes_on_with_its_own_quantizer(quantizer, tmp_path):
     assert saved.extra["decoded_mels"] == digest_of(folder)
 
 
+def finished(speech: Path, checkpoint: Path, out: Path) -> RunFolder:
+    """What a run leaves whose vocoder is finished, without the training; it has no quantizer."""
+    folder = RunFolder(out)
+    folder.clips.parent.mkdir(parents=True)
+    run = {"data": str(speech), "split": "auto", "stage": "vocoder", "number": 1}
+    folder.write_config(config_of(checkpoint, 1, "mean"), **run)
+    write_clips(folder.clips, describe_clips(find_clips(speech), speech))
+    folder.metrics("vocoder").touch()
+    folder.add_results("vocoder", {"steps": 12})
+    return folder
+
+
+def resumed(folder: RunFolder, **options: Any) -> TrainConfig:
+    with contextlib.ExitStack() as held:
+        return resume_run(Options(resume=str(folder.path), **options), held)[1]
+
+
+@pytest.mark.parametrize("stage", [None, "rvq"])
+def test_a_finished_vocoders_quantizer_that_has_moved_is_missed_before_training(
+    speech, tmp_path, stage
+):
+    folder = finished(speech, quantizer_of(tmp_path / "rvq.json"), tmp_path / "run")
+    assert resumed(folder, stage=stage).recipe("vocoder").decoded_mels
+    folder = RunFolder(shutil.copytree(folder.path, tmp_path / "copy"))
+    (tmp_path / "rvq.json").rename(tmp_path / "gone.json")
+    before = folder.config.read_bytes()
+    with pytest.raises(CheckpointError, match=r"rvq\.json: .*--decoded-mels") as caught:
+        resumed(folder, stage=stage)
+    assert f"--resume {folder.path} --decoded-mels" in str(caught.value)
+    assert folder.config.read_bytes() == before
+
+
+def test_a_stage_that_is_not_trained_finds_its_quantizer_elsewhere_but_takes_no_other(
+    speech, tmp_path
+):
+    folder = finished(speech, quantizer_of(tmp_path / "rvq.json"), tmp_path / "run")
+    (tmp_path / "moved").mkdir()
+    for path in tmp_path.glob("rvq*"):
+        path.rename(tmp_path / "moved" / path.name)
+    other = quantizer_of(tmp_path / "five.json", 1)
+    saved = load_model(other, "rvq")
+    rvq = reference.RVQ(**saved.config)
+    save_model(other, "rvq", rvq, MEL, frames_per_code=1, pooling="mean")
+    with pytest.raises(CheckpointError, match="was begun with quantizer = "):
+        resumed(folder, stage="rvq", decoded_mels=str(other))
+    moved = tmp_path / "moved" / "rvq.json"
+    config = resumed(folder, stage="rvq", steps=7, decoded_mels=str(moved))
+    assert config.recipe("vocoder").decoded_mels == str(moved)
+    assert str(moved) in folder.config.read_text()
+    assert config.recipe("rvq").steps == 7
+    assert config.recipe("vocoder").steps == VocoderStage.recipes["smoke"].steps
+
+
 # What does not fit
 
 
+def test_a_quantizer_is_not_trained_beside_a_vocoder_for_another(speech, tmp_path, capsys):
+    path = quantizer_of(tmp_path / "rvq.json")
+    options = ["--preset", "smoke", "--data", speech, "--out", tmp_path / "run"]
+    assert main(*options, "--decoded-mels", path) == 1
+    error = capsys.readouterr().err
+    assert "--decoded-mels: " in error and "--stage vocoder" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_nor_in_a_run_that_goes_on(speech, tmp_path):
+    checkpoint = quantizer_of(tmp_path / "rvq.json")
+    folder = finished(speech, checkpoint, tmp_path / "run")
+    assert resumed(folder, stage="all").recipe("vocoder").decoded_mels  # only rvq is left to train
+    (folder.path / "results.json").unlink()
+    with pytest.raises(ValueError, match="--stage vocoder"):
+        resumed(folder, stage="all")
+    assert resumed(folder, stage="vocoder").recipe("vocoder").decoded_mels
+    folder.add_results("rvq", {"steps": 24})
+    assert resumed(folder, stage="all", decoded_mels=str(checkpoint))
+
+
+@pytest.mark.parametrize("lib", [reference, muomni_fast], ids=["reference", "fast"])
+def test_a_codec_of_a_vocoder_for_another_quantizer_is_warned_of(tmp_path, caplog, lib):
+    pooled = 5, "stack"
+    path = quantizer_of(tmp_path / "rvq.json", *pooled)
+    saved = load_model(path, "rvq")
+    rvq = reference.RVQ(**saved.config)
+    rvq.load_state_dict(saved.state)
+    digests = {"own": quantizer_digest(rvq, *pooled), "other": "0" * 64}
+    generator = reference.HiFiGANVocoder(**preset("smoke").recipe("vocoder").model)
+    warnings = {}
+    for name, extra in {
+        **{name: {"decoded_mels": digest} for name, digest in digests.items()},
+        "none": {},
+    }.items():
+        save_model(tmp_path / f"{name}.json", "vocoder", generator, MEL, **extra)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            lib.SpeechCodec.from_checkpoints(path, tmp_path / f"{name}.json")
+        warnings[name] = [record.getMessage() for record in caplog.records]
+    assert warnings["own"] == warnings["none"] == []
+    (warning,) = warnings["other"]
+    assert str(tmp_path / "other.json") in warning and str(path) in warning
+
+
 def test_what_does_not_fit_is_named_and_leaves_no_folder(speech, tmp_path, capsys):
-    generator = reference.HiFiGANVocoder(**presets()["smoke"].recipe("vocoder").model)
+    generator = reference.HiFiGANVocoder(**preset("smoke").recipe("vocoder").model)
     save_model(tmp_path / "vocoder.json", "vocoder", generator, MEL)
     other_mel = dataclasses.replace(MEL, fmax=7000.0)
     wrong = {
@@ -305,20 +463,35 @@ def test_what_does_not_fit_is_named_and_leaves_no_folder(speech, tmp_path, capsy
 
 
 def test_only_a_stage_that_takes_decoded_mels_is_given_them(speech, tmp_path, capsys):
-    path = quantizer_of(tmp_path / "rvq.json")
+    path = tmp_path / "rvq.json"  # which nobody looks for
     options = ["--preset", "smoke", "--stage", "rvq", "--data", speech, "--out", tmp_path / "run"]
     assert main(*options, "--decoded-mels", path) == 1
     assert "--decoded-mels: not of the stages that are trained, rvq" in capsys.readouterr().err
 
 
 def test_an_unfinished_quantizer_is_refused(speech, tmp_path, capsys):
-    folder = tmp_path / "quantizer"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    assert begin(speech, folder, tmp_path / "run") == 1
-    assert "has not finished its quantizer" in capsys.readouterr().err
+    folder = RunFolder(tmp_path / "quantizer")
+    folder.clips.parent.mkdir(parents=True)
+    folder.config.write_text("{}")
+    path = quantizer_of(folder.model("rvq"))
+    for place in (folder.path, path):
+        assert begin(speech, place, tmp_path / "run") == 1
+        error = capsys.readouterr().err
+        assert f"{place}: has not finished its quantizer" in error
+        assert f"--resume {folder.path} --stage rvq" in error
+    folder.add_results("rvq", {"steps": 24})
+    for place in (folder.path, path):
+        assert mel_codec.quantizer_checkpoint(place) == path
 
 
 def test_a_config_names_a_quantizer_and_its_digest_or_neither():
     with pytest.raises(ValueError, match="decoded_mels and quantizer: expected both or neither"):
-        presets()["smoke"].with_recipes(["vocoder"], decoded_mels="rvq.json")
+        preset("smoke").with_recipes(["vocoder"], decoded_mels="rvq.json")
+
+
+def test_discriminators_there_must_be():
+    config = preset("smoke")
+    with pytest.raises(ValueError, match=r"periods and n_scales: expected .* got \(\) and 0"):
+        config.with_recipes(["vocoder"], periods=(), n_scales=0)
+    config.with_recipes(["vocoder"], periods=(2,), n_scales=0)
+    config.with_recipes(["vocoder"], periods=(), n_scales=1)
