@@ -8,17 +8,19 @@ adapters, as they do for `accelerate`.
 import dataclasses
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..reference.checkpoint import load_state
 from ..reference.errors import CheckpointError
 from ..reference.reading import blaming, read_json
 from ..reference.values import (
     MOST_CHANNELS,
+    cut,
     held_by_file,
     require_bool,
     require_int,
@@ -34,6 +36,8 @@ from .quantizers import QuantizerAdapter, sizes_of_weights
 from .registry import ADAPTERS
 
 log = logging.getLogger("muomni_fast")
+
+M = TypeVar("M", bound=nn.Module)
 
 CONFIG = "config.json"
 # Names of the weights, in the order in which transformers looks for them.
@@ -77,7 +81,7 @@ GENERATOR = Kind(
     rf"upsampler\.0\.{NORMED}",
 )
 KINDS = [GENERATOR, *map(_kind_of, QUANTIZERS)]
-PROJECTED = r".*\bquantizers\.0\.(in_proj|project_in)\..*"  # of DAC and Higgs Audio
+PROJECTED = r"(^|\.)quantizers\.0\.(in_proj|project_in)\."  # searched for: DAC, Higgs Audio
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -114,6 +118,27 @@ def short_name(prefix: str) -> str:
     return next((part for part, ending in PARTS.items() if prefix.endswith(ending)), prefix)
 
 
+def built(
+    make: Callable[[], M], blamed: str | Path, state: dict[str, Tensor], source: str | Path
+) -> M:
+    """What `make` makes, with these weights, in eval mode.
+
+    Args:
+        make: the model; raises what its constructor does, which refuses to be larger than `state`
+            can fill.
+        blamed: for what `make` raises.
+        state: its weights, under our names.
+        source: for weights that do not fit.
+
+    Raises:
+        CheckpointError: settings or weights do not fit; names what.
+    """
+    with blaming(blamed), held_by_file(sum(value.numel() for value in state.values())):
+        model = make()
+    load_state(model, state, source)
+    return model.eval()
+
+
 def generator(path: Path, prefix: str, state: dict[str, Tensor]) -> HiFiGANVocoder:
     """A generator of transformers, as the config beside its weights says it is.
 
@@ -138,13 +163,16 @@ def generator(path: Path, prefix: str, state: dict[str, Tensor]) -> HiFiGANVocod
             f"{types}; got {got}"
         )
     ((where, adapter, config),) = found
-    with blaming(f"{file}{where}"), held_by_file(_size(state)):
+
+    def make() -> HiFiGANVocoder:
         model = HiFiGANVocoder(**_arguments(adapter, config))
         _require_even(model.config)
         _say_what_is_outside(path, prefix, adapter, config)
-    ups = {adapter.upsampling: "ups"}
-    load_state(model, _renamed(state, ups), f"{path} at {prefix!r} ({adapter.upsampling}: ups)")
-    return model.eval()
+        return model
+
+    tensors = _renamed(state, {adapter.upsampling: "ups"})
+    source = f"{path} at {cut(prefix)!r} ({adapter.upsampling}: ups)"
+    return built(make, f"{file}{where}", tensors, source)
 
 
 def _arguments(adapter: type[GeneratorAdapter], config: dict[str, Any]) -> dict[str, Any]:
@@ -203,18 +231,15 @@ def quantizer(
     tensors = _rvq_state(adapter, path, prefix, state)
     sizes, blamed = sizes_of_weights(path, tensors), str(path)
     found = _entries(path, [adapter])
-    with held_by_file(_size(state)):
-        if len(found) == 1:
-            ((where, _, config),) = found
-            blamed = f"{path.parent / CONFIG}{where}"
-            with blaming(blamed):
-                sizes |= adapter.sizes(config, prefix)
+    if len(found) == 1:
+        ((where, _, config),) = found
+        blamed = f"{path.parent / CONFIG}{where}"
         with blaming(blamed):
-            model = RVQ(**sizes)
+            sizes |= adapter.sizes(config, prefix)
     renamed = [f"{adapter.layers}.N.codebook: codebooks.N"]
     renamed += [f"{own}: {ours}" for own, ours in _projections(adapter).items()]
-    load_state(model, tensors, f"{path} at {prefix!r} ({', '.join(renamed)})")
-    return model.eval()
+    source = f"{path} at {cut(prefix)!r} ({', '.join(renamed)})"
+    return built(lambda: RVQ(**sizes), blamed, tensors, source)
 
 
 def _rvq_state(
@@ -233,13 +258,8 @@ def _rvq_state(
             others[name] = value
     wrong = []
     for number, book in books.items():
-        where = f"{prefix}{adapter.layers}.{number}.codebook"
+        where = f"{cut(prefix)}{adapter.layers}.{cut(number)}.codebook"
         wrong += [f"lacks {where}.{name}" for name in adapter.kept if name not in book]
-        wrong += [
-            f"{where}.{name}: expected floating point numbers, got {value.dtype}"
-            for name, value in book.items()
-            if not value.is_floating_point()
-        ]
         first, *rest = (tuple(book[name].shape) for name in adapter.kept if name in book)
         if rest and not all(len(first) == 2 and shape == first[:1] for shape in rest):
             got = ", ".join(f"{name} {tuple(value.shape)}" for name, value in book.items())
@@ -277,7 +297,3 @@ def _entries(path: Path, adapters: list[Any]) -> list[tuple[str, Any, dict[str, 
         for adapter in adapters
         if type_of(settings) in adapter.configs
     ]
-
-
-def _size(state: dict[str, Tensor]) -> int:
-    return sum(value.nbytes for value in state.values())

@@ -1,0 +1,117 @@
+"""Files of weights that are made to cost time or memory, or to be taken for what they are not."""
+
+import json
+import struct
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import muomni_fast
+from muomni_fast import CheckpointError
+
+pytest.importorskip("safetensors")
+from safetensors.torch import save_file  # noqa: E402
+
+BOOK = torch.ones(8, 4)
+SHARED = torch.ones(256, 1024)
+
+
+def header_only(path: Path, names: list[str]) -> None:
+    """A safetensors file of tensors without entries."""
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps(dict.fromkeys(names, entry)).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+def test_long_names_take_no_time(tmp_path):
+    header_only(tmp_path / "a.safetensors", ["quantizers.0.in_proj." * 10_000 + "\n"])
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError, match="not yet"):
+        muomni_fast.load(tmp_path / "a.safetensors")
+    assert time.perf_counter() - start < 3
+
+
+def test_many_names_take_no_time(tmp_path):
+    names = ["codebooks.0.weight", *(f"codebooks.{i}.x" for i in range(8_000))]
+    header_only(tmp_path / "a.safetensors", names[:1])
+    index = tmp_path / "a.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "a.safetensors")}))
+    header_only(tmp_path / "a.safetensors", names[1:])
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError, match=r"lacks codebooks\.0\.weight, of which"):
+        muomni_fast.load(index)
+    assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"codebooks.0.weight": torch.empty(2**15, 2**14, device="meta")}, "expected plain ten"),
+        ({"codebooks.0.weight": BOOK.to(torch.float8_e4m3fn)}, "plain.*torch.float8_e4m3fn"),
+        ({"codebooks.0.weight": BOOK.to(torch.complex64)}, "plain tensors.*torch.complex64"),
+        ({"codebooks.0.weight": BOOK.int()}, "plain tensors.*torch.int32"),
+        ({"codebooks.0.weight": BOOK.to_sparse()}, "expected plain tensors"),
+        (
+            {f"codebooks.{i}.weight": SHARED for i in range(250)},
+            r"250 tensors in 1,048,576 bytes: expected at most 2,048,576 parameters",
+        ),
+        (
+            {"codebooks.0.weight": SHARED}
+            | {f"codebooks.{i}.weight": torch.ones(1, 1) for i in range(1, 250)},
+            r"expected at most 1,262,393 parameters",
+        ),
+        (
+            {f"codebooks.{i}.x": torch.ones(1) for i in range(250)}
+            | {"codebooks.0.weight": SHARED, "proj_in.weight": torch.ones(1024, 8)},
+            r'Missing key\(s\) in state_dict: "proj_out\.weight"\.',  # not 249 codebooks
+        ),
+    ],
+    ids=["meta", "float8", "complex", "int", "sparse", "shared", "large", "names"],
+)
+def test_tensors_that_are_not_what_they_seem(tmp_path, state, message):
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=rf"(?s)a\.pt: .*{message}"):
+        muomni_fast.load(tmp_path / "a.pt")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_not_plain(tmp_path):
+    torch.save({"codebooks.0.weight": torch.nested.nested_tensor([BOOK])}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"a\.pt: expected plain tensors"):
+        muomni_fast.load(tmp_path / "a.pt")
+
+
+def test_shared_memory_of_few_names(tmp_path):
+    """Codebooks that are one are no attack."""
+    torch.save({f"codebooks.{i}.weight": BOOK.half() for i in range(3)}, tmp_path / "a.pt")
+    assert muomni_fast.load(tmp_path / "a.pt").n_codebooks == 3
+
+
+def test_part_is_a_string_and_of_others_files(tmp_path):
+    rvq, mel = muomni_fast.RVQ(), muomni_fast.MelConfig()
+    muomni_fast.save(rvq, tmp_path / "rvq.json", mel)
+    with pytest.raises(TypeError, match=r"part: expected a string, got \['a'\]"):
+        muomni_fast.load(tmp_path, ["a"])
+    for path in (tmp_path, tmp_path / "rvq.json"):
+        with pytest.raises(CheckpointError, match="expected part None, got 'x'"):
+            muomni_fast.load(path, "x")
+
+
+def test_messages_are_short(tmp_path, caplog):
+    caplog.set_level("INFO")
+    long = "y" * 10**6
+    index = tmp_path / "a.index.json"
+    names = ["codebooks.0.weight", f"{long}.a", *(f"{i}.a" for i in range(99))]
+    save_file({name: BOOK.clone() for name in names}, tmp_path / "a.safetensors")
+    muomni_fast.load(tmp_path / "a.safetensors")
+    assert "left out: 1 of 0" in caplog.text and len(caplog.text) < 5000
+    for shard, message in (("../a.bin", "expected "), (7, "string"), ("a.safetensors", "lacks")):
+        names = ["codebooks.0.weight", f"codebooks.0.{long}"]
+        names += [f"codebooks.{i}.x" for i in range(99)]
+        shards = dict.fromkeys(names if shard != "../a.bin" else names[1:], shard)
+        index.write_text(json.dumps({"weight_map": shards}))
+        with pytest.raises(CheckpointError, match=message) as caught:
+            muomni_fast.load(index)
+        assert len(str(caught.value)) < 5000
