@@ -56,7 +56,8 @@ def load(path: str | Path, part: str | None = None) -> nn.Module:
 
     Returns:
         `RVQ`, `HiFiGANVocoder`, `Talker` or `SpeechCodec`, with a Talker where its folder has one.
-        A part is loaded strictly; keys outside it are counted in the log.
+        A part is loaded strictly, so keys inside it that are not known are refused; keys outside it
+        are counted in the log.
 
     Raises:
         CheckpointError: nothing that is known is there, or several things are; a file is damaged,

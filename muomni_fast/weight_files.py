@@ -175,7 +175,15 @@ def load_part(path: Path, part: str | None) -> nn.Module:
         for name in file.names
         if name.startswith(prefix) and within.fullmatch(name, len(prefix))
     ]
-    outside = collections.Counter(name.split(".")[0] for name in {*file.names} - {*inside})
+    others = {*file.names} - {*inside}
+    beside = sorted(name[len(prefix) :] for name in others if name.startswith(prefix))
+    if kind.adapter and any(
+        re.search(pretrained.PROJECTED, name[len(prefix) :]) for name in inside
+    ):
+        raise CheckpointError(f"{path}: {NOT_YET}")
+    if kind is not pretrained.GENERATOR and (prefix or kind is not RVQ_KIND):
+        pretrained.require_known(path, prefix, kind, beside)  # theirs depend on its config
+    outside = collections.Counter(name.split(".")[0] for name in others)
     state = {name[len(prefix) :]: value for name, value in file.read(inside).items()}
     left_out = [f"left out: {count} of {cut(name)}" for name, count in sorted(outside.items())]
     log.info(
@@ -188,7 +196,7 @@ def load_part(path: Path, part: str | None) -> nn.Module:
     if kind is VOCODER_KIND:
         return _generator(path, state)
     if kind.adapter is None:
-        return pretrained.generator(path, prefix, state)
+        return pretrained.generator(path, prefix, state, beside)
     return pretrained.quantizer(kind.adapter, path, prefix, state)
 
 

@@ -15,6 +15,10 @@ pytest.importorskip("safetensors")
 from safetensors.torch import save_file  # noqa: E402
 
 BOOK = torch.ones(8, 4)
+GENERATOR = {
+    **{"upsample_rates": [2], "upsample_kernel_sizes": [4], "resblock": "1"},
+    **{"resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1, 2]]},
+}
 SHARED = torch.ones(256, 1024)
 
 
@@ -115,3 +119,65 @@ def test_messages_are_short(tmp_path, caplog):
         with pytest.raises(CheckpointError, match=message) as caught:
             muomni_fast.load(index)
         assert len(str(caught.value)) < 5000
+
+
+def nsf() -> dict[str, torch.Tensor]:
+    """A generator with a harmonic source, which HiFi-GAN's has not."""
+    model = muomni_fast.HiFiGANVocoder(n_mels=4, upsample_initial_channel=4, **GENERATOR)
+    more = {"noise_convs.0.weight": torch.ones(2, 1, 4), "m_source.l_linear.weight": BOOK}
+    return {**model.state_dict(), **more}
+
+
+@pytest.mark.parametrize("prefix", ["", "generator."])
+def test_more_inside_a_generator_is_refused(tmp_path, prefix):
+    mel = {"num_mels": 4, "hop_size": 2, "sampling_rate": 8000, "n_fft": 64, "win_size": 64}
+    config = {**mel, **GENERATOR, "fmin": 0, "fmax": 4000, "upsample_initial_channel": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save({prefix + name: value for name, value in nsf().items()}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"got m_source\.l_linear.*, noise_convs\.0.* besid"):
+        muomni_fast.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["noise_convs.0.weight", "mean", "conv_pre2.weight"])
+def test_more_inside_a_generator_of_transformers_is_refused(tmp_path, caplog, name):
+    model = muomni_fast.HiFiGANVocoder(
+        n_mels=4, upsample_initial_channel=4, conv_post_bias=False, **GENERATOR
+    )
+    state = {f"decoder.{n.replace('ups', 'upsampler')}": v for n, v in model.state_dict().items()}
+    state |= {"decoder.cond.weight": torch.ones(4, 2, 1), "posterior.x": torch.ones(1)}
+    config = GENERATOR | dict(upsample_initial_channel=4, leaky_relu_slope=0.1, flow_size=4)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "vits"}))
+    save_file(state, tmp_path / "model.safetensors")
+    muomni_fast.load(tmp_path)
+    assert "addends=[cond(speaker)]" in caplog.text  # though its config states no speakers
+    save_file(state | {f"decoder.{name}": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"at 'decoder\.', got {name} besides"):
+        muomni_fast.load(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["ours", "EnCodec"])
+def test_more_inside_a_quantizer_is_refused(tmp_path, family):
+    book = {"ours": "codebooks.0.weight", "EnCodec": "layers.0.codebook.embed"}[family]
+    state = {f"rvq.{book}": BOOK, "head.weight": torch.ones(2)}
+    torch.save(state, tmp_path / "a.pt")
+    assert muomni_fast.load(tmp_path / "a.pt").n_codebooks == 1
+    torch.save(state | {"rvq.project_in.weight": BOOK}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"at 'rvq\.', got project_in\.weight besides"):
+        muomni_fast.load(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("config", [None, "higgs_audio_v2_tokenizer"])
+def test_codebooks_with_projections_of_their_own_are_refused(tmp_path, config):
+    """Higgs Audio's keys, which resemble X-Codec's."""
+    state = {}
+    for q in range(2):
+        prefix = f"quantizer.quantizers.{q}."
+        for name, size in (("embed", (8, 4)), ("embed_avg", (8, 4)), ("cluster_size", (8,))):
+            state[f"{prefix}codebook.{name}"] = torch.ones(size)
+        for name, size in (("project_in", (4, 6)), ("project_out", (6, 4))):
+            state[f"{prefix}{name}.weight"] = torch.ones(size)
+    save_file(state, tmp_path / "model.safetensors")
+    if config:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": config}))
+    with pytest.raises(CheckpointError, match="projections of its own: not yet"):
+        muomni_fast.load(tmp_path)

@@ -8,7 +8,7 @@ adapters, as they do for `accelerate`.
 import dataclasses
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from ..reference.values import (
     MOST_CHANNELS,
     cut,
     held_by_file,
+    listed,
     require_bool,
     require_int,
     require_number,
@@ -43,6 +44,7 @@ CONFIG = "config.json"
 # Names of the weights, in the order in which transformers looks for them.
 WEIGHTS = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"  # after such a name: which of several files holds what
+NOTHING = r"(?!)"  # which nothing looks like
 NORMED = r"(weight|weight_v|parametrizations\.weight\.original1)"  # forms of a weight
 
 GENERATORS = [a for a in ADAPTERS if issubclass(a, GeneratorAdapter) and a.configs]
@@ -57,6 +59,7 @@ class Kind:
         name: for the log and for errors.
         inside: what all its keys look like, after what they all begin with.
         mark: what one key looks like that each such part has.
+        outside: what keys look like that may stand beside those inside, of no use here.
         adapter: that knows its keys; None if they are ours, or those of HiFi-GAN's own code, or a
             generator's whose config must say which.
     """
@@ -64,15 +67,16 @@ class Kind:
     name: str
     inside: str
     mark: str
+    outside: str = NOTHING
     adapter: type[QuantizerAdapter] | None = None
 
 
 def _kind_of(adapter: type[QuantizerAdapter]) -> Kind:
     modules = "|".join([rf"{adapter.layers}\.\d+", *adapter.projections])
-    besides = rf"(?!.*\.codebook\.({'|'.join(adapter.statistics)})$)"
+    statistics = rf".*\.codebook\.({'|'.join(adapter.statistics)})"
     mark = rf"{adapter.layers}\.0\.codebook\.{adapter.kept[0]}"
     name = f"quantizer of {adapter.family}"
-    return Kind(name, rf"{besides}({modules})\..+", mark, adapter)
+    return Kind(name, rf"(?!{statistics}$)({modules})\..+", mark, statistics, adapter)
 
 
 GENERATOR = Kind(
@@ -139,13 +143,40 @@ def built(
     return model.eval()
 
 
-def generator(path: Path, prefix: str, state: dict[str, Tensor]) -> HiFiGANVocoder:
+def require_known(
+    path: Path, prefix: str, kind: Kind, beside: Iterable[str], outside: str | None = None
+) -> None:
+    """Refuse a part with more inside than is known: it would compute something else.
+
+    Args:
+        path: of the weights.
+        prefix: what the part's keys begin with.
+        kind: of part.
+        beside: keys with that prefix, without it, that are not `kind.inside`.
+        outside: instead of `kind.outside`.
+
+    Raises:
+        CheckpointError: some are not known; names the first.
+    """
+    known = re.compile(kind.outside if outside is None else outside)
+    unknown = [name for name in beside if not known.fullmatch(name)]
+    if unknown:
+        raise CheckpointError(
+            f"{path}: expected keys of a {kind.name} at {cut(prefix)!r}, got {listed(unknown)} "
+            "besides: with what they are for, it would compute something else"
+        )
+
+
+def generator(
+    path: Path, prefix: str, state: dict[str, Tensor], beside: Sequence[str]
+) -> HiFiGANVocoder:
     """A generator of transformers, as the config beside its weights says it is.
 
     Args:
         path: of the weights.
         prefix: what its keys begin with in the file.
         state: its weights, under its own names.
+        beside: other keys with the same prefix, without it.
 
     Raises:
         CheckpointError: config or weights do not fit; names what.
@@ -167,9 +198,10 @@ def generator(path: Path, prefix: str, state: dict[str, Tensor]) -> HiFiGANVocod
     def make() -> HiFiGANVocoder:
         model = HiFiGANVocoder(**_arguments(adapter, config))
         _require_even(model.config)
-        _say_what_is_outside(path, prefix, adapter, config)
+        _say_what_is_outside(path, prefix, adapter, config, beside)
         return model
 
+    require_known(path, prefix, GENERATOR, beside, rf"({'|'.join(adapter.outside)})(\..+)?")
     tensors = _renamed(state, {adapter.upsampling: "ups"})
     source = f"{path} at {cut(prefix)!r} ({adapter.upsampling}: ups)"
     return built(make, f"{file}{where}", tensors, source)
@@ -205,7 +237,11 @@ def _require_even(config: dict[str, Any]) -> None:
 
 
 def _say_what_is_outside(
-    path: Path, prefix: str, adapter: type[GeneratorAdapter], config: dict[str, Any]
+    path: Path,
+    prefix: str,
+    adapter: type[GeneratorAdapter],
+    config: dict[str, Any],
+    beside: Sequence[str],
 ) -> None:
     if "mean" in adapter.outside and require_bool(
         "normalize_before", config.get("normalize_before", True)
@@ -215,7 +251,10 @@ def _say_what_is_outside(
             "%smean and %sscale",
             *(path, prefix, prefix),
         )
-    if "cond" in adapter.outside and config.get("speaker_embedding_size"):
+    speakers = config.get("speaker_embedding_size") or any(
+        name.startswith("cond.") for name in beside
+    )
+    if "cond" in adapter.outside and speakers:
         log.warning(
             "%s: its model has speakers: give the generator addends=[cond(speaker)], of the file's "
             "%scond",
