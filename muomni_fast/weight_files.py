@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .compat import pretrained
-from .compat.pretrained import INDEX, NORMED, Kind
+from .compat.parts import Kind, built, require_known
+from .compat.pretrained import INDEX, NORMED
 from .compat.quantizers import sizes_of_weights
 from .reference.checks import require_hop
 from .reference.errors import CheckpointError
@@ -182,7 +183,7 @@ def load_part(path: Path, part: str | None) -> nn.Module:
     ):
         raise CheckpointError(f"{path}: {NOT_YET}")
     if kind is not pretrained.GENERATOR and (prefix or kind is not RVQ_KIND):
-        pretrained.require_known(path, prefix, kind, beside)  # theirs depend on its config
+        require_known(path, prefix, kind, beside)  # theirs depend on its config
     outside = collections.Counter(name.split(".")[0] for name in others)
     state = {name[len(prefix) :]: value for name, value in file.read(inside).items()}
     left_out = [f"left out: {count} of {cut(name)}" for name, count in sorted(outside.items())]
@@ -219,7 +220,7 @@ def _several_or_none(file: WeightFile, found: list[tuple[str, str]], part: str |
 def _quantizer(path: Path, state: dict[str, Tensor]) -> RVQ:
     """A quantizer with these weights, which say its sizes."""
     sizes = sizes_of_weights(path, state)
-    return pretrained.built(lambda: RVQ(**sizes), path, state, path)
+    return built(lambda: RVQ(**sizes), path, state, path)
 
 
 def _generator(path: Path, state: dict[str, Tensor]) -> HiFiGANVocoder:
@@ -230,7 +231,7 @@ def _generator(path: Path, state: dict[str, Tensor]) -> HiFiGANVocoder:
         raise CheckpointError(f"{path}: expected one config beside it, got {names}")
     if not configs:
         log.info("%s: no config*.json beside it: HiFiGANVocoder's default sizes", path)
-        return pretrained.built(HiFiGANVocoder, path, state, path)
+        return built(HiFiGANVocoder, path, state, path)
     arguments, hop = generator_arguments(configs[0])
 
     def make() -> HiFiGANVocoder:
@@ -238,4 +239,4 @@ def _generator(path: Path, state: dict[str, Tensor]) -> HiFiGANVocoder:
         require_hop(model.hop_length, hop)
         return model
 
-    return pretrained.built(make, configs[0], state, path)
+    return built(make, configs[0], state, path)

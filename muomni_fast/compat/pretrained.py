@@ -5,24 +5,20 @@ their keys, wherever in a model they lie; how such keys become ours, and what se
 adapters, as they do for `accelerate`.
 """
 
-import dataclasses
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..reference.checkpoint import load_state
 from ..reference.errors import CheckpointError
 from ..reference.reading import blaming, read_json
 from ..reference.values import (
     MOST_CHANNELS,
     cut,
-    held_by_file,
-    listed,
     require_bool,
     require_int,
     require_number,
@@ -33,42 +29,20 @@ from ..rvq.modules import RVQ
 from ..vocoder.modules import HiFiGANVocoder
 from .generators import GeneratorAdapter
 from .mimi import PARTS
+from .parts import Kind, built, require_known
 from .quantizers import QuantizerAdapter, sizes_of_weights
 from .registry import ADAPTERS
 
 log = logging.getLogger("muomni_fast")
 
-M = TypeVar("M", bound=nn.Module)
-
 CONFIG = "config.json"
 # Names of the weights, in the order in which transformers looks for them.
 WEIGHTS = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"  # after such a name: which of several files holds what
-NOTHING = r"(?!)"  # which nothing looks like
 NORMED = r"(weight|weight_v|parametrizations\.weight\.original1)"  # forms of a weight
 
 GENERATORS = [a for a in ADAPTERS if issubclass(a, GeneratorAdapter) and a.configs]
 QUANTIZERS = [a for a in ADAPTERS if issubclass(a, QuantizerAdapter) and a.configs]
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """A kind of part.
-
-    Attributes:
-        name: for the log and for errors.
-        inside: what all its keys look like, after what they all begin with.
-        mark: what one key looks like that each such part has.
-        outside: what keys look like that may stand beside those inside, of no use here.
-        adapter: that knows its keys; None if they are ours, or those of HiFi-GAN's own code, or a
-            generator's whose config must say which.
-    """
-
-    name: str
-    inside: str
-    mark: str
-    outside: str = NOTHING
-    adapter: type[QuantizerAdapter] | None = None
 
 
 def _kind_of(adapter: type[QuantizerAdapter]) -> Kind:
@@ -93,8 +67,17 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     file = folder / CONFIG
     if not file.is_file():
         return None
-    config = read_json(file, "not a config")
+    config = _integral(read_json(file, "not a config"))
     return None if type_of(config) is None else config
+
+
+def _integral(value: Any) -> Any:
+    """JSON with integers for numbers without a fraction, as some write 24000.0."""
+    if isinstance(value, dict):
+        return {name: _integral(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_integral(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def type_of(config: dict[str, Any]) -> Any:
@@ -120,51 +103,6 @@ def known_as(prefix: str, part: str | None) -> bool:
 def short_name(prefix: str) -> str:
     """What to give as `part`."""
     return next((part for part, ending in PARTS.items() if prefix.endswith(ending)), prefix)
-
-
-def built(
-    make: Callable[[], M], blamed: str | Path, state: dict[str, Tensor], source: str | Path
-) -> M:
-    """What `make` makes, with these weights, in eval mode.
-
-    Args:
-        make: the model; raises what its constructor does, which refuses to be larger than `state`
-            can fill.
-        blamed: for what `make` raises.
-        state: its weights, under our names.
-        source: for weights that do not fit.
-
-    Raises:
-        CheckpointError: settings or weights do not fit; names what.
-    """
-    with blaming(blamed), held_by_file(sum(value.numel() for value in state.values())):
-        model = make()
-    load_state(model, state, source)
-    return model.eval()
-
-
-def require_known(
-    path: Path, prefix: str, kind: Kind, beside: Iterable[str], outside: str | None = None
-) -> None:
-    """Refuse a part with more inside than is known: it would compute something else.
-
-    Args:
-        path: of the weights.
-        prefix: what the part's keys begin with.
-        kind: of part.
-        beside: keys with that prefix, without it, that are not `kind.inside`.
-        outside: instead of `kind.outside`.
-
-    Raises:
-        CheckpointError: some are not known; names the first.
-    """
-    known = re.compile(kind.outside if outside is None else outside)
-    unknown = [name for name in beside if not known.fullmatch(name)]
-    if unknown:
-        raise CheckpointError(
-            f"{path}: expected keys of a {kind.name} at {cut(prefix)!r}, got {listed(unknown)} "
-            "besides: with what they are for, it would compute something else"
-        )
 
 
 def generator(
