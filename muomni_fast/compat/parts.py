@@ -1,4 +1,4 @@
-"""Kinds of parts that files of weights hold, known by their keys, and how a model is made of one."""
+"""Kinds of parts of models, known by their keys in files, and how a module is made of one."""
 
 import dataclasses
 import re
