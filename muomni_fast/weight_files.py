@@ -231,7 +231,8 @@ def _generator(path: Path, state: dict[str, Tensor]) -> HiFiGANVocoder:
         raise CheckpointError(f"{path}: expected one config beside it, got {names}")
     if not configs:
         log.info("%s: no config*.json beside it: HiFiGANVocoder's default sizes", path)
-        return built(HiFiGANVocoder, path, state, path)
+        small = HiFiGANVocoder()  # however little the file holds: so that what it lacks is listed
+        return built(lambda: small, path, state, path)
     arguments, hop = generator_arguments(configs[0])
 
     def make() -> HiFiGANVocoder:

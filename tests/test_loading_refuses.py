@@ -121,6 +121,12 @@ def test_messages_are_short(tmp_path, caplog):
         assert len(str(caught.value)) < 5000
 
 
+def test_what_a_generator_of_default_sizes_lacks_is_listed(tmp_path):
+    torch.save({"ups.0.weight": BOOK}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"Missing key.*conv_post\.bias"):
+        muomni_fast.load(tmp_path / "a.pt")
+
+
 def nsf() -> dict[str, torch.Tensor]:
     """A generator with a harmonic source, which HiFi-GAN's has not."""
     model = muomni_fast.HiFiGANVocoder(n_mels=4, upsample_initial_channel=4, **GENERATOR)
