@@ -95,16 +95,17 @@ def _change(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
     pickled = content[:2] == b"PK"
     if content[:1] == b"{" or random.integers(2):
         return change(content, other, random)
-    state = torch.load(io.BytesIO(content)) if pickled else safetensors.torch.load(content)
+    whole = torch.load(io.BytesIO(content)) if pickled else safetensors.torch.load(content)
+    state = dict(whole)
     for _ in range(random.integers(1, 3)):
-        name = [*state][random.integers(len(state))]
+        name = [*whole][random.integers(len(whole))]
         if random.integers(2):
             added = NAMES[random.integers(len(NAMES))]
             prefix = name[: name.find(".") + 1] if random.integers(2) else ""
             state[prefix + added] = torch.ones(2, 2)
         else:
             odd = TENSORS if pickled else TENSORS[:PLAIN]
-            state |= odd[random.integers(len(odd))](name, state[name])
+            state |= odd[random.integers(len(odd))](name, whole[name])
     if pickled:
         return _saved(state)
     return safetensors.torch.save({name: value.contiguous() for name, value in state.items()})
