@@ -18,6 +18,7 @@ from .reference.atomic import make_folder
 from .reference.audio.mel import MelConfig
 from .reference.checkpoint import read_document, restore, save_model
 from .reference.errors import CheckpointError
+from .reference.values import require_text, shown
 from .rvq.modules import RVQ
 from .shipped import MODELS, located
 from .talker.modules import Talker
@@ -57,17 +58,22 @@ def load(path: str | Path, part: str | None = None) -> nn.Module:
 
     Returns:
         `RVQ`, `HiFiGANVocoder`, `Talker` or `SpeechCodec`, with a Talker where its folder has one.
-        A part is loaded strictly; keys outside it are counted in the log.
+        A part is loaded strictly, so keys inside it that are not known are refused; keys outside it
+        are counted in the log.
 
     Raises:
         CheckpointError: nothing that is known is there, or several things are; a file is damaged,
             or would run code; a config is missing or wrong; keys of the part are missing, extra or
-            reshaped, of which all are listed.
+            reshaped, of which all are listed; or `part` is given for what was saved here.
+        TypeError: `part` is no string.
     """
     path = located(path)
+    if part is not None:
+        require_text("part", part)
     if path.is_dir():
         return _from_folder(path, part)
     if path.suffix == ".json" and not path.name.endswith(".index.json"):  # of several files
+        _require_whole(path, part)
         kind = read_document(path, None)["kind"]
         if kind not in KINDS:
             raise CheckpointError(f"{path}: expected one of {', '.join(KINDS)}, got a {kind}")
@@ -115,6 +121,14 @@ def save(model: nn.Module, path: str | Path, mel: MelConfig | None = None, **ext
     save_model(path, kind, model, mel, **extra)
 
 
+def _require_whole(path: Path, part: str | None) -> None:
+    if part is not None:
+        raise CheckpointError(
+            f"{path}: was saved here, and has no parts to be named: expected part None, "
+            f"got {shown(part)}"
+        )
+
+
 def _from_folder(path: Path, part: str | None) -> nn.Module:
     """What is in a folder: of a run, of a codec, or of another library's model."""
     from .weight_files import SUFFIXES, load_part, weights_in  # and what knows all families
@@ -122,6 +136,8 @@ def _from_folder(path: Path, part: str | None) -> nn.Module:
     for folder in (path / "checkpoints", path):
         ours = {kind: folder / f"{kind}.json" for kind in KINDS}
         there = [kind for kind, file in ours.items() if file.is_file()]
+        if there:
+            _require_whole(folder, part)
         if "rvq" in there:
             vocoder, talker = (ours[kind] if kind in there else None for kind in OPTIONAL)
             log.info(

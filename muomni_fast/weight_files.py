@@ -14,13 +14,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from .compat import pretrained
-from .compat.pretrained import INDEX, NORMED, Kind
+from .compat.parts import Kind, built, require_known
+from .compat.pretrained import INDEX, NORMED
 from .compat.quantizers import sizes_of_weights
-from .reference.checkpoint import load_state
 from .reference.checks import require_hop
 from .reference.errors import CheckpointError
 from .reference.reading import blaming, read_json, read_layout, read_tensors
-from .reference.values import held_by_file, require_dict, require_text, shown
+from .reference.values import (
+    MOST_NAMED,
+    cut,
+    listed,
+    require_dict,
+    require_text,
+    shown,
+)
 from .reference.vocoder.published import (
     ARGUMENTS,
     foreign_state,
@@ -32,8 +39,8 @@ from .vocoder.modules import HiFiGANVocoder
 
 log = logging.getLogger("muomni_fast")
 
+MOST_LEFT_OUT = 32  # modules that the log names
 SUFFIXES = ".safetensors", ".pt", ".pth", ".bin", ".ckpt"
-MOST_NAMED, MOST_LETTERS = 8, 100  # parts in an error message, and letters of each
 SHARD = r"[^/\\\0]{1,200}\.(safetensors|bin)"  # a file beside its index, in no other folder
 RVQ_KIND = Kind("rvq", r"(codebooks\.\d+|proj_in|proj_out)\..+", r"codebooks\.0\.weight")
 VOCODER_KIND = Kind(
@@ -41,6 +48,7 @@ VOCODER_KIND = Kind(
     r"(conv_pre|conv_post|ups\.\d+|resblocks\.\d+)\..+",
     rf"ups\.0\.(0\.)?{NORMED}",  # in a list each, in BigVGAN: no generator that fits
 )
+NOT_YET = "a quantizer whose every codebook has projections of its own: not yet"
 KINDS = [RVQ_KIND, VOCODER_KIND, *pretrained.KINDS]
 
 
@@ -77,10 +85,11 @@ class WeightFile:
                 wanted[self._shards[name]].append(name)
             for file, own in wanted.items():
                 shard = WeightFile(file)
-                lacking = [name for name in own if name not in set(shard.names)]
+                held = set(shard.names)
+                lacking = [name for name in own if name not in held]
                 if lacking:
                     said = f"of which {self.path.name} says that it holds them"
-                    raise CheckpointError(f"{file}: lacks {', '.join(lacking)}, {said}")
+                    raise CheckpointError(f"{file}: lacks {listed(lacking)}, {said}")
                 found |= shard.read(own)
             return found
         if self._state is not None:
@@ -96,8 +105,9 @@ def _shards(index: Path) -> dict[str, Path]:
         if not shards:
             raise ValueError("weight_map: expected names of tensors, got none")
         for name, file in shards.items():
-            if not re.fullmatch(SHARD, require_text(f"weight_map: {name}", file)):
-                raise ValueError(f"weight_map: {name}: expected {SHARD}, got {shown(file)}")
+            where = f"weight_map: {cut(name)}"
+            if not re.fullmatch(SHARD, require_text(where, file)):
+                raise ValueError(f"{where}: expected {SHARD}, got {shown(file)}")
     return {name: index.with_name(file) for name, file in shards.items()}
 
 
@@ -160,53 +170,57 @@ def load_part(path: Path, part: str | None) -> nn.Module:
     if len(chosen) != 1:
         raise CheckpointError(f"{path}: {_several_or_none(file, [key for key, _ in found], part)}")
     ((prefix, kind),) = chosen
-    within = re.compile(re.escape(prefix) + kind.inside)
-    inside = [name for name in file.names if within.fullmatch(name)]
-    outside = collections.Counter(
-        name.split(".")[0] for name in file.names if not within.fullmatch(name)
-    )
+    within = re.compile(kind.inside)
+    inside = [
+        name
+        for name in file.names
+        if name.startswith(prefix) and within.fullmatch(name, len(prefix))
+    ]
+    others = {*file.names} - {*inside}
+    beside = sorted(name[len(prefix) :] for name in others if name.startswith(prefix))
+    if kind.adapter and any(
+        re.search(pretrained.PROJECTED, name[len(prefix) :]) for name in inside
+    ):
+        raise CheckpointError(f"{path}: {NOT_YET}")
+    if kind is not pretrained.GENERATOR and (prefix or kind is not RVQ_KIND):
+        require_known(path, prefix, kind, beside)  # theirs depend on its config
+    outside = collections.Counter(name.split(".")[0] for name in others)
     state = {name[len(prefix) :]: value for name, value in file.read(inside).items()}
+    left_out = [f"left out: {count} of {cut(name)}" for name, count in sorted(outside.items())]
     log.info(
         "%s: a %s, %d tensors at %r%s",
-        *(path, kind.name, len(inside), prefix),
-        "".join(f"; left out: {count} of {name}" for name, count in sorted(outside.items())),
+        *(path, kind.name, len(inside), cut(prefix)),
+        "".join(f"; {said}" for said in left_out[:MOST_LEFT_OUT]),
     )
     if kind is RVQ_KIND:
         return _quantizer(path, state)
     if kind is VOCODER_KIND:
         return _generator(path, state)
     if kind.adapter is None:
-        return pretrained.generator(path, prefix, state)
+        return pretrained.generator(path, prefix, state, beside)
     return pretrained.quantizer(kind.adapter, path, prefix, state)
 
 
 def _several_or_none(file: WeightFile, found: list[tuple[str, str]], part: str | None) -> str:
     """Why no part was loaded."""
-    if not found and any(re.fullmatch(pretrained.PROJECTED, name) for name in file.names):
-        return "a quantizer whose every codebook has projections of its own: not yet"
+    if not found and any(re.search(pretrained.PROJECTED, name) for name in file.names):
+        return NOT_YET
     asked = "" if part is None else f" at {shown(part)}"
-    names = [f"a {kind} at {_cut(prefix)!r}" for prefix, kind in found[:MOST_NAMED]]
+    names = [f"a {kind} at {cut(prefix)!r}" for prefix, kind in found[:MOST_NAMED]]
     advice = ""
     if len(found) > MOST_NAMED:
         names.append(f"{len(found) - MOST_NAMED} more")
     if len(found) > 1:
-        parts = [repr(_cut(pretrained.short_name(prefix))) for prefix, _ in found[:MOST_NAMED]]
+        parts = [repr(cut(pretrained.short_name(prefix))) for prefix, _ in found[:MOST_NAMED]]
         advice = f"; name its `part`: {' or '.join(parts)}"
     got = ", ".join(names) or "none"
     return f"expected keys of one quantizer or generator{asked}, got {got}{advice}"
 
 
-def _cut(name: str) -> str:
-    """For an error message: a file's names have no bounds."""
-    return name if len(name) <= MOST_LETTERS else f"{name[:MOST_LETTERS]}..."
-
-
 def _quantizer(path: Path, state: dict[str, Tensor]) -> RVQ:
     """A quantizer with these weights, which say its sizes."""
-    with blaming(path):
-        model = RVQ(**sizes_of_weights(path, state))
-    load_state(model, state, path)
-    return model.eval()
+    sizes = sizes_of_weights(path, state)
+    return built(lambda: RVQ(**sizes), path, state, path)
 
 
 def _generator(path: Path, state: dict[str, Tensor]) -> HiFiGANVocoder:
@@ -215,13 +229,15 @@ def _generator(path: Path, state: dict[str, Tensor]) -> HiFiGANVocoder:
     if len(configs) > 1:
         names = shown([file.name for file in configs])
         raise CheckpointError(f"{path}: expected one config beside it, got {names}")
-    if configs:
-        arguments, hop = generator_arguments(configs[0])
-        with blaming(configs[0]), held_by_file(sum(value.nbytes for value in state.values())):
-            model = HiFiGANVocoder(**arguments)
-            require_hop(model.hop_length, hop)
-    else:
+    if not configs:
         log.info("%s: no config*.json beside it: HiFiGANVocoder's default sizes", path)
-        model = HiFiGANVocoder()
-    load_state(model, state, path)
-    return model.eval()
+        small = HiFiGANVocoder()  # however little the file holds: so that what it lacks is listed
+        return built(lambda: small, path, state, path)
+    arguments, hop = generator_arguments(configs[0])
+
+    def make() -> HiFiGANVocoder:
+        model = HiFiGANVocoder(**arguments)
+        require_hop(model.hop_length, hop)
+        return model
+
+    return built(make, configs[0], state, path)

@@ -237,9 +237,12 @@ def load_foreign(path: str | Path) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is a tensor of its own memory, which no copy of it would exceed."""
+    """Whether a value is a tensor of its own memory, which no copy of it would exceed: one on the
+    meta device has none, and a nested one hides that of others."""
     return (
         isinstance(value, Tensor)
+        and value.device.type == "cpu"
+        and not value.is_nested
         and value.layout == torch.strided
         and value.nbytes <= value.untyped_storage().nbytes()
     )

@@ -22,6 +22,7 @@ MOST_CHANNELS = 1 << 16  # also of mel bands, kernel sizes and dilations
 MOST_HOP = 1 << 16  # samples per frame, and frames per code
 MOST_LAYERS = 256  # dilated convolutions of a generator, and entries of every list
 MOST_PARAMETERS = 1 << 30  # 4 GiB in float32
+MOST_NAMED, MOST_LETTERS = 8, 100  # names in an error message, and letters of each
 
 _most_parameters = contextvars.ContextVar("most_parameters", default=MOST_PARAMETERS)
 
@@ -36,6 +37,17 @@ class _Short(reprlib.Repr):
 def shown(value: Any) -> str:
     """`value` for an error message: never long, whatever it is, and printable."""
     return _Short().repr(value)
+
+
+def cut(name: str) -> str:
+    """A name for an error message: those that a file holds have no bounds."""
+    return name if len(name) <= MOST_LETTERS else f"{name[:MOST_LETTERS]}..."
+
+
+def listed(names: Sequence[str], so_many: int = MOST_NAMED) -> str:
+    """The first names, cut, and how many more there are, for an error message."""
+    more = [f"{len(names) - so_many:,} more"] if len(names) > so_many else []
+    return ", ".join([*map(cut, names[:so_many]), *more])
 
 
 def require_int(name: str, value: Any, least: int, most: int | None = None) -> int:

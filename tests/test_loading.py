@@ -227,8 +227,8 @@ def test_a_model_that_comes_with_the_library_by_its_name(tmp_path, monkeypatch):
 
 def test_broken_folders_of_transformers_are_loaded_right_or_refused(tmp_path):
     """Ten of every kind; `make fuzz` loads more."""
-    figures = fuzz_pretrained(70, 0, tmp_path)
-    assert figures.files == 70 and figures.read > 5 and figures.refused > 30, str(figures)
+    figures = fuzz_pretrained(100, 0, tmp_path)
+    assert figures.files == 100 and figures.read > 5 and figures.refused > 30, str(figures)
 
 
 def test_only_the_part_is_read(tmp_path, monkeypatch):

@@ -5,21 +5,20 @@ their keys, wherever in a model they lie; how such keys become ours, and what se
 adapters, as they do for `accelerate`.
 """
 
-import dataclasses
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
-from ..reference.checkpoint import load_state
 from ..reference.errors import CheckpointError
 from ..reference.reading import blaming, read_json
 from ..reference.values import (
     MOST_CHANNELS,
-    held_by_file,
+    cut,
     require_bool,
     require_int,
     require_number,
@@ -30,6 +29,7 @@ from ..rvq.modules import RVQ
 from ..vocoder.modules import HiFiGANVocoder
 from .generators import GeneratorAdapter
 from .mimi import PARTS
+from .parts import Kind, built, require_known
 from .quantizers import QuantizerAdapter, sizes_of_weights
 from .registry import ADAPTERS
 
@@ -45,30 +45,12 @@ GENERATORS = [a for a in ADAPTERS if issubclass(a, GeneratorAdapter) and a.confi
 QUANTIZERS = [a for a in ADAPTERS if issubclass(a, QuantizerAdapter) and a.configs]
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """A kind of part.
-
-    Attributes:
-        name: for the log and for errors.
-        inside: what all its keys look like, after what they all begin with.
-        mark: what one key looks like that each such part has.
-        adapter: that knows its keys; None if they are ours, or those of HiFi-GAN's own code, or a
-            generator's whose config must say which.
-    """
-
-    name: str
-    inside: str
-    mark: str
-    adapter: type[QuantizerAdapter] | None = None
-
-
 def _kind_of(adapter: type[QuantizerAdapter]) -> Kind:
     modules = "|".join([rf"{adapter.layers}\.\d+", *adapter.projections])
-    besides = rf"(?!.*\.codebook\.({'|'.join(adapter.statistics)})$)"
+    statistics = rf".*\.codebook\.({'|'.join(adapter.statistics)})"
     mark = rf"{adapter.layers}\.0\.codebook\.{adapter.kept[0]}"
     name = f"quantizer of {adapter.family}"
-    return Kind(name, rf"{besides}({modules})\..+", mark, adapter)
+    return Kind(name, rf"(?!{statistics}$)({modules})\..+", mark, statistics, adapter)
 
 
 GENERATOR = Kind(
@@ -77,7 +59,7 @@ GENERATOR = Kind(
     rf"upsampler\.0\.{NORMED}",
 )
 KINDS = [GENERATOR, *map(_kind_of, QUANTIZERS)]
-PROJECTED = r".*\bquantizers\.0\.(in_proj|project_in)\..*"  # of DAC and Higgs Audio
+PROJECTED = r"(^|\.)quantizers\.0\.(in_proj|project_in)\."  # searched for: DAC, Higgs Audio
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -85,8 +67,17 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     file = folder / CONFIG
     if not file.is_file():
         return None
-    config = read_json(file, "not a config")
+    config = _integral(read_json(file, "not a config"))
     return None if type_of(config) is None else config
+
+
+def _integral(value: Any) -> Any:
+    """JSON with integers for numbers without a fraction, as some write 24000.0."""
+    if isinstance(value, dict):
+        return {name: _integral(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_integral(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def type_of(config: dict[str, Any]) -> Any:
@@ -114,13 +105,16 @@ def short_name(prefix: str) -> str:
     return next((part for part, ending in PARTS.items() if prefix.endswith(ending)), prefix)
 
 
-def generator(path: Path, prefix: str, state: dict[str, Tensor]) -> HiFiGANVocoder:
+def generator(
+    path: Path, prefix: str, state: dict[str, Tensor], beside: Sequence[str]
+) -> HiFiGANVocoder:
     """A generator of transformers, as the config beside its weights says it is.
 
     Args:
         path: of the weights.
         prefix: what its keys begin with in the file.
         state: its weights, under its own names.
+        beside: other keys with the same prefix, without it.
 
     Raises:
         CheckpointError: config or weights do not fit; names what.
@@ -138,13 +132,17 @@ def generator(path: Path, prefix: str, state: dict[str, Tensor]) -> HiFiGANVocod
             f"{types}; got {got}"
         )
     ((where, adapter, config),) = found
-    with blaming(f"{file}{where}"), held_by_file(_size(state)):
+
+    def make() -> HiFiGANVocoder:
         model = HiFiGANVocoder(**_arguments(adapter, config))
         _require_even(model.config)
-        _say_what_is_outside(path, prefix, adapter, config)
-    ups = {adapter.upsampling: "ups"}
-    load_state(model, _renamed(state, ups), f"{path} at {prefix!r} ({adapter.upsampling}: ups)")
-    return model.eval()
+        _say_what_is_outside(path, prefix, adapter, config, beside)
+        return model
+
+    require_known(path, prefix, GENERATOR, beside, rf"({'|'.join(adapter.outside)})(\..+)?")
+    tensors = _renamed(state, {adapter.upsampling: "ups"})
+    source = f"{path} at {cut(prefix)!r} ({adapter.upsampling}: ups)"
+    return built(make, f"{file}{where}", tensors, source)
 
 
 def _arguments(adapter: type[GeneratorAdapter], config: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +175,11 @@ def _require_even(config: dict[str, Any]) -> None:
 
 
 def _say_what_is_outside(
-    path: Path, prefix: str, adapter: type[GeneratorAdapter], config: dict[str, Any]
+    path: Path,
+    prefix: str,
+    adapter: type[GeneratorAdapter],
+    config: dict[str, Any],
+    beside: Sequence[str],
 ) -> None:
     if "mean" in adapter.outside and require_bool(
         "normalize_before", config.get("normalize_before", True)
@@ -187,7 +189,10 @@ def _say_what_is_outside(
             "%smean and %sscale",
             *(path, prefix, prefix),
         )
-    if "cond" in adapter.outside and config.get("speaker_embedding_size"):
+    speakers = config.get("speaker_embedding_size") or any(
+        name.startswith("cond.") for name in beside
+    )
+    if "cond" in adapter.outside and speakers:
         log.warning(
             "%s: its model has speakers: give the generator addends=[cond(speaker)], of the file's "
             "%scond",
@@ -203,18 +208,15 @@ def quantizer(
     tensors = _rvq_state(adapter, path, prefix, state)
     sizes, blamed = sizes_of_weights(path, tensors), str(path)
     found = _entries(path, [adapter])
-    with held_by_file(_size(state)):
-        if len(found) == 1:
-            ((where, _, config),) = found
-            blamed = f"{path.parent / CONFIG}{where}"
-            with blaming(blamed):
-                sizes |= adapter.sizes(config, prefix)
+    if len(found) == 1:
+        ((where, _, config),) = found
+        blamed = f"{path.parent / CONFIG}{where}"
         with blaming(blamed):
-            model = RVQ(**sizes)
+            sizes |= adapter.sizes(config, prefix)
     renamed = [f"{adapter.layers}.N.codebook: codebooks.N"]
     renamed += [f"{own}: {ours}" for own, ours in _projections(adapter).items()]
-    load_state(model, tensors, f"{path} at {prefix!r} ({', '.join(renamed)})")
-    return model.eval()
+    source = f"{path} at {cut(prefix)!r} ({', '.join(renamed)})"
+    return built(lambda: RVQ(**sizes), blamed, tensors, source)
 
 
 def _rvq_state(
@@ -233,13 +235,8 @@ def _rvq_state(
             others[name] = value
     wrong = []
     for number, book in books.items():
-        where = f"{prefix}{adapter.layers}.{number}.codebook"
+        where = f"{cut(prefix)}{adapter.layers}.{cut(number)}.codebook"
         wrong += [f"lacks {where}.{name}" for name in adapter.kept if name not in book]
-        wrong += [
-            f"{where}.{name}: expected floating point numbers, got {value.dtype}"
-            for name, value in book.items()
-            if not value.is_floating_point()
-        ]
         first, *rest = (tuple(book[name].shape) for name in adapter.kept if name in book)
         if rest and not all(len(first) == 2 and shape == first[:1] for shape in rest):
             got = ", ".join(f"{name} {tuple(value.shape)}" for name, value in book.items())
@@ -277,7 +274,3 @@ def _entries(path: Path, adapters: list[Any]) -> list[tuple[str, Any, dict[str, 
         for adapter in adapters
         if type_of(settings) in adapter.configs
     ]
-
-
-def _size(state: dict[str, Tensor]) -> int:
-    return sum(value.nbytes for value in state.values())

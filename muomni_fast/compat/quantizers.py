@@ -1,6 +1,7 @@
 """What all families of residual vector quantizers share."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from .adapter import Adapter, hooked
 # Codes of a codebook that theirs searches sooner than ours has checked its weights: four codebooks
 # of 64 x 32, 250 frames, took 1.9 ms, theirs 1.5 (one thread; 256 codes 2.3 and 2.7).
 FEW_CODES = 64
+CODEWORDS = r"codebooks\.\d+\.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +154,7 @@ def sizes_of_weights(path: Path, state: dict[str, Tensor]) -> dict[str, Any]:
             got = tuple(value.shape)
             raise CheckpointError(f"{path}: {name}: expected two dimensions, got {got}")
     return {
-        "n_codebooks": sum(name.startswith("codebooks.") for name in state),
+        "n_codebooks": sum(re.fullmatch(CODEWORDS, name) is not None for name in state),
         "codebook_size": first.shape[0],
         "codebook_dim": first.shape[1],
         "n_mels": first.shape[1] if projection is None else projection.shape[-1],

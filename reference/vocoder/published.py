@@ -11,7 +11,7 @@ from ..checkpoint import load_state
 from ..checks import require_hop
 from ..errors import CheckpointError
 from ..reading import blaming, is_plain, load_foreign, open_regular
-from ..values import held_by_file, shown
+from ..values import held_by_file, require_parameters, shown
 
 G = TypeVar("G", bound=nn.Module)
 
@@ -28,6 +28,7 @@ SLOPES = "leaky_slope", "leaky_relu_slope"  # which few configs state
 OPTIONS = "conv_post_bias", "final"  # the same
 STATES = "generator", "model", "state_dict", "model_state_dict"  # under which a file may hold it
 DISCRIMINATORS = "mpd", "msd"
+FLOATS = torch.float32, torch.float64, torch.float16, torch.bfloat16  # of weights
 
 
 def load_generator(model_class: type[G], config_json: str | Path, checkpoint: str | Path) -> G:
@@ -97,12 +98,20 @@ def plain_tensors(checkpoint: str | Path, state: dict[Any, Any]) -> dict[str, Te
     """A state dict with half precision as float32.
 
     Raises:
-        CheckpointError: it holds anything but tensors of their own memory by names.
+        CheckpointError: it holds anything but tensors of floats by names, each with memory of its
+            own, or so many names of the same memory that copies of them would exceed the file.
     """
     for name, value in state.items():
-        if not isinstance(name, str) or not is_plain(value):
+        if not isinstance(name, str) or not is_plain(value) or value.dtype not in FLOATS:
             got = f"a {type(value).__name__} by {shown(name)}"
+            if isinstance(value, Tensor):
+                got += f", {value.dtype} on the device {value.device.type}"
             raise CheckpointError(f"{checkpoint}: expected plain tensors by name, got {got}")
+    memory = [value.untyped_storage() for value in state.values()]
+    stored = sum({own.data_ptr(): own.nbytes() for own in memory}.values())  # each once
+    with blaming(checkpoint), held_by_file(stored):
+        count = sum(value.numel() for value in state.values())
+        require_parameters(f"{len(memory):,} tensors in {stored:,} bytes", count)
     half = torch.float16, torch.bfloat16
     return {name: value.float() if value.dtype in half else value for name, value in state.items()}
 

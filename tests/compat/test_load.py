@@ -180,6 +180,8 @@ def test_xcodec(tmp_path):
     state = {f"quantizer.{name}": value for name, value in model.state_dict().items()}
     safetensors.save_file(state, tmp_path / "model.safetensors")
     assert same_codes(muomni_fast.load(tmp_path), model, 8)
+    edit(tmp_path, sample_rate=16000.0, codebook_size=16.0)  # as some write integers
+    assert same_codes(muomni_fast.load(tmp_path), model, 8)
     edit(tmp_path, target_bandwidths=[50 * 4 * (count + 1) / 1000])
     with pytest.raises(CheckpointError, match=rf"Missing key.*codebooks\.{count}\.weight"):
         muomni_fast.load(tmp_path)

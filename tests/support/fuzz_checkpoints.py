@@ -140,19 +140,19 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 
 def _read(path: Path) -> bool:
     """Whether a file is loaded; checks the model, or the refusal."""
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     name = re.sub(r"^broken-\d+-", "", path.name)
     try:
         loaded = READERS[name](path)
     except CheckpointError as error:
         assert str(path.parent) in str(error), f"{error!r:.300} names no file"
         loaded = False
-    grown = _resident("VmHWM") - before
+    grown = resident("VmHWM") - before
     assert grown <= RESIDENT, f"{path}: took {grown:,} bytes"
     return loaded
 
 
-def _resident(which: str) -> int:
+def resident(which: str) -> int:
     """Bytes of memory that the process has, or had at most since this was last asked for; where
     the system says so."""
     status = Path("/proc/self/status")

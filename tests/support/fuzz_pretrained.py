@@ -4,6 +4,7 @@ A loaded part has the settings and weights that its folder holds. Files are made
 transformers, under its names.
 """
 
+import io
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -18,9 +20,13 @@ from torch import Tensor
 import muomni_fast
 from muomni_fast import RVQ, CheckpointError, HiFiGANVocoder
 from support.fuzz import Figures, Limits, fuzz
-from support.fuzz_checkpoints import change
+from support.fuzz_checkpoints import change, resident
 
 LIMITS = Limits(seconds=6.0, bytes_per_byte=64, bytes_besides=2 << 20)
+# Bytes by which the process may grow, torch's tensors included: codebooks that a file cannot fill
+# would take more.
+RESIDENT = 64 << 20
+PICKLED = "pytorch_model.bin"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 GENERATOR = dict(upsample_rates=[8], upsample_kernel_sizes=[16], upsample_initial_channel=8)
@@ -73,8 +79,63 @@ def fuzz_pretrained(files: int, seed: int, folder: Path) -> Figures:
         safetensors.torch.save_file(state, whole / WEIGHTS)
         (whole / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(state, WEIGHTS)}))
         samples |= {f"{name}-{file}": (whole / file).read_bytes() for file in (CONFIG, WEIGHTS)}
+        samples[f"{name}-{PICKLED}"] = _saved(state)
     samples[f"vits-{INDEX}"] = (folder / "whole" / "vits" / INDEX).read_bytes()
-    return fuzz(samples, _read, LIMITS, files, seed, folder, change)
+    return fuzz(samples, _read, LIMITS, files, seed, folder, _change)
+
+
+def _saved(state: dict[str, Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _change(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
+    """What `change` makes of a file; of weights, often other tensors or names instead."""
+    pickled = content[:2] == b"PK"
+    if content[:1] == b"{" or random.integers(2):
+        return change(content, other, random)
+    whole = torch.load(io.BytesIO(content)) if pickled else safetensors.torch.load(content)
+    state = dict(whole)
+    for _ in range(random.integers(1, 3)):
+        name = [*whole][random.integers(len(whole))]
+        if random.integers(2):
+            added = NAMES[random.integers(len(NAMES))]
+            prefix = name[: name.find(".") + 1] if random.integers(2) else ""
+            state[prefix + added] = torch.ones(2, 2)
+        else:
+            odd = TENSORS if pickled else TENSORS[:PLAIN]
+            state |= odd[random.integers(len(odd))](name, whole[name])
+    if pickled:
+        return _saved(state)
+    return safetensors.torch.save({name: value.contiguous() for name, value in state.items()})
+
+
+NAMES = (  # that look like a part's, and what parts have that are not known
+    *("noise_convs.0.weight", "m_source.l_linear.weight", "cond.weight", "mean", "scale", "x"),
+    *("quantizers.0.project_in.weight", "quantizers.0.codebook.embed", "layers.0.codebook.other"),
+    *("codebooks.7.x", "layers.255.codebook.embed", "upsampler.0.weight", "ups.0.weight"),
+    *("quantizers.0.in_proj." * 3000 + "\n", "layers.0." * 5000, "y" * 10**5, "\n", "."),
+)
+TENSORS: tuple[Callable[[str, Tensor], dict[str, Tensor]], ...] = (
+    lambda name, value: {name: value.to(torch.float8_e4m3fn)},
+    lambda name, value: {name: value.double()},
+    lambda name, value: {name: value.half()},
+    lambda name, value: {name: value.int()},
+    lambda name, value: {name: value[:0]},
+    lambda name, value: {name: value[None]},
+    lambda name, value: {name: torch.ones(1024, 64)},
+    # What torch alone saves:
+    lambda name, value: {name: torch.empty(1 << 16, 1 << 14, device="meta")},
+    lambda name, value: {name: value.expand(1 << 30, *value.shape)},
+    lambda name, value: {name: value.to_sparse()},
+    lambda name, value: {name: value.to(torch.complex64)},
+    lambda name, value: {name.replace(".0.", f".{q}."): torch.ones(1) for q in range(200)},
+    lambda name, value: dict.fromkeys(
+        (name.replace(".0.", f".{q}.") for q in range(200)), torch.ones(1024, 128).half()
+    ),
+)
+PLAIN = 7  # of these, which safetensors has too
 
 
 def _read(path: Path) -> bool:
@@ -82,21 +143,30 @@ def _read(path: Path) -> bool:
     name, file = re.sub(r"^broken-\d+-", "", path.name).split("-", 1)
     place = path.with_name("place")
     shutil.copytree(path.parent / "whole" / name, place)
+    before = resident("VmRSS")
     try:
+        if file == PICKLED:
+            (place / WEIGHTS).unlink()
+            (place / INDEX).unlink()
         shutil.copy(path, place / file)
         model: Any = muomni_fast.load(place / file if file == INDEX else place)
+        grown = resident("VmHWM") - before
         _require_right(model, place)
-        return True
+        loaded = True
     except CheckpointError as error:
         assert str(place) in str(error), f"{error!r:.300} names no file"
-        return False
+        assert len(str(error)) < 100_000 + 4 * path.stat().st_size
+        grown, loaded = resident("VmHWM") - before, False
     finally:
         shutil.rmtree(place)
+    assert grown <= RESIDENT, f"{path}: took {grown:,} bytes"
+    return loaded
 
 
 def _require_right(model: Any, place: Path) -> None:
     """Weights and settings of a model are those of its folder."""
-    state = safetensors.torch.load_file(place / WEIGHTS)
+    pickled = not (place / WEIGHTS).exists()
+    state = torch.load(place / PICKLED) if pickled else safetensors.torch.load_file(place / WEIGHTS)
     own = model.state_dict()
     assert all(value.isfinite().all() for value in own.values())
     if isinstance(model, HiFiGANVocoder):
