@@ -211,6 +211,8 @@ def doctor() -> dict[str, Any]:
         a JSON-serialisable dict. `kernel_cache` has the `folder`, and the `hazard`: how others
         could plant code in it, or None.
     """
+    from . import __version__  # of what is imported; metadata may be another installation's
+
     devices = ["cpu"]
     names = [platform.processor() or platform.machine()]
     for index in range(torch.cuda.device_count()):
@@ -218,7 +220,7 @@ def doctor() -> dict[str, Any]:
         names.append(torch.cuda.get_device_name(index))
     folder = kernel_cache.cache_folder()
     return {
-        "muomni_fast": _version("muomni-fast"),
+        "muomni_fast": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),

@@ -14,6 +14,8 @@ pytest.importorskip("safetensors")
 from safetensors.torch import save_file  # noqa: E402
 from support.fuzz_pretrained import fuzz_pretrained  # noqa: E402
 
+from muomni_fast.reference.rvq.digest import quantizer_digest  # noqa: E402
+
 CONFIG = {
     **{"num_mels": 4, "hop_size": 2, "sampling_rate": 8000, "n_fft": 64, "win_size": 64},
     **{"fmin": 0, "fmax": 4000, "upsample_rates": [2], "upsample_kernel_sizes": [4]},
@@ -204,6 +206,21 @@ def test_what_save_refuses(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_codec_with_a_vocoder_that_comes_with_the_library(caplog):
+    """Its quantizer is that of the one without: codes of either decode by both."""
+    codec, plain = muomni_fast.load("muomni-62-small"), muomni_fast.load("muomni-62")
+    assert quantizer_digest(codec.rvq, 1) == quantizer_digest(plain.rvq, 1)
+    assert "mels of another quantizer" not in caplog.text
+    generator = codec.vocoder.vocoder
+    assert isinstance(generator, muomni_fast.HiFiGANVocoder)
+    audio = codec.decode(codec.encode(torch.randn(1, 2000) / 10), length=2000)
+    assert audio.shape == (1, 2000) and audio.isfinite().all() and audio.abs().max() > 0.01
+    for model in ("muomni-62", "muomni-62-small"):
+        assert (
+            "CC BY 4.0" in (muomni_fast.SHIPPED_MODEL.parent / model / "MODEL_CARD.md").read_text()
+        )
+
+
 def test_a_model_that_comes_with_the_library_by_its_name(tmp_path, monkeypatch):
     """What lies at a path of that name comes first."""
     monkeypatch.chdir(tmp_path)
@@ -212,7 +229,7 @@ def test_a_model_that_comes_with_the_library_by_its_name(tmp_path, monkeypatch):
     shipped = sorted(
         path.name for path in muomni_fast.SHIPPED_MODEL.parent.iterdir() if path.is_dir()
     )
-    assert "muomni-62" in shipped
+    assert shipped == ["muomni-62", "muomni-62-small"]
     with pytest.raises(CheckpointError) as error:
         muomni_fast.load("muomni-63")
     assert "no file or folder, and no model that comes with the library" in str(error.value)

@@ -27,8 +27,8 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="A run's folder, a checkpoint's .json, or a folder of `save`; or muomni-62, which "
-        "comes with the library (the default).",
+        help="A run's folder, a checkpoint's .json, or a folder of `save`; or muomni-62 (the "
+        "default) or muomni-62-small, which come with the library.",
     ),
 ]
 Device = Annotated[
