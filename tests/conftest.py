@@ -34,7 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(skip)
-        # Tests that share what their module makes once run in one process.
+        # Tests that share what their module makes once run in one process. (Not with pytest 9.2,
+        # whose names of tests pytest-xdist 3.8 cannot change: there each process makes its own.)
         fixtures = item._fixtureinfo.name2fixturedefs.values()
         if any(definitions[-1].scope == "module" for definitions in fixtures):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

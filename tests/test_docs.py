@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import io
 import json
 import os
@@ -72,6 +73,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         json.dumps(shape | sound | {"num_mels": 80, "hop_size": published.hop_length})
     )
     torch.save({"generator": published.state_dict()}, folder / "hifigan" / "generator_v2")
+    # What commands read that others wrote: each may be run alone.
+    if importlib.util.find_spec("typer"):
+        for out, *model in (("codes/ada-01.muc", "--model", "runs/first"), ("clip.muc",)):
+            speech = "reference/speech/wavs/ada-01.flac"
+            in_this_process("-m", "muomni_fast", "encode", speech, "-o", out, *model, cwd=folder)
     return folder
 
 

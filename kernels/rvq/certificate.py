@@ -19,7 +19,7 @@ count as equal. The sums of tensor cores are bounded as if every addition trunca
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # Smallest normal float32: what a flushed product, square or operand may lose.
 FLUSH = 2.0**-126
@@ -60,11 +60,6 @@ class Proof(NamedTuple):
     beta: float
     twice: float
     ties: float
-
-    def limit(self, lowest: Any, norm: Any, radius: Any, size: Any, scale: float) -> Any:
-        """What no other score - E may reach: numbers, or arrays of rows."""
-        reach = norm * (radius + self.ties / self.twice * scale * norm) + size
-        return lowest + self.twice * reach
 
 
 @functools.cache

@@ -5,6 +5,7 @@ that is not a vector is Python's own number. Where anything is in doubt the row 
 """
 
 import math
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..kernels.rvq.certificate import proof
 from ..kernels.rvq.table import table_width
-from .torch_search import Shelf, longest_norm
+from .torch_search import KEPT_NUMBERS, longest_norm
 
 # Of a row in float32: its square is off by less than a thousandth, as is what follows of it.
 MOST_DIM = 1 << 12
@@ -32,7 +33,7 @@ class _Workspace:
         self.columns, self.least = self.augmented.numpy(), self.lower.numpy()
 
 
-_shelf = Shelf()
+_kept = threading.local()
 
 
 def certain_codes(
@@ -49,21 +50,23 @@ def certain_codes(
     size, dim = codebooks[0].shape
     if dim > MOST_DIM:
         return None
-    space = _shelf.take()
+    # As in `CertifiedSearch`.
+    space = _kept.__dict__.pop("workspace", None)
     if space is None or space.shape != (size, dim):
         space = _Workspace(size, dim)
     try:
         return _search(row, codebooks, table, precision, space)
     finally:
-        _shelf.put(space, size + table_width(dim))
+        if size <= KEPT_NUMBERS:
+            _kept.workspace = space
 
 
 def _search(
     row: Tensor, codebooks: Sequence[Tensor], table: Tensor, precision: str, space: _Workspace
 ) -> list[int] | None:
     (_, dim), columns, least = space.shape, space.columns, space.least
-    bounds, tables, residual = proof(dim, precision), table.numpy(), columns[:dim]
-    columns[dim], columns[dim + 2] = 1, -bounds.beta
+    (beta, twice, ties), tables, residual = proof(dim, precision), table.numpy(), columns[:dim]
+    columns[dim], columns[dim + 2] = 1, -beta
     residual[:] = row.float().numpy()
     codes: list[int] = []
     for q, words in enumerate(table.unbind()):
@@ -73,14 +76,14 @@ def _search(
         if not square > LEAST_SQUARE:  # nor is NaN
             return None
         norm = math.sqrt(square)
-        columns[dim + 1] = -bounds.beta * norm
+        columns[dim + 1] = -beta * norm
         torch.mv(words, space.augmented, out=space.lower)
         code = int(least.argmin())
         lowest = float(least[code])
         least[code] = np.inf
         _, radius, bound, scale = tables[q, code, dim : dim + 4].tolist()
-        limit = bounds.limit(lowest, norm, radius, bound, scale)
-        if not (float(least.min()) > limit and norm < longest_norm(dim, scale)):
+        reach = norm * (radius + ties / twice * scale * norm) + bound
+        if not (float(least.min()) > lowest + twice * reach and norm < longest_norm(dim, scale)):
             return None
         codes.append(code)
     return codes

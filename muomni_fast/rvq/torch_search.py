@@ -76,7 +76,8 @@ class CertifiedSearch:
         few = device.type == "cpu" and threads < THREADS_FOR_TORCH
         self.as_array: Any = Tensor.numpy if few else Tensor.detach
         shape = self.block, size, self.dim, self.beta, few, device
-        space = _shelf.take()
+        # Taken out while it is in use: a signal handler, say, may encode meanwhile.
+        space = _kept.__dict__.pop("workspace", None)
         if space is None or space.shape[1:] != shape[1:] or space.shape[0] < self.block:
             space = _Workspace(*shape)
         self.space = space
@@ -91,8 +92,8 @@ class CertifiedSearch:
     def finish(self) -> None:
         """Leave the buffers to the next call."""
         block, size, dim, *_, device = self.space.shape
-        if device.type == "cpu":
-            _shelf.put(self.space, block * (size + 2 * dim))
+        if device.type == "cpu" and block * (size + 2 * dim) <= KEPT_NUMBERS:
+            _kept.workspace = self.space
 
     def start(self, n: int) -> Tensor:
         """Where to write the rows that are searched for next: (n, D)."""
@@ -123,7 +124,9 @@ class CertifiedSearch:
         lowest = scores[places]
         scores[places] = torch.inf
         second = self.as_array(self.lower.amin(1))
-        limit = self.proof.limit(lowest, norm, radius[codes], size[codes], scale)
+        _, twice, ties = self.proof
+        reach = norm * (radius[codes] + ties / twice * scale * norm) + size[codes]
+        limit = lowest + twice * reach
         # Where a sum may have overflowed, scores tell nothing; nor of NaN.
         bounded = norm < longest
         certain = (second > limit) & bounded
@@ -195,24 +198,7 @@ class _Workspace:
             self.words = new(block, dim)
 
 
-class Shelf(threading.local):
-    """Where buffers lie from one call of a thread to the next. They are taken off it while they are
-    in use: a signal handler, say, may encode meanwhile."""
-
-    space: Any = None
-
-    def take(self) -> Any:
-        """What lies here, or None."""
-        space, self.space = self.space, None
-        return space
-
-    def put(self, space: Any, numbers: int) -> None:
-        """Keep buffers of so many numbers, unless they are too many."""
-        if numbers <= KEPT_NUMBERS:
-            self.space = space
-
-
-_shelf = Shelf()
+_kept = threading.local()
 
 
 def nearest_of(rows: Any, codebook: Any, near: Any) -> Any:

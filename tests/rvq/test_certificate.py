@@ -141,7 +141,7 @@ def test_an_encoding_may_interrupt_another():
 def test_buffers_that_are_kept_are_small():
     for size, dim in ((2, 512), (16, 512), (128, 64), (2048, 256)):
         rvq_encode(torch.randn(5000, dim), torch.randn(1, size, dim))
-        space = torch_search._shelf.space
+        space = torch_search._kept.workspace
         held = space.augmented, space.lower, space.words
         assert (
             sum(x.numel() for x in held) <= 3 * torch_search.BLOCK_NUMBERS * torch.get_num_threads()
