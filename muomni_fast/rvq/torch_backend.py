@@ -75,8 +75,9 @@ def encode(
     codes = torch.empty(len(mel), n_codebooks, dtype=torch.int64, device=mel.device)
     single = len(mel) == 1 and mel.device.type == "cpu" and codebooks[0].dtype == torch.float32
     if single and table is not None and not with_sums:
-        rows = mel if weight is None else project(mel, weight, bias)
-        certain = certain_codes(rows[0], codebooks, table, matmul_precision(mel.device))
+        if weight is not None:
+            mel, weight, bias = project(mel, weight, bias), None, None
+        certain = certain_codes(mel[0], codebooks, table, matmul_precision(mel.device))
         if certain is not None:
             codes.numpy()[0] = certain
             return codes, None

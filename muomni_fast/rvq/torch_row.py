@@ -50,7 +50,7 @@ def certain_codes(
     size, dim = codebooks[0].shape
     if dim > MOST_DIM:
         return None
-    # As in `CertifiedSearch`.
+    # Taken out while it is in use, as that of `CertifiedSearch`.
     space = _kept.__dict__.pop("workspace", None)
     if space is None or space.shape != (size, dim):
         space = _Workspace(size, dim)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.rvq.certificate import FLUSH, Proof, proof
+from ..kernels.rvq.certificate import FLUSH, proof
 from ..kernels.rvq.table import UNDERFLOW_MARGIN, search_table, table_width
 from ..reference.rvq.search import nearest_code
 
@@ -66,11 +66,9 @@ class CertifiedSearch:
             table = torch.stack([search_table(c, mark_repeats=False) for c in codebooks])
         self.block = max(1, min(rows, BLOCK_NUMBERS * threads // (size + 2 * self.dim)))
         self.codebooks = codebooks
-        self.proof = proof(self.dim, precision)
+        self.beta, self.twice, self.ties = proof(self.dim, precision)
         if table is None:  # scores are taken of the codewords, whose norms then are float32's
-            beta, twice, ties = self.proof
-            self.proof = Proof(2 * beta, 2 * twice, ties)
-        self.beta = self.proof.beta
+            self.beta, self.twice = 2 * self.beta, 2 * self.twice
         # On a CPU numpy's arrays, whose calls cost a fifth of torch's and whose argmin a twelfth;
         # but it has one thread.
         few = device.type == "cpu" and threads < THREADS_FOR_TORCH
@@ -124,9 +122,8 @@ class CertifiedSearch:
         lowest = scores[places]
         scores[places] = torch.inf
         second = self.as_array(self.lower.amin(1))
-        _, twice, ties = self.proof
-        reach = norm * (radius[codes] + ties / twice * scale * norm) + size[codes]
-        limit = lowest + twice * reach
+        reach = norm * (radius[codes] + self.ties / self.twice * scale * norm) + size[codes]
+        limit = lowest + self.twice * reach
         # Where a sum may have overflowed, scores tell nothing; nor of NaN.
         bounded = norm < longest
         certain = (second > limit) & bounded

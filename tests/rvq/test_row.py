@@ -8,7 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from support.oracle import far_ties, midpoints, mismatches
+from support.oracle import far_ties, midpoints, mismatches, planted_errors
 from torch import Tensor
 
 import muomni_fast
@@ -125,11 +125,7 @@ def test_scores_may_err_by_all_that_they_are_said_to(monkeypatch):
     rows = midpoints(codebook, 300)
     table = search_table(codebook, mark_repeats=True)
     beta, _, ties = certificate.proof(64, "ieee")
-    words, _, radius, size, *_ = table.double().split([64, 1, 1, 1, 1], 1)
-    two = torch.cdist(rows.double(), codebook.double()).topk(2, largest=False).indices
-    signs = torch.zeros(len(rows), 128, dtype=torch.float64)
-    signs.scatter_(1, two, torch.tensor([[0.9, -0.9]], dtype=torch.float64).expand(len(rows), 2))
-    errors = signs * beta * (rows.double().norm(dim=1, keepdim=True) * radius.t() + size.t())
+    errors = planted_errors(rows, codebook, table, beta)
     real = torch.mv
 
     def product(table: Tensor, x: Tensor, *, out: Tensor) -> Tensor:

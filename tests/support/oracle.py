@@ -173,3 +173,14 @@ def snr_db(signal: Tensor, truth: Tensor) -> float:
     truth = truth.double()
     noise = (signal.double() - truth).square().sum()
     return float(10 * torch.log10((truth - truth.mean()).square().sum() / noise))
+
+
+def planted_errors(rows: Tensor, codebook: Tensor, table: Tensor, beta: float) -> Tensor:
+    """Errors of scores (N, K) float64 that are nearly as large as `beta` allows: those of the
+    nearest codes come out too high, those of the second nearest too low."""
+    dim = codebook.shape[1]
+    radius, size = table.double()[:, dim + 1 : dim + 3].unbind(1)
+    two = torch.cdist(rows.double(), codebook.double()).topk(2, largest=False).indices
+    signs = torch.zeros(len(rows), len(codebook), dtype=torch.float64)
+    signs.scatter_(1, two, torch.tensor([[0.9, -0.9]], dtype=torch.float64).expand(len(rows), 2))
+    return signs * beta * (rows.double().norm(dim=1, keepdim=True) * radius + size)
