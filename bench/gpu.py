@@ -36,11 +36,13 @@ BUDGET = 560  # seconds: a call of ten minutes, less what starting takes
 def all_steps() -> list[Step]:
     """In the order in which they run: what everything rests on, then what is asked first."""
     import gpu_machine
+    import gpu_models
     import gpu_rvq
     import gpu_tuning
     import gpu_vocoder
 
     machine, rvq, vocoder = gpu_machine.STEPS, gpu_rvq.STEPS, gpu_vocoder.STEPS
+    models = gpu_models.STEPS
     return [
         machine["environment"],
         machine["compilation"],
@@ -53,12 +55,16 @@ def all_steps() -> list[Step]:
         vocoder["repetition"],
         vocoder["gradients"],
         machine["tests"],
+        *gpu_tuning.STEPS,
+        vocoder["training"],
+        models["talker"],
+        *vocoder["compiled times"],
+        *rvq["compiled times"],
         rvq["memory checks"],
         vocoder["memory checks"],
-        *gpu_tuning.STEPS,
-        *vocoder["other times"],
-        vocoder["training"],
         rvq["training"],
+        models["families"],
+        *vocoder["other times"],
         *rvq["other times"],
         rvq["peers"],
     ]

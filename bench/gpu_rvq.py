@@ -1,8 +1,9 @@
 """The quantizer's steps for `gpu.py`: bounds, parity, repetition, times, memory checks."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import triton
@@ -77,38 +78,66 @@ def calibration(figures: Figures) -> None:
             figures.check(share < 1, f"{precision}, {dim} terms: {share} of the bound")
 
 
+PRECISIONS = "highest", "high"  # float32, and TF32
 CACHE = 128 << 20  # bytes of inputs to take turns with, so that none waits in a cache
 
 
 def times(name: str, figures: Figures) -> None:
-    """Milliseconds of ours, exact and fast, and of torch eager, compiled and captured."""
-    first = problem(name)
-    copies = min(64, 1 + CACHE // (first.mel.numel() * 4))
-    cases = [first] + [
-        dataclasses.replace(first, mel=torch.randn_like(first.mel)) for _ in range(copies - 1)
-    ]
-
-    def measure(label: str, way: Callable[[Problem], object], graph: bool = False) -> None:
-        run = lambda: [way(case) for case in cases]
-        figures.take(label, lambda: milliseconds(captured(run) if graph else run) / copies)
-
+    """Milliseconds of ours, exact and fast, and of torch eager, captured too."""
+    cases = turns(name)
     ways = {"exact": Problem.encode, "fast": lambda case: case.encode(exact=False)}
     for label, way in ways.items():
-        measure(label, way)
-        measure(f"{label}, graph", way, graph=True)
-    figures.put("floor", floor_milliseconds(first))
-    measure("eager", lambda case: torch_way(*case.tensors))
-    before = torch.get_float32_matmul_precision()
-    for precision in ("highest", "high"):
-        torch.set_float32_matmul_precision(precision)
-        try:
-            measure(f"eager, {precision}, graph", lambda case: torch_way(*case.tensors), graph=True)
+        measure(figures, label, cases, way)
+        measure(figures, f"{label}, graph", cases, way, graph=True)
+    figures.put("floor", floor_milliseconds(cases[0]))
+    eager = lambda case: torch_way(*case.tensors)
+    measure(figures, "eager", cases, eager)
+    for precision in PRECISIONS:
+        with multiplied(precision):
+            measure(figures, f"eager, {precision}, graph", cases, eager, graph=True)
+
+
+def compiled_times(name: str, figures: Figures) -> None:
+    """The same of torch.compile; apart, because compiling takes longer than all of the above."""
+    cases = turns(name)
+    figures.put("floor", floor_milliseconds(cases[0]))
+    for precision in PRECISIONS:
+        with multiplied(precision):
             compiled = torch.compile(torch_way, mode="max-autotune-no-cudagraphs")
             way = lambda case, run=compiled: run(*case.tensors)
-            measure(f"compiled, {precision}, graph", way, graph=True)
+            measure(figures, f"compiled, {precision}, graph", cases, way, graph=True)
             torch._dynamo.reset()
-        finally:
-            torch.set_float32_matmul_precision(before)
+
+
+def turns(name: str) -> list[Problem]:
+    """A shape with inputs to take turns with."""
+    first = problem(name)
+    copies = min(64, 1 + CACHE // (first.mel.numel() * 4))
+    drawn = [torch.randn_like(first.mel) for _ in range(copies - 1)]
+    return [first, *(dataclasses.replace(first, mel=mel) for mel in drawn)]
+
+
+def measure(
+    figures: Figures,
+    label: str,
+    cases: list[Problem],
+    way: Callable[[Problem], object],
+    graph: bool = False,
+) -> None:
+    """Milliseconds of one case, launched by Python or as a graph of all."""
+    run = lambda: [way(case) for case in cases]
+    figures.take(label, lambda: milliseconds(captured(run) if graph else run) / len(cases))
+
+
+@contextlib.contextmanager
+def multiplied(precision: str) -> Iterator[None]:
+    """torch's float32 products of that precision."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def floor_milliseconds(case: Problem) -> float:
@@ -184,7 +213,11 @@ def small_launches() -> None:
 
 
 def _times(name: str) -> Step:
-    return Step(f"rvq: times, {name}", 120, functools.partial(times, name))
+    return Step(f"rvq: times, {name}", 60, functools.partial(times, name))
+
+
+def _compiled(name: str) -> Step:
+    return Step(f"rvq: compiled, {name}", 120, functools.partial(compiled_times, name))
 
 
 MAIN = "default", "EnCodec 8 x 1024 x 128"
@@ -192,6 +225,7 @@ STEPS = {
     "calibration": Step("rvq: calibration", 60, calibration),
     "parity": Step("rvq: parity", 150, parity),
     "main times": [_times(name) for name in MAIN],
+    "compiled times": [_compiled(name) for name in MAIN],
     "repetition": Step("rvq: repetition", 60, repetition),
     "memory checks": Step("rvq: memory checks", 240, memory_checks),
     "training": Step("rvq: training", 60, training_times),

@@ -141,7 +141,7 @@ def repetition(figures: Figures) -> None:
             figures.check(same, f"item {item} alone has other bits")
 
 
-def floor_milliseconds(model: reference.HiFiGANVocoder, mel: Tensor, dtype: torch.dtype) -> float:
+def floor_milliseconds(model: reference.HiFiGANVocoder, mel: Tensor) -> float:
     """Time of its multiplications at this card's best; TF32 takes twice as long as bfloat16."""
     rows, flops = mel.shape[2], 0.0
     flops += 2 * rows * model.conv_pre.weight.numel()
@@ -152,29 +152,42 @@ def floor_milliseconds(model: reference.HiFiGANVocoder, mel: Tensor, dtype: torc
         weights = plan_of_blocks(blocks).tensors()[::2]
         flops += 2 * rows * sum(weight.numel() for weight in weights)
     flops += 2 * rows * model.conv_post.weight.numel()
-    return 1e3 * mel.shape[0] * flops / peaks()[1] * (1 if dtype.itemsize == 2 else 2)
+    return 1e3 * mel.shape[0] * flops / peaks()[1] * (1 if mel.itemsize == 2 else 2)
 
 
 def times(name: str, mode_name: str, figures: Figures) -> None:
-    """Milliseconds of ours by path and of torch eager, compiled and captured."""
+    """Milliseconds of ours by path and of torch eager, each launched by Python and captured."""
+    with shape(name, mode_name) as (model, mel):
+        twin = fast(model).prepare()
+        measure(figures, "ours", lambda: twin(mel))
+        figures.put("floor", floor_milliseconds(model, mel))
+        for way in PATHS:
+            with path(way):
+                measure(figures, f"ours, {way}", lambda: twin(mel))
+        measure(figures, "eager", lambda: model(mel))
+
+
+def compiled_times(name: str, mode_name: str, figures: Figures) -> None:
+    """The same of torch.compile; apart, because compiling takes longer than all of the above."""
+    with shape(name, mode_name) as (model, mel):
+        figures.put("floor", floor_milliseconds(model, mel))
+        compiled = torch.compile(model, mode="max-autotune-no-cudagraphs")
+        measure(figures, "compiled", lambda: compiled(mel))
+
+
+@contextlib.contextmanager
+def shape(name: str, mode_name: str) -> Iterator[tuple[reference.HiFiGANVocoder, Tensor]]:
+    """A generator and its mel to be timed in a mode."""
     preset, items = SHAPES[name]
     model, mel = problem(preset, items, 63 if preset == "default" else 87)
     with mode(mode_name) as dtype, torch.inference_mode():
-        model, mel = model.to(dtype), mel.to(dtype)
+        yield model.to(dtype), mel.to(dtype)
 
-        def measure(label: str, run: Callable[[], object]) -> None:
-            figures.take(label, lambda: milliseconds(run))
-            figures.take(f"{label}, graph", lambda: milliseconds(captured(run)))
 
-        twin = fast(model).prepare()
-        measure("ours", lambda: twin(mel))
-        figures.put("floor", floor_milliseconds(model, mel, dtype))
-        for way in PATHS:
-            with path(way):
-                measure(f"ours, {way}", lambda: twin(mel))
-        measure("eager", lambda: model(mel))
-        compiled = torch.compile(model, mode="max-autotune-no-cudagraphs")
-        measure("compiled", lambda: compiled(mel))
+def measure(figures: Figures, label: str, run: Callable[[], object]) -> None:
+    """Milliseconds of a call, launched by Python and as a graph."""
+    figures.take(label, lambda: milliseconds(run))
+    figures.take(f"{label}, graph", lambda: milliseconds(captured(run)))
 
 
 def training_times(figures: Figures) -> None:
@@ -211,12 +224,18 @@ def small_launches() -> None:
 
 def _times(name: str, mode_name: str) -> Step:
     run = functools.partial(times, name, mode_name)
-    return Step(f"vocoder: times, {name}, {mode_name}", 120, run)
+    return Step(f"vocoder: times, {name}, {mode_name}", 60, run)
+
+
+def _compiled(name: str) -> Step:
+    run = functools.partial(compiled_times, name, "bf16")
+    return Step(f"vocoder: compiled, {name}, bf16", 120, run)
 
 
 STEPS = {
     "parity": Step("vocoder: parity", 150, parity),
     "main times": [_times(name, "bf16") for name in SHAPES],
+    "compiled times": [_compiled(name) for name in SHAPES],
     "repetition": Step("vocoder: repetition", 60, repetition),
     "gradients": Step("vocoder: gradients", 60, gradient_parity),
     "memory checks": Step("vocoder: memory checks", 240, memory_checks),

@@ -244,6 +244,7 @@ def _leave_out_what_takes_long() -> None:
 
     import muomni_fast
     from muomni_fast import reference
+    from muomni_fast.compat.generators import GeneratorAdapter
 
     def silent(self: Any, mel: Any, lengths: Any = None) -> Any:
         audio = mel.new_zeros(mel.shape[0], mel.shape[2] * self.hop_length)
@@ -260,6 +261,7 @@ def _leave_out_what_takes_long() -> None:
     rvq_problems.torch_way = lambda mel, *_: mel
     vocoder_problems.snr_db = vocoder_problems.worst_window_db = lambda *_: 0.0
     rvq_problems.Problem.mismatches = lambda self, codes: 0
+    GeneratorAdapter._compared = lambda self, trials: ""
 
 
 def build_stub(folder: Path) -> dict[str, str]:
