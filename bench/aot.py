@@ -93,7 +93,7 @@ def encode_case(
         rvq_encode(
             meta(100_000, n_mels or dim, dtype=dtype),
             meta(*shape),
-            meta(n_codebooks, size, table_width(dim)),
+            meta(n_codebooks, 2, size, table_width(dim)),
             meta(dim, n_mels) if n_mels else None,
             meta(dim) if bias else None,
             meta(1, dtype=torch.int32),

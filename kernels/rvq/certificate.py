@@ -10,6 +10,14 @@ the bias and of score - E itself; the table's radius and size cover underflow. S
 nearest only if score_k - E_k <= score_j + E_j for every j. Each code has a bound of its own: a
 codeword a thousand times as long as the others puts none of them in doubt.
 
+The kernel multiplies operands that are TF32 numbers already. It knows the length of what each row
+lost by rounding, and `table.py` that of words; so there
+
+    E_k = lost radius_k + (2^-12 + a + b + 2^-22) (||x|| radius_k + size_k),
+
+less than a quarter of the above. It is b that writing a block's number into the last bits of
+score - E changes of it.
+
 The encoder looks for the lowest score - E. Its code j is the nearest if no other score - E reaches
 
     limit = (score_j - E_j) + 2 E_j + the limit's own rounding + scale ||x||^2 (D + 2) 2^-50.
@@ -23,6 +31,10 @@ from typing import NamedTuple
 
 # Smallest normal float32: what a flushed product, square or operand may lose.
 FLUSH = 2.0**-126
+# Two per cent for the rounding of ||x|| and of E itself, whose factors may be operands too.
+MARGIN = 1.02
+# What words lose by rounding to TF32, for each unit of radius: a little more than it is on average.
+WORDS_LOST = 2.0**-12
 # Below this a float32 squared distance may have lost terms to underflow.
 UNDERFLOW = 2.0**-100
 
@@ -43,14 +55,17 @@ def score_beta(dim: int, precision: str) -> float:
     if precision not in rounding:
         raise ValueError(f"precision: expected one of {', '.join(rounding)}, got {precision!r}")
     u = rounding[precision]
-    sums = {
+    return 2 * u + u * u + _of_sums(dim, precision)
+
+
+def _of_sums(dim: int, precision: str) -> float:
+    return {
         "ieee": (dim + 4) * 2.0**-24,
         # Three accumulations; truncated splits leave up to 3 * 2^-20 of a product, well below.
         "tf32x3": 2 * 3 * (dim + 8) * 2.0**-23,
         "tf32": 2 * (dim + 8) * 2.0**-23,
         "bf16": 2 * (dim + 4) * 2.0**-23,
     }[precision]
-    return 2 * u + u * u + sums
 
 
 class Proof(NamedTuple):
@@ -64,14 +79,39 @@ class Proof(NamedTuple):
 
 @functools.cache
 def proof(dim: int, precision: str) -> Proof:
-    """Of scores in a precision. Where the bias is added to float32 sums and not rounded as their
-    operands are, as in the kernel, the size may take "tf32x3"'s.
+    """Of scores in a precision.
 
     Raises:
         ValueError: as `score_beta`.
     """
-    # Two per cent for the rounding of ||x|| and of E itself, whose factors may be operands too.
-    beta = 1.02 * (score_beta(dim + 4, precision) + 2.0**-22)
+    return _proof(dim, score_beta(dim + 4, precision))
+
+
+class KernelProof(NamedTuple):
+    """The same of the kernel: E = lost times what the row lost and radius, + beta ||x|| radius +
+    biases size; the limit has `twice` biases."""
+
+    beta: float
+    lost: float
+    biases: float
+    twice: float
+    ties: float
+
+
+@functools.cache
+def kernel_proof(dim: int, block_bits: int) -> KernelProof:
+    """Of the kernel's scores, whose biases are not rounded.
+
+    Args:
+        dim: codebook_dim.
+        block_bits: last bits of score - E that are written over.
+    """
+    sums = _of_sums(dim + 4, "tf32") + 2.0 ** (block_bits - 23)
+    return KernelProof(_proof(dim, WORDS_LOST + sums).beta, MARGIN, *_proof(dim, sums))
+
+
+def _proof(dim: int, beta: float) -> Proof:
+    beta = MARGIN * (beta + 2.0**-22)
     return Proof(beta, 2.002 * beta + 2.0**-21, (dim + 2) * 2.0**-50)
 
 

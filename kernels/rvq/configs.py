@@ -17,8 +17,7 @@ class EncodeConfig:
         block_n: frames per program.
         block_m: mel bands per step of the projection.
         block_k: codes scored at once.
-        block_s: codes measured at once in float64.
-        precision: of the scores: "tf32", "tf32x3" or "ieee".
+        block_s: codes measured at once where scores do not decide.
         num_warps, num_stages: as Triton takes them.
     """
 
@@ -26,7 +25,6 @@ class EncodeConfig:
     block_m: int
     block_k: int
     block_s: int
-    precision: str
     num_warps: int
     num_stages: int
 

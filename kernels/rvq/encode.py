@@ -6,12 +6,12 @@ and goes on to the next codebook. Device memory sees each frame once, each code 
 weights; the projected frames, the residuals and the scores never leave the chip.
 
 Scores come from tensor cores in low precision, each with a bound of its error (`certificate.py`).
-A row with one candidate within the bounds is done, a row with two compares them in float32
-differences (or takes the first of two equal ones), and a row that is still in doubt is measured
-against the whole codebook, one at a time: in float32 differences, and where those are too close in
-float64. (A second look at the whole tile in three products would do for most, but spills.) All of
-it happens in the tile, so there is no list of rows, no second launch and no synchronisation. A row
-that is not finite has no distances: it gets code 0.
+A row with one candidate within the bounds is done. Rows with more, a few of a tile, are taken one
+at a time: two candidates are compared in float32 differences (or the first of two equal ones is
+taken), and what is still in doubt is measured against the whole codebook, in float32 differences,
+and where those are too close in float64. All of it happens in the tile, so there is no list of
+rows, no second launch and no synchronisation. A row that is not finite has no distances: it gets
+code 0.
 """
 
 import functools
@@ -24,10 +24,11 @@ from torch import Tensor
 
 from .. import launch
 from ..launch import MAX_REGISTERS, power_of_two, row_stride
+from ..vocoder.taps import round_to_tf32
 from . import certificate
 from .configs import ENCODE, EncodeConfig
-from .nearest import apart, codewords, equal, nearest_in_float32, nearest_in_float64
-from .search import dot, lowest_bounds, proof_limit
+from .nearest import apart, nearer_of_two, nearest_in_float32, nearest_in_float64
+from .search import lost, lowest_bounds, proof_limit
 from .table import search_table
 
 FLUSH = tl.constexpr(certificate.FLUSH)
@@ -41,7 +42,7 @@ def _rvq_encode_kernel(
     weight_ptr,  # (D, M), or None
     bias_ptr,  # (D), or None
     codebooks_ptr,  # (Q, K, D)
-    table_ptr,  # (Q, K, W)
+    table_ptr,  # (Q, 2, K, W)
     codes_ptr,  # (N, Q) int64
     sums_ptr,  # (programs, Q), or None
     nonfinite_ptr,  # (1) int32: how many rows are not finite
@@ -56,8 +57,8 @@ def _rvq_encode_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PROOF: tl.constexpr,  # beta and twice of products, of biases, and ties
+    PROOF: tl.constexpr,  # of `certificate.KernelProof`
+    BLOCK_BITS: tl.constexpr,
     EXACT: tl.constexpr,
 ):
     W: tl.constexpr = (D + 7) // 4 * 4  # table_width(D)
@@ -80,13 +81,13 @@ def _rvq_encode_kernel(
                 mask=(o_d[None, :] < D) & (o_m[:, None] < M),
                 other=0.0,
             )
-            residual = dot(x.to(tl.float32), weight, residual, PRECISION="tf32x3")
+            residual = tl.dot(x.to(tl.float32), weight, residual, input_precision="tf32x3")
         if bias_ptr is not None:
             residual += tl.load(bias_ptr + o_d, mask=o_d < D, other=0.0)[None, :]
 
     for q in tl.range(0, Q):
         codebook_ptr = codebooks_ptr + tl.cast(q, tl.int64) * (K * D)
-        words_ptr = table_ptr + tl.cast(q, tl.int64) * (K * W)
+        words_ptr = table_ptr + (2 * tl.cast(q, tl.int64) + 1) * (K * W)
         squares = tl.sum(residual * residual, 1)
         bad = m_n & ((squares < float("inf")) == 0)  # true for NaN
         if tl.max(bad.to(tl.int32), 0) > 0:
@@ -96,40 +97,41 @@ def _rvq_encode_kernel(
                 tl.atomic_add(nonfinite_ptr, tl.sum(bad.to(tl.int32), 0))
 
         norm = tl.sqrt(squares + BLOCK_D * FLUSH)  # with what may have underflowed
+        rough = round_to_tf32(residual)
+        reach = PROOF[0] * norm + PROOF[1] * lost(residual, rough)
         s1, i1, s2, i2, s3 = lowest_bounds(
-            residual,
-            norm,
+            rough,
+            reach,
             words_ptr,
             o_d=o_d,
             K=K,
             D=D,
             W=W,
             BLOCK_K=BLOCK_K,
-            PRECISION=PRECISION,
             PROOF=PROOF,
+            BLOCK_BITS=BLOCK_BITS,
             EXACT=EXACT,
         )
         if EXACT:
-            limit = proof_limit(s1, i1, norm, words_ptr, D=D, W=W, PROOF=PROOF)
+            limit = proof_limit(s1, i1, norm, reach, words_ptr, K=K, W=W, PROOF=PROOF)
             doubt = m_n & (bad == 0) & ((s2 > limit) == 0)  # true for NaN
-            if tl.max(doubt.to(tl.int32), 0) > 0:
-                # Two candidates: compare them alone, if float32 can tell.
-                difference = codewords(codebook_ptr, codes=i1, o_d=o_d, D=D) - residual
-                d1 = tl.sum(difference * difference, 1)
-                difference = codewords(codebook_ptr, codes=i2, o_d=o_d, D=D) - residual
-                d2 = tl.sum(difference * difference, 1)
-                two = doubt & (s3 > limit)
-                settled = two & apart(d1, d2, D=D)
-                i1 = tl.where(settled & (d2 < d1), i2, i1)
-                if tl.max((two & (settled == 0)).to(tl.int32), 0) > 0:
-                    same = two & equal(codebook_ptr, codes=i1, others=i2, D=D)
-                    i1 = tl.where(same, tl.minimum(i1, i2), i1)
-                    settled = settled | same
-                # Three or more, or too close: the whole codebook, row by row.
-                left = tl.where(doubt & (settled == 0), o_row, -1)
-                row = tl.max(left, 0)
-                while row >= 0:
-                    doubtful = tl.sum(tl.where(o_row[:, None] == row, residual, 0.0), 0)
+            # One row at a time: few are in doubt, and differences of a whole tile would spill.
+            left = tl.where(doubt, o_row, -1)
+            row = tl.max(left, 0)
+            while row >= 0:
+                here = o_row == row
+                doubtful = tl.sum(tl.where(here[:, None], residual, 0.0), 0)  # [BLOCK_D]
+                nearest, settled = nearer_of_two(
+                    doubtful,
+                    codebook_ptr,
+                    code=tl.sum(tl.where(here, i1, 0), 0),
+                    other=tl.sum(tl.where(here, i2, 0), 0),
+                    o_d=o_d,
+                    D=D,
+                )
+                two = tl.max((here & (s3 > limit)).to(tl.int32), 0) > 0
+                if (two & settled) == 0:
+                    # Three candidates or more, or too close: the whole codebook.
                     nearest, least, next_least = nearest_in_float32(
                         doubtful, codebook_ptr, o_d=o_d, K=K, D=D, BLOCK_S=BLOCK_S
                     )
@@ -137,14 +139,16 @@ def _rvq_encode_kernel(
                         nearest = nearest_in_float64(
                             doubtful, codebook_ptr, o_d=o_d, K=K, D=D, BLOCK_S=BLOCK_S
                         )
-                    i1 = tl.where(o_row == row, nearest, i1)
-                    left = tl.where(o_row == row, -1, left)
-                    row = tl.max(left, 0)
+                i1 = tl.where(here, nearest, i1)
+                left = tl.where(here, -1, left)
+                row = tl.max(left, 0)
         i1 = tl.where(bad, 0, i1)
 
         tl.store(codes_ptr + o_n * Q + q, i1.to(tl.int64), mask=m_n)
         if (q + 1 < Q) or (sums_ptr is not None):
-            residual -= codewords(codebook_ptr, codes=i1, o_d=o_d, D=D)
+            residual -= tl.load(
+                codebook_ptr + i1[:, None] * D + o_d[None, :], mask=o_d[None, :] < D, other=0.0
+            )
         if sums_ptr is not None:
             rest = tl.sum(tl.where(m_n, tl.sum(residual * residual, 1), 0.0), 0)
             tl.store(sums_ptr + tl.program_id(0) * Q + q, rest)
@@ -167,7 +171,7 @@ def rvq_encode(
     Args:
         mel: (N, n_mels) float32, bfloat16 or float16.
         codebooks: (Q, K, D) float32; in a list alone, or as Q of (K, D), which are copied.
-        table: (Q, K, W), what `search_table` gives, or None.
+        table: (Q, 2, K, W), what `search_table` gives, or None.
         weight: (D, n_mels) float32, or None when n_mels == D.
         bias: (D,) float32, or None.
         nonfinite: one int32, raised by the number of rows with a NaN or an infinity.
@@ -219,18 +223,18 @@ def encode_constants(
     n_mels: int, size: int, dim: int, exact: bool, config: EncodeConfig
 ) -> dict[str, object]:
     """The kernel's compile-time arguments."""
-    of_products = certificate.proof(dim, config.precision)
-    of_biases = certificate.proof(dim, "tf32x3")
+    block_k = min(config.block_k, power_of_two(size))
+    block_bits = (triton.cdiv(size, block_k) - 1).bit_length()
     return {
         "M": n_mels,
         "K": size,
         "D": dim,
         "BLOCK_N": config.block_n,
         "BLOCK_M": config.block_m,
-        "BLOCK_K": min(config.block_k, power_of_two(size)),
+        "BLOCK_K": block_k,
         "BLOCK_D": power_of_two(dim),
         "BLOCK_S": config.block_s,
-        "PRECISION": config.precision,
-        "PROOF": (*of_products[:2], *of_biases),
+        "PROOF": tuple(certificate.kernel_proof(dim, block_bits)),
+        "BLOCK_BITS": block_bits,
         "EXACT": exact,
     }

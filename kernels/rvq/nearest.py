@@ -1,4 +1,4 @@
-"""Codewords themselves, where scores do not decide: gathered, compared, measured in float64."""
+"""Codewords themselves, where scores do not decide: compared, measured, in float32 and float64."""
 
 import triton
 import triton.language as tl
@@ -9,21 +9,16 @@ UNDERFLOW = tl.constexpr(certificate.UNDERFLOW)
 
 
 @triton.jit
-def codewords(codebook_ptr, codes, o_d, D: tl.constexpr):
-    return tl.load(
-        codebook_ptr + codes[:, None] * D + o_d[None, :], mask=o_d[None, :] < D, other=0.0
-    )  # [len(codes), BLOCK_D]
-
-
-@triton.jit
-def equal(codebook_ptr, codes, others, D: tl.constexpr):
-    """Whether two codewords of each row are the same. Element by element: whole ones would spill,
-    and it is rarely asked."""
-    unlike = tl.zeros_like(codes)
-    for d in tl.range(0, D):
-        differ = tl.load(codebook_ptr + codes * D + d) != tl.load(codebook_ptr + others * D + d)
-        unlike += differ.to(tl.int32)
-    return unlike == 0
+def nearer_of_two(row, codebook_ptr, code, other, o_d, D: tl.constexpr):
+    """Of two codes, the one nearer to a row [BLOCK_D], and whether that is certain; the lower one
+    of equal codewords."""
+    word = tl.load(codebook_ptr + code * D + o_d, mask=o_d < D, other=0.0)
+    other_word = tl.load(codebook_ptr + other * D + o_d, mask=o_d < D, other=0.0)
+    d1 = tl.sum((word - row) * (word - row), 0)
+    d2 = tl.sum((other_word - row) * (other_word - row), 0)
+    same = tl.max((word != other_word).to(tl.int32), 0) == 0
+    nearer = tl.where(d2 < d1, other, code)
+    return tl.where(same, tl.minimum(code, other), nearer), apart(d1, d2, D=D) | same
 
 
 @triton.jit

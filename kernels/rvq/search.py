@@ -1,100 +1,114 @@
 """The encoder's search of one codebook by scores: the lowest bounds of a row, and what they prove.
 
 `table.py` says what scores are taken of, `certificate.py` why the bounds hold.
+
+Codes are scored BLOCK_K at once. Each place of such a block keeps the three lowest bounds that it
+has seen, with nothing but minima and maxima, and places are compared with each other once, at the
+end. Which block a bound is of is written into its last bits, whose change `certificate.py` counts,
+so that no number is kept beside it.
 """
 
 import triton
 import triton.language as tl
 
+from . import certificate
 
-@triton.jit
-def dot(a, b, accumulator, PRECISION: tl.constexpr):
-    return tl.dot(a, b, accumulator, input_precision=PRECISION, out_dtype=tl.float32)
-
-
-@triton.jit
-def three_lowest(bounds, o_k):
-    """Lowest bound of each row and its code, the second and its code, the third's bound."""
-    first = tl.min(bounds, 1)
-    code = tl.min(tl.where(bounds == first[:, None], o_k[None, :], 0x7FFFFFFF), 1)
-    rest = tl.where(o_k[None, :] == code[:, None], float("inf"), bounds)
-    second = tl.min(rest, 1)
-    second_code = tl.min(tl.where(rest == second[:, None], o_k[None, :], 0x7FFFFFFF), 1)
-    rest = tl.where(o_k[None, :] == second_code[:, None], float("inf"), rest)
-    return first, code, second, second_code, tl.min(rest, 1)
+FLUSH = tl.constexpr(certificate.FLUSH)
+# More than any bound, and finite: infinity with a block in its last bits would be NaN. Its own last
+# bits are zero.
+NONE = tl.constexpr(2.0**127)
 
 
 @triton.jit
-def merge_lowest(a1, i1, a2, i2, a3, b1, j1, b2, j2, b3):
-    """Merge two results of `three_lowest`; the first wins a tie."""
-    lower = b1 < a1
-    first, code = tl.where(lower, b1, a1), tl.where(lower, j1, i1)
-    loser, loser_code = tl.where(lower, a1, b1), tl.where(lower, i1, j1)
-    loser_second = tl.where(lower, a2, b2)
-    second, second_code = tl.where(lower, b2, a2), tl.where(lower, j2, i2)
-    third = tl.where(lower, b3, a3)
-    beaten = loser < second
-    third = tl.where(beaten, tl.minimum(second, loser_second), tl.minimum(loser, third))
-    second_code = tl.where(beaten, loser_code, second_code)
-    return first, code, tl.where(beaten, loser, second), second_code, third
+def lost(residual, rough):
+    """Length of what rounding took from each row, [BLOCK_N]; multiplied so that little of it
+    underflows."""
+    rest = (residual - rough) * 2.0**11
+    return tl.sqrt(tl.sum(rest * rest, 1) + residual.shape[1] * FLUSH) * 2.0**-11
 
 
 @triton.jit
 def lowest_bounds(
-    residual,  # [BLOCK_N, BLOCK_D]
-    norm,  # [BLOCK_N], at least ||residual||
-    table_ptr,  # (K, W)
+    rough,  # [BLOCK_N, BLOCK_D], TF32 numbers
+    reach,  # [BLOCK_N], what scores err by for each unit of radius
+    table_ptr,  # K * W numbers, of `kernel_table`
     o_d,
     K: tl.constexpr,
     D: tl.constexpr,
     W: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
     PROOF: tl.constexpr,
+    BLOCK_BITS: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """The three lowest of what each row's scores are at least, as `three_lowest` has them; of the
-    scores as they are unless EXACT."""
-    inf = tl.full([residual.shape[0]], float("inf"), tl.float32)
-    zero = tl.zeros([residual.shape[0]], tl.int32)
-    s1, i1, s2, i2, s3 = inf, zero, inf, zero, inf
-    for k in tl.range(0, K, BLOCK_K):
-        o_k = k + tl.arange(0, BLOCK_K)
+    """Of what each row's scores are at least: the lowest and its code, the second and its code, the
+    third. Of the scores as they are unless EXACT, and the first alone."""
+    o_place = tl.arange(0, BLOCK_K)
+    p_bias = table_ptr + K * (W - 4)
+    s1 = tl.full([rough.shape[0], BLOCK_K], NONE, tl.float32)
+    s2, s3 = s1, s1
+    for block in tl.range(0, (K + BLOCK_K - 1) // BLOCK_K):
+        o_k = block * BLOCK_K + o_place
         m_k = o_k < K
         words = tl.load(
-            table_ptr + o_k[None, :] * W + o_d[:, None],
+            table_ptr + o_k[None, :] * (W - 4) + o_d[:, None],
             mask=m_k[None, :] & (o_d[:, None] < D),
             other=0.0,
         )  # [BLOCK_D, BLOCK_K]
-        bias = tl.load(table_ptr + o_k * W + D, mask=m_k, other=0.0)
+        bias = tl.load(p_bias + o_k, mask=m_k, other=0.0)
         if EXACT:
             # What size has besides |bias| is the same for all codes: only the limit needs it.
             bias -= PROOF[2] * tl.abs(bias)
-        least = tl.where(m_k, bias, float("inf"))
-        product = tl.zeros([residual.shape[0], BLOCK_K], tl.float32)
-        bounds = dot(residual, words, product, PRECISION=PRECISION) + least[None, :]
+            radius = tl.load(p_bias + K + o_k, mask=m_k, other=0.0)
+            m_k = m_k & (radius >= 0)  # a codeword that repeats another is never the answer
+            least = tl.where(m_k, bias, NONE)[None, :]
+            least -= reach[:, None] * tl.where(m_k, radius, 0.0)[None, :]
+        else:
+            least = tl.broadcast_to(tl.where(m_k, bias, NONE)[None, :], s1.shape)
+        bounds = tl.dot(rough, words, least, input_precision="tf32")
+        bits = bounds.to(tl.int32, bitcast=True) & -(1 << BLOCK_BITS)
+        bounds = (bits | block).to(tl.float32, bitcast=True)
         if EXACT:
-            # A radius of minus infinity, of codewords that repeat others, makes them infinite.
-            radius = tl.load(table_ptr + o_k * W + (D + 1), mask=m_k, other=0.0)
-            bounds -= (PROOF[0] * norm)[:, None] * radius[None, :]
-        t1, j1, t2, j2, t3 = three_lowest(bounds, o_k)
-        s1, i1, s2, i2, s3 = merge_lowest(
-            a1=s1, i1=i1, a2=s2, i2=i2, a3=s3, b1=t1, j1=j1, b2=t2, j2=j2, b3=t3
-        )
-    return s1, i1, s2, i2, s3
+            loser = tl.maximum(s1, bounds)
+            s3 = tl.minimum(s3, tl.maximum(s2, loser))
+            s2 = tl.minimum(s2, loser)
+        s1 = tl.minimum(s1, bounds)
+
+    first = tl.min(s1, 1)
+    place = tl.min(tl.where(s1 == first[:, None], o_place[None, :], BLOCK_K), 1)
+    code = _code(first, place, K=K, BLOCK_K=BLOCK_K, BLOCK_BITS=BLOCK_BITS)
+    if EXACT:
+        here = o_place[None, :] == place[:, None]
+        s1, s2 = tl.where(here, s2, s1), tl.where(here, s3, s2)
+        second = tl.min(s1, 1)
+        place = tl.min(tl.where(s1 == second[:, None], o_place[None, :], BLOCK_K), 1)
+        second_code = _code(second, place, K=K, BLOCK_K=BLOCK_K, BLOCK_BITS=BLOCK_BITS)
+        third = tl.min(tl.where(o_place[None, :] == place[:, None], s2, s1), 1)
+    else:
+        second, second_code, third = first, code, first
+    return first, code, second, second_code, third
+
+
+@triton.jit
+def _code(bound, place, K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_BITS: tl.constexpr):
+    """The code of a bound at a place of its block; one that exists, whatever the bound is."""
+    block = bound.to(tl.int32, bitcast=True) & ((1 << BLOCK_BITS) - 1)
+    return tl.minimum(block * BLOCK_K + place, K - 1)
 
 
 @triton.jit
 def proof_limit(
     s1,
     i1,
-    norm,
-    table_ptr,
-    D: tl.constexpr,
+    norm,  # [BLOCK_N], at least ||residual||
+    reach,  # as `lowest_bounds` has it
+    table_ptr,  # as there
+    K: tl.constexpr,
     W: tl.constexpr,
     PROOF: tl.constexpr,
 ):
     """What the bounds of all other codes must exceed for i1, of bound s1, to be the nearest."""
-    p_bias = table_ptr + i1 * W + D
-    ties = (PROOF[4] * norm) * (norm * tl.load(p_bias + 3))
-    return s1 + ((PROOF[1] * norm) * tl.load(p_bias + 1) + PROOF[3] * tl.load(p_bias + 2) + ties)
+    p_bias = table_ptr + K * (W - 4) + i1
+    ties = (PROOF[4] * norm) * (norm * tl.load(p_bias + 3 * K))
+    twice = 2.002 * reach + 2.0**-21 * norm
+    return s1 + (twice * tl.load(p_bias + K) + PROOF[3] * tl.load(p_bias + 2 * K) + ties)

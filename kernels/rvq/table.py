@@ -8,12 +8,19 @@ which is s ||x - c||^2 / 2 less what all codewords share. Its error grows with t
 (`certificate.py`), and a centre in their midst makes them short. The scale, a power of two, makes
 the largest number of a codebook about one, so that products of tiny codewords with tiny rows do not
 underflow, nor those of huge ones overflow.
+
+A table is twice as long as its codebook. The first half has a row for each code, which torch's
+products take as it is. The second is what the kernel reads, laid out as it reads it: all words,
+rounded to TF32, then all biases, all radii and so on.
 """
 
 import functools
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from .certificate import WORDS_LOST
 
 EXPONENT_BITS = 0x7F800000  # of a float32
 LARGEST_SCALE = 2.0**80  # so that rows far longer than the codewords do not overflow
@@ -28,9 +35,19 @@ def table_width(dim: int) -> int:
     return -(-(dim + 4) // 4) * 4
 
 
-@torch.no_grad()
 def search_table(codebooks: Tensor, *, mark_repeats: bool) -> Tensor:
-    """What scores are taken of.
+    """What scores are taken of: (..., K, D) -> (..., 2, K, W), `row_table` and `kernel_table`.
+
+    Args:
+        codebooks, mark_repeats: as `row_table` takes them.
+    """
+    rows = row_table(codebooks, mark_repeats=mark_repeats)
+    return torch.stack([rows, kernel_table(rows, codebooks.shape[-1])], -3)
+
+
+@torch.no_grad()
+def row_table(codebooks: Tensor, *, mark_repeats: bool) -> Tensor:
+    """What float32 scores are taken of.
 
     Args:
         codebooks: (..., K, D), finite; half precision is upcast to float32.
@@ -70,6 +87,25 @@ def search_table(codebooks: Tensor, *, mark_repeats: bool) -> Tensor:
     if mark_repeats:
         radius.masked_fill_(repeats(codebooks), -torch.inf)
     return table
+
+
+@torch.no_grad()
+def kernel_table(rows: Tensor, dim: int) -> Tensor:
+    """What the kernel takes scores of: of `row_table`'s (..., K, W), as many numbers in its order.
+
+    Words of W - 4 columns, K of each; then biases, radii, sizes and scales, K each. Radii are
+    raised where a word lost more by rounding than WORDS_LOST of its radius.
+    """
+    words = rows[..., :dim]
+    bits = words.contiguous().view(torch.int32)
+    rounded = ((bits + 0x1000) & -0x2000).view(torch.float32)  # to nearest, 10 bits of fraction
+    least = torch.linalg.vector_norm((words - rounded).double(), dim=-1) * (1.001 / WORDS_LOST)
+    columns = rows[..., dim : dim + 4].clone()
+    radius = columns[..., 1]
+    radius.copy_(torch.where(radius < 0, radius, radius.maximum(least.float())))
+    padded = F.pad(rounded, (0, rows.shape[-1] - 4 - dim))
+    parts = padded.flatten(-2), columns.transpose(-1, -2).flatten(-2)
+    return torch.cat(parts, -1).reshape(rows.shape)
 
 
 def repeats(codebooks: Tensor) -> Tensor:

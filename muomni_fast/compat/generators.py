@@ -24,8 +24,8 @@ LEAST_SNR = {torch.float64: 120.0, torch.float32: 80.0, torch.float16: 30.0, tor
 
 def _least_snr(like: Tensor) -> float:
     """dB; numbers that convolutions round to TF32 are as short as float16's."""
-    tf32 = like.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"
-    short = tf32 and like.dtype == torch.float32
+    cudnn: Any = torch.backends.cudnn
+    short = like.is_cuda and like.dtype == torch.float32 and cudnn.conv.fp32_precision == "tf32"
     return LEAST_SNR[torch.float16 if short else like.dtype]
 
 

@@ -27,7 +27,7 @@ class Prepared:
 
     Attributes:
         books: the codebooks: (K, D) each, or, on a GPU, whose kernel reads them so, all in one.
-        table: (Q, K, W), what is searched; None of float64, or where a codeword is not finite.
+        table: (Q, 2, K, W), what is searched; None of float64, or where a codeword is not finite.
     """
 
     books: list[Tensor] | Tensor
@@ -37,7 +37,7 @@ class Prepared:
 class QuantizerAdapter(Adapter):
     """Runs a quantizer whose codebooks are searched by Euclidean distance.
 
-    What is prepared is the table that is searched, as large as the codebooks.
+    What is prepared is the table that is searched, twice as large as the codebooks.
     """
 
     methods = ("encode", "decode")

@@ -29,7 +29,7 @@ class Backend(Protocol):
         Args:
             mel: (N, n_mels).
             codebooks: one (Q, K, D), or Q of (K, D).
-            table: (Q, K, W), what `kernels.rvq.table.search_table` gives, or None.
+            table: (Q, 2, K, W), what `kernels.rvq.table.search_table` gives, or None.
             weight, bias: (D, n_mels) and (D,) of the projection, or None.
             nonfinite: one int32, raised by the number of rows with a NaN or an infinity.
             exact: certify codes; otherwise the lowest score may be taken as it is.

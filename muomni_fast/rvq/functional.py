@@ -76,7 +76,7 @@ def rvq_encode(
         require_float("table", table)
         n_codebooks, size, dim = first.shape
         n_codebooks *= len(books)  # one of the two is 1
-        expected = n_codebooks, size, table_width(dim)
+        expected = n_codebooks, 2, size, table_width(dim)
         if table.shape != expected or table.dtype != torch.float32:
             got = f"{tuple(table.shape)} {table.dtype}"
             raise ValueError(f"table: expected {expected} torch.float32, got {got}")

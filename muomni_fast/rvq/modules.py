@@ -24,7 +24,7 @@ class PreparedRVQ:
 
     Attributes:
         codebooks: (Q, K, D), all in one tensor.
-        search_table: (Q, K, W), what `kernels.rvq.table.search_table` gives.
+        search_table: (Q, 2, K, W), what `kernels.rvq.table.search_table` gives.
         tables: (Q, K, n_mels), the codewords already projected back, the first codebook's
             with the bias.
     """

@@ -72,12 +72,13 @@ def encode(
     if codebooks[0].ndim == 3:
         codebooks = codebooks[0].unbind()
     n_codebooks = len(codebooks)
+    rows_of = None if table is None else table[:, 0]  # the other half is the kernel's
     codes = torch.empty(len(mel), n_codebooks, dtype=torch.int64, device=mel.device)
     single = len(mel) == 1 and mel.device.type == "cpu" and codebooks[0].dtype == torch.float32
-    if single and table is not None and not with_sums:
+    if single and rows_of is not None and not with_sums:
         if weight is not None:
             mel, weight, bias = project(mel, weight, bias), None, None
-        certain = certain_codes(mel[0], codebooks, table, matmul_precision(mel.device))
+        certain = certain_codes(mel[0], codebooks, rows_of, matmul_precision(mel.device))
         if certain is not None:
             codes.numpy()[0] = certain
             return codes, None
@@ -86,7 +87,7 @@ def encode(
     if codebooks[0].dtype == torch.float64:
         search = _Float64Search(codebooks, len(mel))
     else:
-        search = CertifiedSearch(codebooks, table, len(mel), matmul_precision(mel.device))
+        search = CertifiedSearch(codebooks, rows_of, len(mel), matmul_precision(mel.device))
     found = search.as_array(codes)
     for start in range(0, len(mel), search.block):
         rows = mel[start : start + search.block]

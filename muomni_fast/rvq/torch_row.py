@@ -44,7 +44,7 @@ def certain_codes(
     Args:
         row: (D,) float32, or half precision.
         codebooks: Q of (K, D) float32.
-        table: (Q, K, W), what `search_table` gives.
+        table: (Q, K, W), what `row_table` gives.
         precision: of float32 products: "ieee", "tf32" or "bf16".
     """
     size, dim = codebooks[0].shape

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.rvq.certificate import FLUSH, proof
-from ..kernels.rvq.table import UNDERFLOW_MARGIN, search_table, table_width
+from ..kernels.rvq.table import UNDERFLOW_MARGIN, row_table, table_width
 from ..reference.rvq.search import nearest_code
 
 # Of a block of rows, scores and the rows themselves, for each thread: few enough for its cache, and
@@ -48,7 +48,7 @@ class CertifiedSearch:
 
     Args:
         codebooks: Q of (K, D) float32.
-        table: (Q, K, W), what `search_table` gives, or None.
+        table: (Q, K, W), what `row_table` gives, or None.
         rows: of the whole batch.
         precision: of float32 products: "ieee", "tf32" or "bf16".
 
@@ -63,7 +63,7 @@ class CertifiedSearch:
         size, self.dim = codebooks[0].shape
         device, threads = codebooks[0].device, torch.get_num_threads()
         if table is None and rows >= ROWS_FOR_TABLE:
-            table = torch.stack([search_table(c, mark_repeats=False) for c in codebooks])
+            table = torch.stack([row_table(c, mark_repeats=False) for c in codebooks])
         self.block = max(1, min(rows, BLOCK_NUMBERS * threads // (size + 2 * self.dim)))
         self.codebooks = codebooks
         self.beta, self.twice, self.ties = proof(self.dim, precision)

@@ -10,12 +10,17 @@ from torch import Tensor
 import muomni_fast
 from muomni_fast.functional import rvq_encode
 from muomni_fast.kernels.rvq import certificate
-from muomni_fast.kernels.rvq.table import UNDERFLOW_MARGIN, repeats, search_table
+from muomni_fast.kernels.rvq.table import UNDERFLOW_MARGIN, repeats, row_table
 from muomni_fast.rvq import torch_search
 
 
 def encode(rows: Tensor, codebook: Tensor, table: Tensor) -> Tensor:
-    return rvq_encode(rows, codebook[None], table=table[None])[:, 0]
+    return rvq_encode(rows, codebook[None], table=whole(table))[:, 0]
+
+
+def whole(table: Tensor) -> Tensor:
+    """A table of one codebook, whose kernel's half is not read here."""
+    return table.expand(1, 2, *table.shape)
 
 
 def wrong(rows: Tensor, codebook: Tensor, table: Tensor) -> int:
@@ -43,12 +48,12 @@ def with_repeats() -> tuple[Tensor, Tensor]:
 def test_codes_are_right(hard):
     rows, codebook = hard()
     for mark in (False, True):
-        assert wrong(rows, codebook, search_table(codebook, mark_repeats=mark)) == 0
+        assert wrong(rows, codebook, row_table(codebook, mark_repeats=mark)) == 0
 
 
 def test_radii_that_are_too_small_give_wrong_codes():
     rows, codebook = with_long_words()
-    table = search_table(codebook, mark_repeats=True)
+    table = row_table(codebook, mark_repeats=True)
     for words in (slice(8), slice(8, None)):  # of each kind: a bound for all would hide one
         planted = table.clone()
         planted[words, 65:67] = UNDERFLOW_MARGIN
@@ -57,7 +62,7 @@ def test_radii_that_are_too_small_give_wrong_codes():
 
 def test_a_centre_that_scores_do_not_account_for_gives_wrong_codes():
     rows, codebook = offset_midpoints()
-    table = search_table(codebook, mark_repeats=True)
+    table = row_table(codebook, mark_repeats=True)
     scale, words = table[0, 67], table[:, :64]
     planted = table.clone()
     planted[:, 64] = words.square().sum(1) / 2 / scale  # as if rows were centred too
@@ -69,7 +74,7 @@ def test_a_centre_that_scores_do_not_account_for_gives_wrong_codes():
 
 def test_marking_the_first_of_equal_codewords_gives_wrong_codes():
     rows, codebook = with_repeats()
-    table = search_table(codebook, mark_repeats=True)
+    table = row_table(codebook, mark_repeats=True)
     assert torch.equal(table[:, 33] == -torch.inf, repeats(codebook))
     planted = table.clone()
     planted[0::2, 33], planted[1::2, 33] = table[1::2, 33], table[0::2, 33]
@@ -99,7 +104,7 @@ def ties_of_long_rows(rows: int) -> tuple[Tensor, Tensor]:
 def test_what_float64_cannot_tell_is_a_tie(hard, batch):
     rows, codebook = hard(100)
     for mark in (None, False, True):
-        table = None if mark is None else search_table(codebook, mark_repeats=mark)[None]
+        table = None if mark is None else whole(row_table(codebook, mark_repeats=mark))
         parts = [rvq_encode(x, codebook[None], table=table)[:, 0] for x in rows.split(batch)]
         assert mismatches(rows, codebook, torch.cat(parts)) == 0
 
@@ -118,7 +123,7 @@ def test_what_float64_cannot_tell_is_a_tie(hard, batch):
 def test_scores_that_overflow_tell_nothing(row, codebook, rows):
     x, words = torch.tensor([row] * rows), torch.tensor(codebook)
     assert mismatches(x, words, rvq_encode(x, words[None])[:, 0]) == 0
-    assert wrong(x, words, search_table(words, mark_repeats=True)) == 0
+    assert wrong(x, words, row_table(words, mark_repeats=True)) == 0
 
 
 def test_an_encoding_may_interrupt_another():
@@ -150,9 +155,9 @@ def test_buffers_that_are_kept_are_small():
 
 def test_tables_of_parameters_and_of_half_precision():
     codebook = torch.randn(16, 8).bfloat16().requires_grad_()
-    table = search_table(codebook, mark_repeats=True)
+    table = row_table(codebook, mark_repeats=True)
     assert not table.requires_grad
-    assert torch.equal(table, search_table(codebook.detach().float(), mark_repeats=True))
+    assert torch.equal(table, row_table(codebook.detach().float(), mark_repeats=True))
 
 
 def test_repeats():
@@ -185,7 +190,7 @@ def test_few_rows_are_measured_whatever_the_data(monkeypatch):
     }
     for name, (x, book) in cases.items():
         measured.clear()
-        encode(x, book, search_table(book, mark_repeats=True))
+        encode(x, book, row_table(book, mark_repeats=True))
         assert sum(measured) < 80, (name, sum(measured))  # 2 %
 
 
@@ -195,7 +200,7 @@ def test_no_table_exceeds_what_its_scale_tells(factor):
     torch.manual_seed(0)
     for codebook in (torch.randn(128, 64), torch.ones(16, 64), with_long_words()[1] / 1000):
         codebook = (codebook * factor).clamp(-3e38, 3e38)
-        table = search_table(codebook, mark_repeats=False).double()
+        table = row_table(codebook, mark_repeats=False).double()
         radius, size, scale = table[:, 65:68].unbind(1)
         assert radius.max() < 5 * 64**0.5
         assert (size.clamp(max=2.0**127) <= 3 * 64 / scale).all()  # what overflows is infinite
@@ -205,7 +210,7 @@ def test_scores_may_err_by_all_that_they_are_said_to(monkeypatch):
     """Real products err far less. With half the reach, codes would be wrong."""
     codebook = torch.randn(128, 64)
     rows = midpoints(codebook, 2000)
-    table = search_table(codebook, mark_repeats=True)
+    table = row_table(codebook, mark_repeats=True)
     beta, _, ties = torch_search.proof(64, "ieee")
     errors = planted_errors(rows, codebook, table, beta)
     real = torch.mm

@@ -25,7 +25,7 @@ CODES = torch.arange(120).reshape(40, 3) % 16
 REACHED = torch.arange(40) % 4
 CALLS = {
     "encode": (ops.rvq_encode, (40, 20), [(16, 12)] * 3, None, (12, 20), (12,), True),
-    "encode, table": (ops.rvq_encode, (40, 12), [(3, 16, 12)], (3, 16, 16), None, None, True),
+    "encode, table": (ops.rvq_encode, (40, 12), [(3, 16, 12)], (3, 2, 16, 16), None, None, True),
     "encode, fast": (ops.rvq_encode, (0, 12), [(3, 16, 12)], None, None, None, False),
     "decode": (ops.rvq_decode, CODES, (3, 16, 12), (20, 12), (20,)),
     "decode, inference": (ops.rvq_decode_inference, CODES, (3, 16, 12), (20, 12), (20,)),
@@ -217,7 +217,7 @@ def test_every_argument_must_fit():
         (lambda: encode(mel, books, weight, bias.to("meta")), "proj_in_bias is on meta"),
         (
             lambda: encode(mel, books, table=torch.randn(2, 4, 8)),
-            r"table: expected \(2, 4, 12\) torch.float32, got \(2, 4, 8\)",
+            r"table: expected \(2, 2, 4, 12\) torch.float32, got \(2, 4, 8\)",
         ),
         (
             lambda: encode(mel, [books[0], books[1, :3]]),

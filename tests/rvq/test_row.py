@@ -14,7 +14,7 @@ from torch import Tensor
 import muomni_fast
 from muomni_fast.functional import rvq_encode
 from muomni_fast.kernels.rvq import certificate
-from muomni_fast.kernels.rvq.table import UNDERFLOW_MARGIN, search_table
+from muomni_fast.kernels.rvq.table import UNDERFLOW_MARGIN, row_table
 from muomni_fast.rvq import torch_row
 from muomni_fast.rvq.torch_row import certain_codes
 
@@ -22,9 +22,8 @@ Case = tuple[Tensor, Tensor]  # rows and a codebook
 
 
 def codes(rows: Tensor, codebook: Tensor, table: Tensor) -> Tensor:
-    return torch.cat(
-        [rvq_encode(x, codebook[None], table=table[None])[:, 0] for x in rows.split(1)]
-    )
+    whole = table.expand(1, 2, *table.shape)  # the kernel's half is not read here
+    return torch.cat([rvq_encode(x, codebook[None], table=whole)[:, 0] for x in rows.split(1)])
 
 
 def wrong(rows: Tensor, codebook: Tensor, table: Tensor) -> int:
@@ -82,14 +81,14 @@ def tied() -> Case:
 @pytest.mark.parametrize("mark", [True, False])
 def test_codes_are_right(case: Callable[[], Case], mark):
     rows, codebook = case()
-    assert wrong(rows, codebook, search_table(codebook, mark_repeats=mark)) == 0
+    assert wrong(rows, codebook, row_table(codebook, mark_repeats=mark)) == 0
 
 
 def test_which_rows_are_certain():
     """Ordinary ones are, even of codewords that repeat; near-ties are not."""
     for case, least, most in ((ordinary, 290, 300), (repeated, 290, 300), (near_ties, 0, 250)):
         rows, codebook = case()
-        table = search_table(codebook, mark_repeats=True)
+        table = row_table(codebook, mark_repeats=True)
         assert least <= sum(certain(rows, codebook, table)) <= most, case.__name__
 
 
@@ -99,7 +98,7 @@ def test_rows_that_no_score_tells_anything_of():
     expected = rvq.encode(mel)
     rvq.prepare()
     assert torch.equal(torch.cat([rvq.encode(row) for row in mel.split(1)]), expected)
-    table = search_table(rvq.stacked_codebooks(), mark_repeats=True)
+    table = row_table(rvq.stacked_codebooks(), mark_repeats=True)
     books = rvq.stacked_codebooks().detach().unbind()
     with np.errstate(over="ignore"):
         found = [certain_codes(row, books, table, "ieee") for row in mel]
@@ -107,14 +106,13 @@ def test_rows_that_no_score_tells_anything_of():
     assert found[4:] == expected[4:].tolist()
     wide = torch.randn(1, 4, 5000)
     assert (
-        certain_codes(wide[0, 0], wide.unbind(), search_table(wide, mark_repeats=True), "ieee")
-        is None
+        certain_codes(wide[0, 0], wide.unbind(), row_table(wide, mark_repeats=True), "ieee") is None
     )
 
 
 def test_radii_that_are_too_small_give_wrong_codes():
     rows, codebook = long_words()
-    planted = search_table(codebook, mark_repeats=True)
+    planted = row_table(codebook, mark_repeats=True)
     planted[:8, 65:67] = UNDERFLOW_MARGIN
     assert wrong(rows, codebook, planted) > 0
 
@@ -123,7 +121,7 @@ def test_scores_may_err_by_all_that_they_are_said_to(monkeypatch):
     """As in test_certificate.py, of products with one row."""
     codebook = torch.randn(128, 64)
     rows = midpoints(codebook, 300)
-    table = search_table(codebook, mark_repeats=True)
+    table = row_table(codebook, mark_repeats=True)
     beta, _, ties = certificate.proof(64, "ieee")
     errors = planted_errors(rows, codebook, table, beta)
     real = torch.mv
