@@ -47,7 +47,7 @@ class Place(NamedTuple):
     """Where a batch's next position is: what all blocks of a step need to know of it.
 
     Attributes:
-        index: items 0 ... B - 1 and their positions, (B,) int64 both.
+        places: items 0 ... B - 1 and their positions, (B,) int64 both.
         keys, values: of each layer, (B, filled, n_heads, head_dim), up to the greatest of these
             positions; parts of the cache, to be written into.
         rotary: cosines and sines of the positions, (B, 1, 1, head_dim).
@@ -55,7 +55,7 @@ class Place(NamedTuple):
             is alone, whose positions are all its own.
     """
 
-    index: tuple[Tensor, Tensor]
+    places: tuple[Tensor, Tensor]
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     rotary: tuple[Tensor, Tensor]
@@ -99,8 +99,8 @@ class Block(nn.Module):
         """The next position of each item: (B, D) -> (B, D); writes into the cache."""
         query, key, value = self._heads(x, at.rotary)  # (B, H, head_dim)
         keys, values = at.keys[layer], at.values[layer]
-        keys.index_put_(at.index, key.to(keys.dtype))
-        values.index_put_(at.index, value.to(values.dtype))
+        keys.index_put_(at.places, key.to(keys.dtype))
+        values.index_put_(at.places, value.to(values.dtype))
         attended = F.scaled_dot_product_attention(
             query[:, :, None], keys.transpose(1, 2), values.transpose(1, 2), attn_mask=at.mask
         )  # (B, H, 1, head_dim)
