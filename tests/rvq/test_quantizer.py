@@ -428,6 +428,15 @@ def test_frames_that_are_not_finite_make_no_gradient_of_codewords_nan(RVQ, part)
         assert mel.grad[0].any() and rvq.codebooks[0].weight.grad[0].any()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_reference_refuses_vmap_by_name(compiled):
+    rvq, mel = reference.RVQ(2, 16, 8, n_mels=12), torch.randn(4, 5, 12)
+    for run in (rvq.encode, lambda x: rvq(x).mel):
+        each = torch.compile(run, backend="aot_eager") if compiled else run
+        with pytest.raises(NotImplementedError, match="give it all items at once"):
+            torch.vmap(each)(mel)
+
+
 def test_weights_that_are_not_finite_do_not_load(RVQ):
     state = RVQ().state_dict()
     state["codebooks.1.weight"][3, 3] = torch.nan
