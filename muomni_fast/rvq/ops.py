@@ -230,8 +230,8 @@ def _(
 def rvq_quantize_backward(
     grad_frames: Tensor,
     grad_quantized: Tensor,
-    grad_commitment: Tensor,
-    grad_codebook: Tensor,
+    grad_commitment: Tensor | None,
+    grad_codebook: Tensor | None,
     codes: Tensor,
     mel: Tensor,
     codebooks: Tensor,
@@ -245,7 +245,8 @@ def rvq_quantize_backward(
 
     Straight through: what arrives at the sum of codewords also goes to the projected frame. The
     commitment loss moves the frame, the codebook loss the codewords; both by what a codebook
-    leaves, which is recomputed from the codes.
+    leaves, which is recomputed from the codes. A loss that is not used has no gradient (None): a
+    zero one times what a codebook leaves of a frame that is not finite would be NaN.
     """
     backend = _backend("rvq_quantize", mel, codebooks)
     need_mel, need_codebooks, need_in, need_in_bias, need_out, need_out_bias = needs
@@ -266,19 +267,23 @@ def rvq_quantize_backward(
         residual = _projected(mel, codebooks, in_weight, in_bias)
         to_z = grad_frames if out_weight is None else grad_frames @ out_weight  # (N, D)
         to_codewords = to_z + grad_quantized
+        to_z = to_z.where(residual.isfinite(), 0)
         if need_codebooks:
             grads[1] = torch.empty_like(codebooks)
         scale = 2 / max(1, residual.numel())
         if reached is not None:  # means over fewer rows
             more = len(mel) / _reaches(reached, codebooks).sum(0).clamp(min=1)
-            grad_commitment, grad_codebook = grad_commitment * more, grad_codebook * more
+            grad_commitment = None if grad_commitment is None else grad_commitment * more
+            grad_codebook = None if grad_codebook is None else grad_codebook * more
         for q, (codebook, reach) in enumerate(zip(codebooks, reaches, strict=True)):
             residual = residual - _words(codes[:, q], codebook, reach)
             left = residual if reach is None else residual.where(reach[:, None], 0)
-            to_z = torch.addcmul(to_z, left, grad_commitment[q], value=scale)
+            if grad_commitment is not None:
+                to_z = torch.addcmul(to_z, left, grad_commitment[q], value=scale)
             if need_codebooks:
-                rows = torch.addcmul(to_codewords, left, grad_codebook[q], value=-scale)
-                column = codes[:, q]
+                rows, column = to_codewords, codes[:, q]
+                if grad_codebook is not None:
+                    rows = torch.addcmul(rows, left, grad_codebook[q], value=-scale)
                 if reach is not None:
                     rows, column = rows.where(reach[:, None], 0), column.clamp(min=0)
                 grads[1][q].copy_(backend.code_sums(column, rows, codebook.shape[0]))
@@ -295,8 +300,8 @@ def rvq_quantize_backward(
 def _(
     grad_frames: Tensor,
     grad_quantized: Tensor,
-    grad_commitment: Tensor,
-    grad_codebook: Tensor,
+    grad_commitment: Tensor | None,
+    grad_codebook: Tensor | None,
     codes: Tensor,
     mel: Tensor,
     codebooks: Tensor,
@@ -322,13 +327,21 @@ def _save_quantize(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     mel, codebooks, in_weight, in_bias, out_weight, _, reached = inputs
     codes = output[-1]
     ctx.mark_non_differentiable(codes)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(codes, mel, codebooks, in_weight, in_bias, out_weight, reached)
 
 
-def _quantize_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+def _quantize_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     # Codes have none, nor has what says which codebooks rows reach.
-    grads, needs = grads[:-1], list(ctx.needs_input_grad[:-1])
-    result = rvq_quantize_backward(*(g.contiguous() for g in grads), *ctx.saved_tensors, needs)
+    needs = list(ctx.needs_input_grad[:-1])
+    frames, quantized, *losses = (None if g is None else g.contiguous() for g in grads[:-1])
+    _, mel, codebooks, _, _, out_weight, _ = ctx.saved_tensors
+    n, dim = len(mel), codebooks.shape[2]
+    if frames is None:
+        frames = codebooks.new_zeros(n, dim if out_weight is None else len(out_weight))
+    if quantized is None:
+        quantized = codebooks.new_zeros(n, dim)
+    result = rvq_quantize_backward(frames, quantized, *losses, *ctx.saved_tensors, needs)
     return *needed(result, needs), None
 
 

@@ -1,8 +1,8 @@
 """The Talker with a step of fewer operators: dispatching them is what a small model's step costs.
 
 Weights are packed when a generation begins, so that nothing can be out of date: codebooks' tables
-one below the other, heads as one product, gains of norms multiplied into the weights after them,
-and queries and keys in an order in which turning a pair is one complex product.
+one below the other, heads as one product, and gains of norms multiplied into the weights after
+them. Keys and values stand side by side, so that one operator writes both.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from .. import reference
 from ..backend import choose
 from ..reference.checks import full_precision
-from ..reference.talker.blocks import EPSILON, Cache, rotary_table
+from ..reference.talker.blocks import EPSILON, Cache, rotate, unseen
 from ..reference.talker.generation import Steps
 from .steps import KernelSteps
 
-PACKED = torch.float32, torch.float64  # half precision has no complex numbers that turn pairs
+PACKED = torch.float32, torch.float64  # half precision would round what is multiplied together
 
 
 @dataclasses.dataclass
@@ -37,16 +37,17 @@ class PackedBlock:
 class PackedCache(Cache):
     """A cache that holds the packed weights besides.
 
-    Keys and values are (B * L, H, head_dim), the keys' pairs side by side.
-
     Attributes:
+        kept: of each layer, keys and values of all items, one item's positions below another's:
+            (B * L, 2, H, head_dim). `keys` and `values` are the same memory.
         blocks: of each layer.
         table: (Q * (K + 2), D) of all codebooks.
         offsets: (Q,), where each codebook's begins.
         heads: (D, Q * (K + 1)).
         no_end: (Q * (K + 1),), minus infinity where a codebook has no end of speech, else zero.
-        turns: (L, 1, head_dim / 2), complex.
-        rows: (B,), where an item's next position is in keys and values.
+        turns: what `rotate` takes for queries, keys and values of L positions, (L, 3, 1, head_dim)
+            both: values are not turned, but are with the others in one tensor.
+        rows: (B,), where an item's next position is in `kept`.
         size: L.
         least: sqrt(D * epsilon), one number: the length that is added to a row's own, as norms add
             their epsilon under the root.
@@ -54,12 +55,13 @@ class PackedCache(Cache):
             shapes; otherwise over those that may be filled, which are fewer.
     """
 
+    kept: tuple[Tensor, ...]
     blocks: list[PackedBlock]
     table: Tensor
     offsets: Tensor
     heads: Tensor
     no_end: Tensor
-    turns: Tensor
+    turns: tuple[Tensor, Tensor]
     rows: Tensor
     size: int
     least: Tensor
@@ -92,32 +94,34 @@ class Talker(reference.Talker):
         """A cache with packed weights in float32 and float64, without autocast; see
         `reference.Talker.prefill`."""
         cache = super().prefill(text, text_lengths, speakers, max_steps)
-        dtype, device = cache.keys[0].dtype, text.device.type
+        dtype, device = cache.keys.dtype, text.device.type
         if dtype not in PACKED or torch.is_grad_enabled() or torch.is_autocast_enabled(device):
             return cache
-        batch, n_heads, size, head_dim = cache.keys[0].shape
-        pairs = _side_by_side(head_dim, text.device)
-        rows = [t.transpose(1, 2).flatten(0, 1) for t in cache.values]  # (B * L, H, head_dim)
-        keys = [t[..., pairs].transpose(1, 2).flatten(0, 1) for t in cache.keys]
+        batch, size = cache.keys.shape[1:3]
+        both = torch.stack([cache.keys, cache.values], 3)  # (n_layers, B, L, 2, H, head_dim)
+        cosines, sines = cache.rotary
         modules: list[Any] = [*self.heads]
         heads = [F.pad(head.weight, (0, 0, 0, int(q > 0))) for q, head in enumerate(modules)]
         embeddings: list[Any] = [*self.code_embeddings]
         no_end = self.norm.weight.new_zeros(self.n_codebooks, self.codebook_size + 1)
         no_end[1:, -1] = -math.inf
         books = torch.arange(self.n_codebooks, device=text.device)
-        cosine, sine = rotary_table(size, head_dim, cache.keys[0])
         return PackedCache(
-            keys=keys,
-            values=rows,
+            keys=both[:, :, :, 0],
+            values=both[:, :, :, 1],
             rotary=cache.rotary,
             position=cache.position,
             filled=cache.filled,
-            blocks=[self._packed(block, pairs) for block in self.blocks],
+            kept=both.flatten(1, 2).unbind(),
+            blocks=[self._packed(block) for block in self.blocks],
             table=torch.cat([embedding.weight for embedding in embeddings]),
             offsets=books * (self.codebook_size + 2),
             heads=self._gained(torch.cat(heads), self.norm.weight),
             no_end=no_end.flatten(),
-            turns=torch.complex(cosine, sine)[:, None],
+            turns=(
+                torch.cat([cosines, cosines, torch.ones_like(cosines)], 1),
+                torch.cat([sines, sines, torch.zeros_like(sines)], 1),
+            ),
             rows=torch.arange(batch, device=text.device) * size + cache.position,
             size=size,
             least=self.norm.weight.new_tensor(math.sqrt(self.dim * EPSILON)),
@@ -125,13 +129,11 @@ class Talker(reference.Talker):
 
     def _gained(self, weight: Tensor, gain: Tensor) -> Tensor:
         """A transposed weight (D, out) for rows divided by their length, not by their RMS."""
-        return (weight * gain * math.sqrt(self.dim)).T.contiguous()
+        return (weight * (gain * math.sqrt(self.dim))).T.contiguous()
 
-    def _packed(self, block: Any, pairs: Tensor) -> PackedBlock:
-        query, key, value = block.qkv.weight.unflatten(0, (3, self.n_heads, -1))
-        qkv = torch.stack([query[:, pairs], key[:, pairs], value]).flatten(0, 2)
+    def _packed(self, block: Any) -> PackedBlock:
         return PackedBlock(
-            qkv=self._gained(qkv, block.attention_norm.weight),
+            qkv=self._gained(block.qkv.weight, block.attention_norm.weight),
             out=block.out.weight.T.contiguous(),
             gate_up=self._gained(block.gate_up.weight, block.mlp_norm.weight),
             down=block.down.weight.T.contiguous(),
@@ -148,27 +150,25 @@ class Talker(reference.Talker):
     def through(self, x: Tensor, cache: PackedCache) -> Tensor:
         """A step from embeddings on, without autocast: (B, D), sums over codebooks -> logits
         (B, Q, K + 1)."""
-        batch, n_heads, dim = len(x), self.n_heads, self.dim
+        batch, shape = len(x), (len(x), 3, self.n_heads, -1)
         cache.filled = cache.size if cache.fixed else cache.filled + 1
-        seen = None
-        if batch > 1 or cache.fixed:  # one alone has no padding
-            places = torch.arange(cache.filled, device=x.device)
-            seen = (places <= cache.position[:, None])[:, None, None]
-        turns = cache.turns[cache.position]  # (B, 1, head_dim / 2)
+        mask = None
+        if batch > 1 or cache.fixed:  # all positions of one item alone are its own
+            mask = unseen(cache.position, cache.filled, x.dtype)
+        cosines, sines = (table.index_select(0, cache.position) for table in cache.turns)
+        keys, values = (
+            both[:, :, : cache.filled].transpose(2, 3).unbind()  # (B, H, filled, head_dim) each
+            for both in (cache.keys, cache.values)
+        )
         least = cache.least
-        for block, keys, values in zip(cache.blocks, cache.keys, cache.values, strict=True):
-            packed = torch.mm(_unit(x, least), block.qkv).view(batch, 3 * n_heads, -1)
-            turned = torch.view_as_complex(packed[:, : 2 * n_heads].unflatten(2, (-1, 2))) * turns
-            turned = torch.view_as_real(turned).flatten(2)  # (B, 2 H, head_dim)
-            keys.index_copy_(0, cache.rows, turned[:, n_heads:])
-            values.index_copy_(0, cache.rows, packed[:, 2 * n_heads :])
+        for layer, block in enumerate(cache.blocks):
+            packed = torch.mm(_unit(x, least), block.qkv).view(shape)
+            turned = rotate(packed, (cosines, sines))  # (B, 3, H, head_dim)
+            cache.kept[layer].index_copy_(0, cache.rows, turned[:, 1:])
             attended = F.scaled_dot_product_attention(
-                turned[:, :n_heads, None],
-                _filled(keys, batch, cache),
-                _filled(values, batch, cache),
-                attn_mask=seen,
-            )
-            x = torch.addmm(x, attended.view(batch, dim), block.out)
+                turned[:, :1].transpose(1, 2), keys[layer], values[layer], attn_mask=mask
+            )  # (B, H, 1, head_dim)
+            x = torch.addmm(x, attended.view(batch, -1), block.out)
             gate, up = torch.mm(_unit(x, least), block.gate_up).chunk(2, 1)
             x = torch.addmm(x, F.silu(gate) * up, block.down)
         cache.position += 1
@@ -180,13 +180,3 @@ class Talker(reference.Talker):
 def _unit(x: Tensor, least: Tensor) -> Tensor:
     """Rows (B, D) divided by sqrt(|x|^2 + least^2)."""
     return x / torch.hypot(torch.linalg.vector_norm(x, dim=1, keepdim=True), least)
-
-
-def _filled(rows: Tensor, batch: int, cache: PackedCache) -> Tensor:
-    """(B * L, H, head_dim) -> (B, H, filled, head_dim)."""
-    return rows.view(batch, cache.size, *rows.shape[1:])[:, : cache.filled].transpose(1, 2)
-
-
-def _side_by_side(head_dim: int, device: torch.device) -> Tensor:
-    """The order in which a pair (i, i + head_dim / 2) stands side by side."""
-    return torch.arange(head_dim, device=device).view(2, -1).T.flatten()

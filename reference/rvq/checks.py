@@ -29,6 +29,16 @@ def work_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float32
 
 
+def refuse_vmap(*tensors: Tensor) -> None:
+    """Raise NotImplementedError under `torch.vmap`: how much is measured again depends on values,
+    which vmap's errors say of an operator inside."""
+    if any(map(torch._C._functorch.is_batchedtensor, tensors)):
+        raise NotImplementedError(
+            "RVQ: the reference does not run under torch.vmap, for what it measures again depends "
+            "on values; give it all items at once, (..., n_mels), or use muomni_fast.RVQ"
+        )
+
+
 def require_precision(precision: str) -> None:
     """Raise unless `precision` is one that `rvq_encode` knows."""
     if precision not in ("exact", "fast"):

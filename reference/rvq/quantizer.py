@@ -25,6 +25,7 @@ from .beam import MOST_BEAM, beam_search
 from .checks import (
     code_range_error,
     codebooks_reached,
+    refuse_vmap,
     require_decodable,
     require_encodable,
     require_finite_frames,
@@ -86,9 +87,11 @@ def rvq_encode(
     Raises:
         TypeError: `mel` is not floating point, or is float8.
         ValueError: a shape does not fit, `precision` is unknown, or `check_finite` found something.
+        NotImplementedError: under `torch.vmap`.
     """
     require_precision(precision)
     require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
+    refuse_vmap(mel, codebooks)
     if check_finite:
         require_finite_frames(mel)
     with torch.no_grad(), full_precision(mel):
@@ -167,6 +170,7 @@ def rvq_quantize(
     """
     require_encodable(mel, codebooks, proj_in_weight, proj_in_bias)
     require_projection_back(codebooks, proj_out_weight, proj_out_bias)
+    refuse_vmap(mel, codebooks)
     reached = codebooks_reached(mel, len(codebooks), n_codebooks, lengths)
     padding = None
     if lengths is not None and reached is not None:

@@ -132,8 +132,7 @@ class Steps:
 
     def settled(self, codes: Tensor, end: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
         """The row (B, Q) that a step's classes make, and the ends (B,) with those of this step."""
-        ends = (codes[:, 0] == self.talker.end) & (end > step)
-        end = torch.where(ends, step, end)
+        end = torch.where(codes[:, 0] == self.talker.end, end.clamp(max=step), end)
         frame = step - torch.arange(codes.shape[1], device=codes.device)  # (Q,) whose codes
         out = (frame < 0) | (frame >= end.clamp(max=self.max_frames)[:, None])
         return codes.masked_fill(out, self.talker.pad), end

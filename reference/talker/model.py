@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..checks import accept_wrapped_names, require_finite
 from ..values import (
@@ -20,7 +19,7 @@ from ..values import (
     require_int,
     require_parameters,
 )
-from .blocks import EPSILON, Block, Cache, rotary_table
+from .blocks import EPSILON, Block, Cache, rms_norm, rotary_table
 from .checks import require_batch, require_digest, require_names, speaker_ids
 from .delay import delayed
 from .generation import Generated, Steps, generate
@@ -182,17 +181,17 @@ class Talker(nn.Module):
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Sums over codebooks: (..., Q) of codes, BOS and PAD -> (..., D)."""
-        x = self.code_embeddings[0](codes[..., 0])
-        for q in range(1, self.n_codebooks):
-            x = x + self.code_embeddings[q](codes[..., q])
-        return x
+        pairs = zip(self.code_embeddings, codes.unbind(-1), strict=True)
+        first, *others = [embedding(column) for embedding, column in pairs]
+        return sum(others, start=first)
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., Q, K + 1); only the first codebook has the end of speech."""
-        x = self.norm(x)
+        x = rms_norm(x, self.norm)
         first, *others = [head(x) for head in self.heads]
-        others = [F.pad(logits, (0, 1), value=-torch.inf) for logits in others]
-        return torch.stack([first, *others], -2)
+        no_end = first.new_full((*x.shape[:-1], 1), -torch.inf)
+        columns = [first, *(part for logits in others for part in (logits, no_end))]
+        return torch.cat(columns, -1).unflatten(-1, (self.n_codebooks, -1))
 
     # Generation
 
@@ -205,27 +204,24 @@ class Talker(nn.Module):
         """
         x = self.embed_prefix(text, speakers)
         batch, n_prefix, _ = x.shape
-        rotary = rotary_table(n_prefix + max_steps, self.dim // self.n_heads, x)
-        shape = batch, self.n_heads, n_prefix + max_steps, self.dim // self.n_heads
-        keys = [x.new_zeros(shape) for _ in self.blocks]
-        values = [x.new_zeros(shape) for _ in self.blocks]
+        head_dim = self.dim // self.n_heads
+        rotary = rotary_table(n_prefix + max_steps, head_dim, x)
         own = rotary[0][:n_prefix], rotary[1][:n_prefix]
+        shape = len(self.blocks), batch, n_prefix + max_steps, self.n_heads, head_dim
+        keys, values = x.new_zeros(shape), x.new_zeros(shape)
         for layer, block in enumerate(self.blocks):
-            x, key, value = block(x, own)
-            keys[layer][:, :, :n_prefix] = key
-            values[layer][:, :, :n_prefix] = value
-        return Cache(keys, values, rotary, 1 + text_lengths, n_prefix)
+            x, keys[layer, :, :n_prefix], values[layer, :, :n_prefix] = block(x, own)
+        position = 1 + text_lengths
+        return Cache(keys, values, rotary, position, int(position.max()))
 
     def step(self, codes: Tensor, cache: Cache) -> Tensor:
         """Logits of a batch's next step: (B, Q) of what is read -> (B, Q, K + 1)."""
-        x = self.embed_codes(codes)[:, None]  # (B, 1, D)
+        x = self.embed_codes(codes)  # (B, D)
         at = cache.next_place()
         blocks: Iterable[Any] = self.blocks
-        for block, keys, values in zip(blocks, cache.keys, cache.values, strict=True):
-            x = block.step(x, at, keys, values)
-        cache.position = cache.position + 1
-        cache.filled += 1
-        return self.logits(x)[:, 0]
+        for layer, block in enumerate(blocks):
+            x = block.step(x, at, layer)
+        return self.logits(x)
 
     def speaker_ids(self, speakers: Sequence[str | None] | str | None, n: int) -> Tensor:
         """Ids of n items' speakers, (n,) int64 on the CPU; one name stands for all.

@@ -5,7 +5,6 @@ epochs, and every crop is drawn from (seed, position). So the data of a step dep
 came before: resuming needs no saved position, and several processes simply take their share.
 """
 
-import collections
 import contextlib
 import dataclasses
 import logging
@@ -150,9 +149,9 @@ class SpeechDataset(TrainingData):
 
     `dataset[step]` has "audio" (b, segment_samples) and "mel" (b, n_mels, segment_frames), float32:
     aligned crops of clips and of their log-mels, so that a crop's edge frames see real audio; and
-    their "positions" in the sequence. A clip shorter than a segment is zero-padded. One that cannot
-    be read, or is silent, is logged, listed by its index in "skipped", and replaced by the next
-    position's.
+    their "positions" in the sequence. A clip shorter than a segment is zero-padded; "frames" has
+    how many of each crop's are not padding. A clip that cannot be read, or is silent, is logged,
+    listed by its index in "skipped", and replaced by the next position's.
 
     Args:
         clips: to draw from.
@@ -204,7 +203,7 @@ class SpeechDataset(TrainingData):
         counts = [self._segments(clip) if by_length else 1 for clip in self.clips]
         # Clips of one epoch, in order.
         self.entries: np.ndarray = np.repeat(np.arange(len(self.clips)), counts)
-        self._cache: collections.OrderedDict[int, tuple[Tensor, Tensor]] = collections.OrderedDict()
+        self._cache: dict[int, tuple[Tensor, Tensor, int]] = {}
         self._cached_bytes = 0
         self._epochs = Epochs(self.entries, seed)
 
@@ -221,23 +220,20 @@ class SpeechDataset(TrainingData):
         return self._epochs[position]
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        audios, mels = [], []
         bad_before = set(self.bad)
         positions = [step * self.batch_size + item for item in self.share]
-        for position in positions:
-            audio, mel = self._crop(position)
-            audios.append(audio)
-            mels.append(mel)
+        audios, mels, frames = zip(*map(self._crop, positions), strict=True)
         skipped = sorted(self.bad - bad_before)
         return {
             "audio": torch.stack(audios),
             "mel": torch.stack(mels),
             "positions": positions,
+            "frames": list(frames),
             "skipped": skipped,
         }
 
-    def _crop(self, position: int) -> tuple[Tensor, Tensor]:
-        audio, mel = self._usable(position)
+    def _crop(self, position: int) -> tuple[Tensor, Tensor, int]:
+        audio, mel, n_frames = self._usable(position)
         frames = self.segment_samples // self.mel.hop_length
         start = 0
         if mel.shape[1] > frames:
@@ -245,14 +241,15 @@ class SpeechDataset(TrainingData):
             draw = np.random.default_rng((self.seed, position, 1))
             start = int(draw.integers(mel.shape[1] - frames + 1))
         hop = self.mel.hop_length
-        return audio[start * hop : (start + frames) * hop], mel[:, start : start + frames]
+        crop = mel[:, start : start + frames]
+        return audio[start * hop : (start + frames) * hop], crop, min(frames, n_frames)
 
-    def _usable(self, position: int) -> tuple[Tensor, Tensor]:
+    def _usable(self, position: int) -> tuple[Tensor, Tensor, int]:
         while True:
             index = self.clip_of(position)
             if index not in self.bad:
                 try:
-                    return self.load(index)
+                    return self._padded(index)
                 except AudioFormatError as error:
                     self.bad.add(index)
                     log.warning("skipped (%d so far): %s", len(self.bad), error)
@@ -266,17 +263,22 @@ class SpeechDataset(TrainingData):
         Raises:
             AudioFormatError: it cannot be read, or is silent.
         """
+        return self._padded(index)[:2]
+
+    def _padded(self, index: int) -> tuple[Tensor, Tensor, int]:
+        """What `load` gives, and how many frames are not padding."""
         if index not in self._cache:
             audio = read_clip(self.clips[index], self.mel.sample_rate)
-            length = max(self.mel.n_frames(len(audio)) * self.mel.hop_length, self.segment_samples)
+            n_frames = self.mel.n_frames(len(audio))
+            length = max(n_frames * self.mel.hop_length, self.segment_samples)
             audio = torch.nn.functional.pad(audio, (0, length - len(audio)))
             mel = log_mel(audio, self.mel)
-            entry = (audio, mel if self.through is None else self.through(mel))
+            entry = (audio, mel if self.through is None else self.through(mel), n_frames)
             self._cache[index] = entry
-            self._cached_bytes += sum(t.nbytes for t in entry)
+            self._cached_bytes += sum(t.nbytes for t in entry[:2])
             while self._cached_bytes > self.cache_bytes and len(self._cache) > 1:
-                _, old = self._cache.popitem(last=False)
-                self._cached_bytes -= sum(t.nbytes for t in old)
+                old = self._cache.pop(next(iter(self._cache)))
+                self._cached_bytes -= sum(t.nbytes for t in old[:2])
         return self._cache[index]
 
     def frames(self, limit: int) -> Tensor:
@@ -287,7 +289,8 @@ class SpeechDataset(TrainingData):
                 break
             # Unusable clips are reported, counted and skipped when their turn comes.
             with contextlib.suppress(AudioFormatError):
-                parts.append(self.load(int(index))[1].T)
+                _, mel, n_frames = self._padded(int(index))
+                parts.append(mel[:, :n_frames].T)
         if not parts:
             raise DataError("no usable clip to start from")
         return torch.cat(parts)[:limit]

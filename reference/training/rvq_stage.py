@@ -106,6 +106,10 @@ class RVQStage(SpeechStage):
 
     def split(self, batch: dict[str, Any], n: int) -> list[Batch]:
         parts = super().split(batch, n)
+        if min(batch["frames"]) < batch["mel"].shape[2]:  # clips shorter than a segment
+            frames = torch.tensor(batch["frames"])  # on the CPU, where the loop asks for weights
+            for part, chunk in zip(parts, frames.chunk(n), strict=True):
+                part["frames"] = chunk
         if self.recipe.codebook_dropout:
             drawn = torch.tensor([self._drawn_codebooks(int(p)) for p in batch["positions"]])
             for part, chunk in zip(parts, drawn.to(self.device).chunk(n), strict=True):
@@ -132,20 +136,41 @@ class RVQStage(SpeechStage):
         )
 
     def loss(self, pass_name: str, batch: Batch, earlier: Results = NOTHING) -> StepResult:
-        mel = self._pooled(batch["mel"].transpose(1, 2))  # (B, S, rvq.n_mels)
-        out = self.rvq(mel, batch.get("n_codebooks"))
-        mse = F.mse_loss(out.mel, mel)
+        mel, rows = self._rows(batch)  # (B, S, rvq.n_mels)
+        lengths = None if rows is None else rows.to(mel.device)
+        out = self.rvq(mel, batch.get("n_codebooks"), lengths)
+        weight = mel.shape[0] * mel.shape[1]
+        if rows is None:
+            mse = F.mse_loss(out.mel, mel)
+        else:
+            weight = int(rows.sum())
+            within = torch.arange(mel.shape[1]) < rows[:, None]
+            mse = F.mse_loss(out.mel[within], mel[within])
         commitment, codebook = out.commitment_loss, out.codebook_loss
         if "n_codebooks" in batch:
             # Of all rows rather than those that reach a codebook: so micro-batches add up.
             order = torch.arange(self.rvq.n_codebooks, device=mel.device)
-            share = (batch["n_codebooks"][:, None] > order).to(commitment.dtype).mean(0)  # (Q,)
+            reach = (batch["n_codebooks"][:, None] > order).to(commitment.dtype)  # (B, Q)
+            each = mel.shape[1] if lengths is None else lengths[:, None]  # rows of an item
+            share = (reach * each).sum(0) / weight
             commitment, codebook = commitment * share, codebook * share
         commitment, codebook = commitment.sum(), codebook.sum()
         loss = mse + self.recipe.commitment_weight * commitment
         loss = loss + self.recipe.codebook_weight * codebook
         figures = {"mel_mse": mse, "commitment": commitment, "codebook": codebook}
-        return StepResult(loss, figures, weight=len(mel), kept=(mel, out.codes))
+        return StepResult(loss, figures, weight=weight, kept=(mel, out.codes))
+
+    def _rows(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """What is quantized, (B, S, rvq.n_mels), and how many of an item's rows are not padding,
+        (B,) on the CPU; None is all."""
+        mel = batch["mel"].transpose(1, 2)  # (B, T, n_mels)
+        if "frames" not in batch:
+            return self._pooled(mel), None
+        frames = batch["frames"]
+        # Within a group padding repeats the last frame, as the end of a whole clip does.
+        place = torch.minimum(torch.arange(mel.shape[1]), frames[:, None] - 1).to(mel.device)
+        mel = mel.gather(1, place[..., None].expand_as(mel))
+        return self._pooled(mel), -(-frames // self.config.frames_per_code)
 
     def after_step(self, results: Sequence[Results]) -> dict[str, float]:
         mels, all_codes = zip(*(result["rvq"].kept for result in results), strict=True)

@@ -414,6 +414,29 @@ def test_frames_that_are_not_finite_have_what_their_codes_decode_to(RVQ):
     torch.testing.assert_close(out.mel, rvq.decode(out.codes))
 
 
+@pytest.mark.parametrize("part", ["mel", "quantized", "commitment_loss"])
+def test_frames_that_are_not_finite_make_no_gradient_of_codewords_nan(RVQ, part):
+    """Nor, where no loss is made of what is left of them, of the frames."""
+    rvq, mel = RVQ(), torch.randn(6, 128)
+    mel[1, 5], mel[4, 0] = torch.nan, torch.inf
+    mel.requires_grad_()
+    getattr(rvq(mel), part).sum().backward()
+    for weight in rvq.codebook_weights():
+        assert weight.grad is None or weight.grad.isfinite().all()
+    if part == "mel":
+        assert not mel.grad[[1, 4]].any() and mel.grad[[0, 2, 3, 5]].isfinite().all()
+        assert mel.grad[0].any() and rvq.codebooks[0].weight.grad[0].any()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_reference_refuses_vmap_by_name(compiled):
+    rvq, mel = reference.RVQ(2, 16, 8, n_mels=12), torch.randn(4, 5, 12)
+    for run in (rvq.encode, lambda x: rvq(x).mel):
+        each = torch.compile(run, backend="aot_eager") if compiled else run
+        with pytest.raises(NotImplementedError, match="give it all items at once"):
+            torch.vmap(each)(mel)
+
+
 def test_weights_that_are_not_finite_do_not_load(RVQ):
     state = RVQ().state_dict()
     state["codebooks.1.weight"][3, 3] = torch.nan

@@ -88,13 +88,19 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_has_fewer_operators():
+def test_a_step_has_few_operators():
+    """What a small model's step costs is to dispatch them: with a block more there are at most as
+    many more as are counted here, of the reference and of the drop-in."""
     counts = []
-    for model in (tiny(), fast(tiny())):
-        text, text_lengths, *_ = batch(model)
-        with torch.no_grad():
-            cache = model.prefill(text[:1], text_lengths[:1], None, 4)
-            with Count() as counted:
-                model.step(torch.full((1, 3), model.begin), cache)
-        counts.append(counted.count)
-    assert counts[1] < 0.75 * counts[0], counts
+    for make in (tiny, lambda **config: fast(tiny(**config))):
+        for n_layers in (2, 3):
+            model = make(n_layers=n_layers)
+            text, text_lengths, *_ = batch(model)
+            with torch.no_grad():
+                cache = model.prefill(text[:1], text_lengths[:1], None, 4)
+                with Count() as counted:
+                    model.step(torch.full((1, 3), model.begin), cache)
+            counts.append(counted.count)
+    plain, one_more, packed, packed_one_more = counts
+    assert one_more - plain <= 39 and plain <= 110, counts
+    assert packed_one_more - packed <= 26 and packed < 0.75 * plain, counts

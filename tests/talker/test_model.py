@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.talkers import SENTENCES, VOICES, batch, tiny
 
+import muomni_fast
 from muomni_fast.reference import RVQ, Talker
 from muomni_fast.reference.rvq.digest import quantizer_digest
 from muomni_fast.reference.talker.checks import require_talker
@@ -128,6 +129,21 @@ def test_cached_steps_equal_the_whole(n_codebooks):
         own = n_steps(length, n_codebooks)
         here = torch.stack(steps, 1)[i, :own]
         torch.testing.assert_close(here, whole[i, :own], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Talker, muomni_fast.Talker], ids=["reference", "fast"])
+def test_a_prefix_may_be_padded_where_one_item_is_alone(kind):
+    """Steps go over what was read before, and not over the padding."""
+    talker = kind(**tiny().config).eval()
+    talker.load_state_dict(tiny().state_dict())
+    text, text_lengths, codes, _, speakers = (tensor[:1] for tensor in batch(talker))
+    assert text.shape[1] > text_lengths[0]
+    with torch.no_grad():
+        said = []
+        for ids in (text, text[:, : int(text_lengths)]):
+            cache = talker.prefill(ids, text_lengths, speakers, 3)
+            said.append(torch.stack([talker.step(codes[:, i], cache) for i in range(3)]))
+    torch.testing.assert_close(said[0], said[1], rtol=0, atol=1e-5)
 
 
 def test_bfloat16():

@@ -197,6 +197,8 @@ def test_short_clips_are_padded_and_other_rates_resampled(tmp_path):
     assert batch["audio"].shape == (2, 2560) and batch["skipped"] == []
     padded = next(a for a in batch["audio"] if a[800:].abs().max() == 0)
     assert padded[:800].abs().max() > 0.01
+    assert sorted(batch["frames"]) == [4, 10]  # of speech, the others are padding
+    assert len(data.frames(10**6)) == 4 + 63
     assert data.load(1)[0].shape[0] == pytest.approx(RATE, abs=256)
 
 
@@ -295,7 +297,7 @@ def test_memory_of_cached_clips_is_bounded(tmp_path):
     for step in range(6):
         data[step]
     assert data._cached_bytes <= 300_000 and 1 <= len(data._cache) < 12
-    total = sum(t.nbytes for pair in data._cache.values() for t in pair)
+    total = sum(t.nbytes for entry in data._cache.values() for t in entry[:2])
     assert data._cached_bytes == total
 
 

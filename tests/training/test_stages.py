@@ -142,12 +142,39 @@ def test_codes_of_several_frames_are_judged_at_the_full_rate(pooling, n_mels):
     assert set(batch) == {"mel"}
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("backend", [reference, muomni_fast], ids=["reference", "fast"])
+def test_what_clips_shorter_than_a_segment_are_padded_with_changes_nothing(backend, dropout):
+    """Nor does it matter beside what a clip stands."""
+    config = dataclasses.replace(SMOKE, frames_per_code=5, pooling="mean")
+    torch.manual_seed(0)
+    stage = RVQStage(config.with_recipes(["rvq"], codebook_dropout=dropout), backend, CPU)
+    stage.begin()
+    frames, made = [20, 3, 12, 20], []
+    speech = torch.randn(4, 128, 20)
+    for filling in (speech, speech * 100):
+        mel = torch.where(torch.arange(20) < torch.tensor(frames)[:, None, None], speech, filling)
+        batch = {"audio": torch.zeros(4, 1), "mel": mel, "positions": range(4), "frames": frames}
+        for n in (1, 4):
+            results = [stage.loss("rvq", part) for part in stage.split(batch, n)]
+            weights = torch.tensor([float(result.weight) for result in results])
+            assert weights.sum() == 4 + 1 + 3 + 4
+            share = weights / weights.sum()
+            loss = sum(s * result.loss for s, result in zip(share, results, strict=True))
+            codes = torch.cat([result.kept[1] for result in results])
+            assert (codes[..., 0] >= 0).sum(1).tolist() == [4, 1, 3, 4]
+            grads = torch.autograd.grad(loss, list(stage.rvq.parameters()))
+            made.append([loss, codes, *grads])
+    for other in made[1:]:
+        torch.testing.assert_close(other, made[0], rtol=1e-4, atol=1e-6)
+
+
 def test_dropped_codebooks_are_drawn_by_position_and_micro_batches_add_up():
     config = SMOKE.with_recipes(["rvq"], codebook_dropout=0.5)
     stage = RVQStage(config, reference, CPU)
     stage.begin()
     batch = {"audio": torch.zeros(64, 1), "mel": torch.randn(64, 128, 4)}
-    batch["positions"] = list(range(64, 128))
+    batch |= {"positions": list(range(64, 128)), "frames": [4] * 64}
     (whole,) = stage.split(batch, 1)
     parts = stage.split(batch, 4)
     counts = whole["n_codebooks"]
