@@ -11,6 +11,7 @@ import torch
 import typer
 
 from ..reference.errors import CheckpointError
+from ..reference.packages import installing
 from ..reference.rvq.beam import MOST_BEAM
 from .places import UsageError
 
@@ -106,7 +107,7 @@ def ending(extra: str = "cli", as_json: bool = False) -> Iterator[None]:
     except (UsageError, CheckpointError) as error:
         fail(str(error), USAGE, as_json)
     except ModuleNotFoundError as error:
-        fail(f'{error.name} is not installed: pip install "muomni-fast[{extra}]"', USAGE, as_json)
+        fail(f"{error.name} is not installed: {installing(extra)}", USAGE, as_json)
     except torch.OutOfMemoryError as error:
         reason = str(error).split("\n")[0]
         fail(f"{reason} Try a smaller --batch; files that are done stay.", FAILED, as_json)

@@ -260,7 +260,7 @@ def test_what_a_command_lacks_is_named(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, f"muomni_fast.reference.{name}", None)
             done = call(name)
-        assert done.code == options.USAGE and 'pip install "muomni-fast[train]"' in done.err
+        assert done.code == options.USAGE and '-e ".[train]" in the repository' in done.err
 
 
 def test_too_little_memory(monkeypatch, tmp_path):
