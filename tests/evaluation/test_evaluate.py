@@ -106,6 +106,16 @@ def test_rows_are_those_the_checkpoints_can_make(here, models, names):
     assert not (here / "evaluation.json").exists()
 
 
+def test_a_vocoder_for_another_quantizer_is_warned_of(here, caplog):
+    generator = HiFiGANVocoder(upsample_initial_channel=16)
+    save_model("foreign.json", "vocoder", generator, MelConfig(), decoded_mels="0" * 64)
+    for vocoder, warnings in (("vocoder.json", 0), ("foreign.json", 1)):
+        arguments = "rvq.json", vocoder, "--data", "clips.csv", "--limit", "1", "--metrics"
+        assert evaluate.main(arguments) == 0
+        said = f"{vocoder}: was trained on mels of another quantizer"
+        assert caplog.text.count(said) == warnings
+
+
 def test_a_run_is_measured_on_what_it_held_out(run_folder, here, capsys):
     assert evaluate.main([str(run_folder.path), "--metrics", "mel_l1"]) == 0
     found = result(run_folder.path / "evaluation.json")
