@@ -106,11 +106,14 @@ def save(model: nn.Module, path: str | Path, mel: MelConfig | None = None, **ext
     if isinstance(model, reference.SpeechCodec):
         folder, vocoder = Path(path), model.vocoder
         make_folder(folder)
+        trained: dict[str, Any] = {}
         if isinstance(vocoder, reference.NeuralVocoder):
+            if vocoder.decoded_mels is not None:
+                trained["decoded_mels"] = vocoder.decoded_mels
             vocoder = vocoder.vocoder
         settings = {"frames_per_code": model.frames_per_code, "pooling": model.pooling}
         if not isinstance(vocoder, reference.GriffinLimVocoder):  # which has no weights
-            save(vocoder, folder / "vocoder.json", model.config, **extra)
+            save(vocoder, folder / "vocoder.json", model.config, **trained | extra)
         if model.talker is not None:
             save(model.talker, folder / "talker.json", model.config, **extra)
         save(model.rvq, folder / "rvq.json", model.config, **settings, **extra)

@@ -70,6 +70,20 @@ def test_a_codec_of_griffin_lim(tmp_path):
     assert isinstance(muomni_fast.load(tmp_path).vocoder.vocoder, reference.GriffinLimVocoder)
 
 
+def test_a_codec_keeps_what_its_vocoder_was_trained_on(tmp_path, caplog):
+    codec = SpeechCodec(quantizer(), reference.GriffinLimVocoder(MEL), MEL)
+    muomni_fast.save(codec, tmp_path)
+    digest = quantizer_digest(codec.rvq, 1)
+    muomni_fast.save(generator(), tmp_path / "vocoder.json", MEL, decoded_mels=digest)
+    muomni_fast.save(muomni_fast.load(tmp_path), tmp_path / "again")
+    again = muomni_fast.load(tmp_path / "again")
+    assert again.vocoder.decoded_mels == digest and "another quantizer" not in caplog.text
+    again.rvq.proj_in.weight.data.add_(1)
+    muomni_fast.save(again, tmp_path / "changed")
+    muomni_fast.load(tmp_path / "changed")
+    assert "mels of another quantizer" in caplog.text
+
+
 def test_a_codec_of_stacked_frames(tmp_path):
     stacked = dict(frames_per_code=3, pooling="stack")
     codec = SpeechCodec(quantizer(n_mels=12), reference.GriffinLimVocoder(MEL), MEL, **stacked)
