@@ -51,9 +51,10 @@ def load(path: str | Path, part: str | None = None) -> nn.Module:
             wrote, of a family in docs/families.md or a model with one inside; or a file of weights
             (`.safetensors`, its `.index.json` where there are several, or plain data that torch
             saved, alone or under "generator", "model", "state_dict" or "model_state_dict"). A
-            generator's file has its config beside it, or `HiFiGANVocoder`'s default sizes. Where
-            nothing is, the name of a model that comes with the library: "muomni-62", or
-            "muomni-62-small", which has a vocoder.
+            generator's file has its config beside it, or `HiFiGANVocoder`'s default sizes. A
+            `config*.json` stands for the folder that it lies in. Where nothing is, the name of a
+            model that comes with the library: "muomni-62", or "muomni-62-small", which has a
+            vocoder.
         part: what the part's keys begin with, "decoder." say, where a file of weights holds several
             parts; "" for one whose keys begin with nothing; "semantic" or "acoustic" of Mimi's.
 

@@ -193,6 +193,26 @@ def test_keys_that_do_not_fit_are_listed(tmp_path, change, message):
         muomni_fast.load(tmp_path / "a.pt")
 
 
+def test_a_config_stands_for_its_folder(tmp_path):
+    """Of HiFi-GAN's own code and of a run; not what was saved here under such a name."""
+    model = generator()
+    torch.save({"generator": model.state_dict()}, tmp_path / "g_00000020")
+    (tmp_path / "config_v1.json").write_text(json.dumps(CONFIG))
+    assert same_audio(muomni_fast.load(tmp_path / "config_v1.json"), model)
+    run, rvq = tmp_path / "run", quantizer()
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.json").write_text('{"train": {}, "run": {}}')
+    muomni_fast.save(rvq, run / "checkpoints" / "rvq.json", MEL)
+    assert same_codes(muomni_fast.load(run / "config.json").rvq, rvq)
+    muomni_fast.save(rvq, run / "checkpoints" / "config.json", MEL)
+    assert same_codes(muomni_fast.load(run / "checkpoints" / "config.json"), rvq)
+    with pytest.raises(CheckpointError, match=r"none.config\.json: .*No such file"):
+        muomni_fast.load(tmp_path / "none" / "config.json")
+    (run / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json: "):
+        muomni_fast.load(run / "config.json")
+
+
 def test_folders_that_hold_nothing_or_too_much(tmp_path):
     with pytest.raises(CheckpointError, match=r"expected rvq\.json or vocoder\.json"):
         muomni_fast.load(tmp_path)

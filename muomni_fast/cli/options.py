@@ -32,6 +32,13 @@ Model = Annotated[
         "default) or muomni-62-small, which come with the library.",
     ),
 ]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What the part's keys begin with, where a model's file of weights holds several.",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="torch device (default: cuda if there is one, else cpu)."),
