@@ -1,4 +1,4 @@
-"""Where models are: those that come with the library, by their names, and others by any config."""
+"""Where models are: those that come with the library by their names, others by their paths."""
 
 from pathlib import Path
 
