@@ -1,6 +1,7 @@
 """Whole models around the parts that `muomni_fast.accelerate` knows, for `families.py`: random
 weights, in the sizes that are published, or small ones."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,34 @@ def _text_to_speech(small: bool) -> Whole:
         )
 
     return both, call
+
+
+def fastspeech2(small: bool) -> Any:
+    """FastSpeech2ConformerWithHifiGan, of which every character takes 5 frames."""
+    module = "fastspeech2_conformer"
+    name = "FastSpeech2ConformerWithHifiGan"
+    (config,) = from_hf(f"{module}.configuration_{module}", f"{name}Config")
+    (model,) = from_hf(f"{module}.modeling_{module}", name)
+    sizes: dict[str, Any] = {}
+    if small:
+        widths = "speech_decoder_postnet_units", "duration_predictor_channels"
+        widths += "energy_predictor_channels", "pitch_predictor_channels"
+        sizes = dict.fromkeys(widths, 4) | dict(hidden_size=8, num_mel_bins=6)
+        sizes |= dict(encoder_layers=1, decoder_layers=1)
+        sizes |= dict(encoder_linear_units=8, decoder_linear_units=8)
+    vocoder = _part("FastSpeech2Conformer", small)
+    both = model(config(model_config=sizes, vocoder_config=vocoder.config.to_dict())).eval()
+    both.vocoder = vocoder
+    durations = both.model.duration_predictor.linear  # gives the logarithm of 1 + frames
+    nn.init.zeros_(durations.weight)
+    nn.init.constant_(durations.bias, math.log(6))
+    return both
+
+
+def _fastspeech2(small: bool) -> Whole:
+    """40 characters, 200 mel frames."""
+    characters = torch.arange(4, 44)[None]
+    return fastspeech2(small), lambda model: model(characters, return_dict=True).waveform
 
 
 def _units(version: str) -> Callable[[bool], Whole]:
@@ -111,6 +140,7 @@ def _xcodec(small: bool) -> Any:
 
 WHOLE: dict[str, Callable[[bool], Whole]] = {
     "SpeechT5": _text_to_speech,
+    "FastSpeech2Conformer": _fastspeech2,
     "SeamlessM4T": _units(""),
     "SeamlessM4T v2": _units(" v2"),
     "VITS": _vits(False),

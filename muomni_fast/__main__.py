@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from . import __version__
 from .backend import doctor
-from .reference.packages import lacking
+from .reference.packages import installing, lacking
 
 NEEDED = "typer", "soundfile", "soxr", "safetensors", "tqdm"  # the extra
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def doctor_alone(missing: Sequence[str], argv: Sequence[str] | None = None) -> int:
     """`doctor` and `--version`, which need torch and numpy only."""
-    extra = f'other commands need {", ".join(missing)}: pip install "muomni-fast[cli]"'
+    extra = f"other commands need {', '.join(missing)}: {installing('cli')}"
     parser = argparse.ArgumentParser(prog="muomni-fast", epilog=extra)
     parser.add_argument("command", help="doctor: print the installation as JSON")
     parser.add_argument("--version", action="version", version=__version__)

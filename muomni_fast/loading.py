@@ -51,9 +51,10 @@ def load(path: str | Path, part: str | None = None) -> nn.Module:
             wrote, of a family in docs/families.md or a model with one inside; or a file of weights
             (`.safetensors`, its `.index.json` where there are several, or plain data that torch
             saved, alone or under "generator", "model", "state_dict" or "model_state_dict"). A
-            generator's file has its config beside it, or `HiFiGANVocoder`'s default sizes. Where
-            nothing is, the name of a model that comes with the library: "muomni-62", or
-            "muomni-62-small", which has a vocoder.
+            generator's file has its config beside it, or `HiFiGANVocoder`'s default sizes. A
+            `config*.json` stands for the folder that it lies in. Where nothing is, the name of a
+            model that comes with the library: "muomni-62", or "muomni-62-small", which has a
+            vocoder.
         part: what the part's keys begin with, "decoder." say, where a file of weights holds several
             parts; "" for one whose keys begin with nothing; "semantic" or "acoustic" of Mimi's.
 
@@ -106,11 +107,14 @@ def save(model: nn.Module, path: str | Path, mel: MelConfig | None = None, **ext
     if isinstance(model, reference.SpeechCodec):
         folder, vocoder = Path(path), model.vocoder
         make_folder(folder)
+        trained: dict[str, Any] = {}
         if isinstance(vocoder, reference.NeuralVocoder):
+            if vocoder.decoded_mels is not None:
+                trained["decoded_mels"] = vocoder.decoded_mels
             vocoder = vocoder.vocoder
         settings = {"frames_per_code": model.frames_per_code, "pooling": model.pooling}
         if not isinstance(vocoder, reference.GriffinLimVocoder):  # which has no weights
-            save(vocoder, folder / "vocoder.json", model.config, **extra)
+            save(vocoder, folder / "vocoder.json", model.config, **trained | extra)
         if model.talker is not None:
             save(model.talker, folder / "talker.json", model.config, **extra)
         save(model.rvq, folder / "rvq.json", model.config, **settings, **extra)

@@ -10,6 +10,11 @@ NEEDED = {
 }
 
 
+def installing(extra: str) -> str:
+    """How to install an extra: no package index has this library, so from its repository."""
+    return f'pip install -c constraints.txt -e ".[{extra}]" in the repository'
+
+
 class MissingPackageError(ModuleNotFoundError):
     """A command cannot begin for want of a package; the message names the extra that brings it."""
 
@@ -28,5 +33,5 @@ def require_packages(what: str, extra: str) -> None:
     """
     missing = lacking(NEEDED[extra])
     if missing:
-        install = f'pip install "muomni-fast[{extra}]"'
-        raise MissingPackageError(f"{what} needs {', '.join(missing)}: {install}", name=missing[0])
+        message = f"{what} needs {', '.join(missing)}: {installing(extra)}"
+        raise MissingPackageError(message, name=missing[0])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .packages import installing
 from .values import shown
 
 MOST_JSON = 1 << 22  # bytes; what training writes takes a few thousand
@@ -214,7 +215,7 @@ def safetensors_library() -> ModuleType:
     try:
         import safetensors.torch
     except ModuleNotFoundError as error:
-        message = 'checkpoints need safetensors: pip install "muomni-fast[train]"'
+        message = f"checkpoints need safetensors: {installing('train')}"
         raise ModuleNotFoundError(message, name=error.name) from error
     return safetensors
 

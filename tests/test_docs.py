@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import families
 import pytest
 import torch
 from support.environment import ROOT
@@ -323,6 +324,25 @@ def test_files_that_pages_name_are_there() -> None:
             assert any((place / path).exists() for place in places), f"{page}: {path}"
 
 
+def test_figures_of_families_are_those_that_were_measured() -> None:
+    """A page has its rows as `bench/families.py` prints them, the overview their times."""
+    lines = json.loads((ROOT / "bench/results/families-cpu.json").read_text())["lines"]
+    rows = [families.row_of(line) for line in lines]
+    found = [
+        row
+        for page in sorted(DOCS.glob("families/*.md"))
+        for row in page.read_text().splitlines()
+        if re.match(rf"\| ({'|'.join(re.escape(line['family']) for line in lines)}) \|", row)
+    ]
+    assert sorted(found) == sorted(rows)
+    for line in {line["family"]: line for line in reversed(lines)}.values():  # the first of each
+        pairs = [line["ms"]] + ([line["whole"]["ms"]] if "whole" in line else [])
+        times = [f"{theirs / ours:.2f}" for theirs, ours in pairs]
+        start = f"| [{line['family']}](families/"
+        (row,) = (row for row in PAGES["docs/families.md"].splitlines() if row.startswith(start))
+        assert [cell.strip() for cell in row.split("|")[3:-1]] == [*times, ""][:2]
+
+
 def test_every_fault_has_tests_that_exist() -> None:
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", PAGES["docs/faults.md"], re.M)
     assert [int(number) for number, _ in rows] == list(range(1, 48))
@@ -400,7 +420,7 @@ def test_the_site_documents_all_that_is_public(site: Path) -> None:
 
 
 def test_the_site_fetches_nothing(site: Path) -> None:
-    for page in site.glob("*.html"):
+    for page in site.rglob("*.html"):
         fetched = re.findall(
             r"<(?:script|link|img)[^>]*(?:src|href)=\"(https?:[^\"]*)", page.read_text()
         )

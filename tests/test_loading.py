@@ -70,6 +70,20 @@ def test_a_codec_of_griffin_lim(tmp_path):
     assert isinstance(muomni_fast.load(tmp_path).vocoder.vocoder, reference.GriffinLimVocoder)
 
 
+def test_a_codec_keeps_what_its_vocoder_was_trained_on(tmp_path, caplog):
+    codec = SpeechCodec(quantizer(), reference.GriffinLimVocoder(MEL), MEL)
+    muomni_fast.save(codec, tmp_path)
+    digest = quantizer_digest(codec.rvq, 1)
+    muomni_fast.save(generator(), tmp_path / "vocoder.json", MEL, decoded_mels=digest)
+    muomni_fast.save(muomni_fast.load(tmp_path), tmp_path / "again")
+    again = muomni_fast.load(tmp_path / "again")
+    assert again.vocoder.decoded_mels == digest and "another quantizer" not in caplog.text
+    again.rvq.proj_in.weight.data.add_(1)
+    muomni_fast.save(again, tmp_path / "changed")
+    muomni_fast.load(tmp_path / "changed")
+    assert "mels of another quantizer" in caplog.text
+
+
 def test_a_codec_of_stacked_frames(tmp_path):
     stacked = dict(frames_per_code=3, pooling="stack")
     codec = SpeechCodec(quantizer(n_mels=12), reference.GriffinLimVocoder(MEL), MEL, **stacked)
@@ -177,6 +191,26 @@ def test_keys_that_do_not_fit_are_listed(tmp_path, change, message):
     torch.save(state, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=rf"(?s)a\.pt: .*{message}"):
         muomni_fast.load(tmp_path / "a.pt")
+
+
+def test_a_config_stands_for_its_folder(tmp_path):
+    """Of HiFi-GAN's own code and of a run; not what was saved here under such a name."""
+    model = generator()
+    torch.save({"generator": model.state_dict()}, tmp_path / "g_00000020")
+    (tmp_path / "config_v1.json").write_text(json.dumps(CONFIG))
+    assert same_audio(muomni_fast.load(tmp_path / "config_v1.json"), model)
+    run, rvq = tmp_path / "run", quantizer()
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.json").write_text('{"train": {}, "run": {}}')
+    muomni_fast.save(rvq, run / "checkpoints" / "rvq.json", MEL)
+    assert same_codes(muomni_fast.load(run / "config.json").rvq, rvq)
+    muomni_fast.save(rvq, run / "checkpoints" / "config.json", MEL)
+    assert same_codes(muomni_fast.load(run / "checkpoints" / "config.json"), rvq)
+    with pytest.raises(CheckpointError, match=r"none.config\.json: .*No such file"):
+        muomni_fast.load(tmp_path / "none" / "config.json")
+    (run / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json: "):
+        muomni_fast.load(run / "config.json")
 
 
 def test_folders_that_hold_nothing_or_too_much(tmp_path):

@@ -42,6 +42,7 @@ from .options import (
     Model,
     Out,
     Overwrite,
+    Part,
     Seed,
     Speaker,
     Temperature,
@@ -186,6 +187,7 @@ def vocode(
     inputs: Inputs,
     out: Out,
     model: Model = None,
+    part: Part = None,
     batch: Batch = None,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -201,7 +203,7 @@ def vocode(
     with ending(as_json=as_json):
         todo = pairs(inputs, out, ".wav", (*AUDIO, ".npy"), "audio files or mels")
         where = device_of(device)
-        voice = open_voice(model_path(model), where, dtype_of(dtype))
+        voice = open_voice(model_path(model), where, dtype_of(dtype), part)
         report = Report("vocode", as_json)
         _say_how_it_sounds(report, model, voice.streams)
 
@@ -250,6 +252,7 @@ def speak(
 @app.command()
 def info(
     inputs: Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders, or models.")],
+    part: Part = None,
     as_json: Json = False,
 ) -> None:
     """What files of codes, audio files, folders of them, or models hold.
@@ -262,7 +265,7 @@ def info(
         found = []
         for path in inputs:
             try:
-                found.append({"path": path} | describe(path))
+                found.append({"path": path} | describe(path, part))
             except FAULTS as error:
                 found.append({"path": path, "error": str(error)})
         print(json.dumps(found, indent=2) if as_json else "\n\n".join(map(lines, found)))

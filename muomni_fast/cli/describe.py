@@ -25,24 +25,26 @@ CODES: dict[str, Callable[[Path], CodeInfo]] = {
 }
 
 
-def describe(given: str) -> dict[str, Any]:
+def describe(given: str, part: str | None = None) -> dict[str, Any]:
     """Figures of a file of codes, an audio file, a model, or a folder of files, by the path's
-    ending and what is there.
+    ending and what is there; where a `part` is named, of that part of a model.
 
     Raises:
         AudioFormatError, CodeFileError, CheckpointError: it cannot be read.
     """
     path = located(given)
-    if path.suffix.lower() in CODES and not path.is_dir():
+    suffix = "" if part is not None or path.is_dir() else path.suffix.lower()
+    if suffix in CODES:
         return _codes(path)
-    if path.suffix.lower() in AUDIO and not path.is_dir():
+    if suffix in AUDIO:
         header = audio_info(path, streamed=True)
         seconds = header.frames / header.sample_rate
         return {"kind": "audio", "seconds": seconds} | dataclasses.asdict(header)
     try:
-        model: Any = load(path)
+        model: Any = load(path, part)
     except CheckpointError:
-        files = [] if _has_a_model(path) else [*found_in(path, (*CODES, *AUDIO))]
+        plain = part is None and not _has_a_model(path)
+        files = [*found_in(path, (*CODES, *AUDIO))] if plain else []
         if not files:
             raise
         return _folder(files)

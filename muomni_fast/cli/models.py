@@ -153,7 +153,9 @@ def weights_into(digest: Any, model: nn.Module) -> None:
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
 
 
-def open_voice(path: Path, device: torch.device, dtype: torch.dtype) -> Voice:
+def open_voice(
+    path: Path, device: torch.device, dtype: torch.dtype, part: str | None = None
+) -> Voice:
     """The vocoder that a run, checkpoint, folder or published file holds.
 
     Raises:
@@ -161,7 +163,7 @@ def open_voice(path: Path, device: torch.device, dtype: torch.dtype) -> Voice:
         CheckpointError: as `load`.
     """
     with _without_warnings():
-        model = load(path)
+        model = load(path, part)
     if isinstance(model, SpeechCodec):
         return voice_of(model.vocoder, model.config, device, dtype)
     if not isinstance(model, HiFiGANVocoder):

@@ -11,6 +11,7 @@ import torch
 import typer
 
 from ..reference.errors import CheckpointError
+from ..reference.packages import installing
 from ..reference.rvq.beam import MOST_BEAM
 from .places import UsageError
 
@@ -29,6 +30,13 @@ Model = Annotated[
         metavar="MODEL",
         help="A run's folder, a checkpoint's .json, or a folder of `save`; or muomni-62 (the "
         "default) or muomni-62-small, which come with the library.",
+    ),
+]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What the part's keys begin with, where a model's file of weights holds several.",
     ),
 ]
 Device = Annotated[
@@ -106,7 +114,7 @@ def ending(extra: str = "cli", as_json: bool = False) -> Iterator[None]:
     except (UsageError, CheckpointError) as error:
         fail(str(error), USAGE, as_json)
     except ModuleNotFoundError as error:
-        fail(f'{error.name} is not installed: pip install "muomni-fast[{extra}]"', USAGE, as_json)
+        fail(f"{error.name} is not installed: {installing(extra)}", USAGE, as_json)
     except torch.OutOfMemoryError as error:
         reason = str(error).split("\n")[0]
         fail(f"{reason} Try a smaller --batch; files that are done stay.", FAILED, as_json)

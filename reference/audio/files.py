@@ -1,6 +1,6 @@
 """Reading and writing audio files, distrusting them.
 
-Needs soundfile, and soxr where rates differ (`pip install "muomni-fast[train]"`).
+Needs soundfile, and soxr where rates differ (the extra `cli`, or `train`).
 """
 
 import contextlib

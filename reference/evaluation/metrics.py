@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..packages import installing
 from .judges import dnsmos, pesq_wb, speaker_similarity, stoi
 from .pitch import log_f0_rmse, voicing_error
 from .spectral import mel_cepstral_distortion, mel_l1, mel_mse
 from .words import word_errors
 
-EVALUATE, PESQ = 'pip install "muomni-fast[evaluate]"', 'pip install "muomni-fast[pesq]"'
+EVALUATE, PESQ = installing("evaluate"), installing("pesq")
 RESEMBLYZER = "pip install --no-deps resemblyzer webrtcvad-wheels"
 
 

@@ -74,7 +74,7 @@ def open_subject(paths: Sequence[str], published: Sequence[str] | None = None) -
             require_same_mel(mels["rvq"], mels["vocoder"], "quantizer != vocoder")
     mel = next(iter(mels.values()))
     hifigan = NeuralVocoder(files["vocoder"], mel).eval() if "vocoder" in files else None
-    return Subject(mel, files, hifigan, _codecs(files, hifigan), folder)
+    return Subject(mel, files, hifigan, _codecs(files), folder)
 
 
 def _by_kind(paths: Sequence[str]) -> dict[str, Path]:
@@ -107,16 +107,19 @@ def _with_published(
     return Subject(mel, files | {"hifigan": Path(checkpoint)}, generator, codecs, folder)
 
 
-def _codecs(files: dict[str, Path], hifigan: nn.Module | None) -> dict[str, SpeechCodec]:
+def _codecs(files: dict[str, Path], generator: nn.Module | None = None) -> dict[str, SpeechCodec]:
+    """The quantizer with Griffin-Lim, and with the checkpoint's or a published generator."""
     if "rvq" not in files:
         if "talker" in files:
             raise CheckpointError(f"{files['talker']}: expected its quantizer, rvq.json, with it")
         return {}
-    codec = SpeechCodec.from_checkpoints(files["rvq"], talker=files.get("talker"))
-    codecs = {"Griffin-Lim": codec}
-    if hifigan is not None:
+    rvq, vocoder, talker = files["rvq"], files.get("vocoder"), files.get("talker")
+    codecs = {"Griffin-Lim": SpeechCodec.from_checkpoints(rvq, talker=talker)}
+    if vocoder is not None:  # which warns where it was trained for another quantizer
+        codecs["HiFi-GAN"] = SpeechCodec.from_checkpoints(rvq, vocoder, talker)
+    elif generator is not None:
         codecs["HiFi-GAN"] = copy.deepcopy(codecs["Griffin-Lim"])
-        codecs["HiFi-GAN"].vocoder = hifigan
+        codecs["HiFi-GAN"].vocoder = generator
     return codecs
 
 

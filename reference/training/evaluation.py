@@ -10,6 +10,7 @@ from torch import Tensor
 import muomni_fast.reference as backend
 
 from ..audio.mel import pool_frames
+from ..packages import installing
 from .clips import find_clips, split_clips
 from .data import SpeechDataset, read_held_out
 from .run import load_product, source_of
@@ -35,7 +36,7 @@ class FaissQuantizer:
         try:
             import faiss
         except ImportError as error:
-            raise ValueError(f'faiss: {error}; pip install "muomni-fast[peers]"') from error
+            raise ValueError(f"faiss: {error}; {installing('peers')}") from error
         self.bits = codebook_size.bit_length() - 1
         if 1 << self.bits != codebook_size:
             raise ValueError(f"codebook_size: faiss needs a power of two, got {codebook_size}")

@@ -18,12 +18,22 @@ from muomni_fast import __main__ as entry
 for _needed in ("typer", "soundfile", "soxr", "safetensors", "tqdm"):
     pytest.importorskip(_needed)
 import soundfile  # noqa: E402
-from support.command_line import MEL, RATE, call, small_codec, speech  # noqa: E402
+from support.command_line import MEL, RATE, audio_of, call, small_codec, speech  # noqa: E402
 
 from muomni_fast.cli import app, options  # noqa: E402
 from muomni_fast.reference import evaluate, train  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
+SMALL = dict(
+    upsample_rates=[4, 4],
+    upsample_kernel_sizes=[8, 8],
+    upsample_initial_channel=8,
+    resblock="2",
+    resblock_kernel_sizes=[3],
+    resblock_dilation_sizes=[[1, 2]],
+)
+HIFIGAN = dict(num_mels=4, hop_size=16, sampling_rate=RATE, n_fft=64, win_size=64)
+HIFIGAN |= dict(fmin=0, fmax=4000)
 VOCODER_ONLY = "vocoder.json: holds a vocoder only; encode needs rvq.json, or the run's folder"
 COMMANDS = "encode", "decode", "resynth", "vocode", "speak", "info", "doctor", "train", "evaluate"
 
@@ -109,6 +119,30 @@ def test_info(tmp_path):
     said = call("info", tmp_path / "a.muc", tmp_path / "none.muc")
     assert said.code == 1 and "\nmel:\n  sample_rate: 8000\n" in said.out
     assert "error: " in said.out and "No such file" in said.out
+
+
+def test_one_of_several_parts(tmp_path):
+    """A vocoder with its running average; its config stands for the folder."""
+    first, second = (muomni_fast.HiFiGANVocoder(4, **SMALL) for _ in range(2))
+    state = {f"model.{name}": value for name, value in first.state_dict().items()}
+    torch.save(state | {f"ema.{n}": v for n, v in second.state_dict().items()}, tmp_path / "a.pt")
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | HIFIGAN))
+    (path,) = speech(tmp_path / "speech", a=500).values()
+    model = "--model", tmp_path / "config.json"
+    command = "vocode", path, *model, "-o"
+    done = call(*command, tmp_path / "a.wav")
+    assert done.code == 2 and "name its `part`: 'ema.' or 'model.'" in done.err
+    mel = muomni_fast.log_mel(audio_of(path), MEL)
+    for part, vocoder in (("model.", first), ("ema.", second)):
+        out = tmp_path / f"{part}wav"
+        assert call(*command, out, "--part", part).code == 0
+        with torch.no_grad():
+            expected = vocoder(mel)[:, :500].clip(-1, 1)
+        torch.testing.assert_close(audio_of(out), expected, rtol=0, atol=1e-4)
+    found = call("info", tmp_path, "--part", "ema.", "--json").json[0]
+    assert found["kind"] == "HiFiGANVocoder"
+    done = call("info", path, tmp_path / "speech", "--part", "ema.")
+    assert done.code == 1 and done.out.count("error: ") == 2
 
 
 def test_info_of_codes_to_train_on_and_of_folders(tmp_path):
@@ -212,7 +246,7 @@ def test_without_the_extra_there_is_doctor_alone(monkeypatch, capsys):
     assert entry.main(["doctor"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(muomni_fast.doctor()))
     for wrong, message in (
-        (["encode", "a", "-o", "b"], "need soxr: pip install"),
+        (["encode", "a", "-o", "b"], 'need soxr: pip install -c constraints.txt -e ".[cli]"'),
         (["doctor", "x"], "got x"),
     ):
         with pytest.raises(SystemExit, match="2"):
@@ -260,7 +294,7 @@ def test_what_a_command_lacks_is_named(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, f"muomni_fast.reference.{name}", None)
             done = call(name)
-        assert done.code == options.USAGE and 'pip install "muomni-fast[train]"' in done.err
+        assert done.code == options.USAGE and '-e ".[train]" in the repository' in done.err
 
 
 def test_too_little_memory(monkeypatch, tmp_path):

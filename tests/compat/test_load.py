@@ -53,6 +53,7 @@ def test_vocoders(tmp_path, model_of, name):
     assert same_audio(muomni_fast.load(tmp_path), part)
     file = tmp_path / "model.safetensors"
     assert same_audio(muomni_fast.load(file), part)
+    assert same_audio(muomni_fast.load(tmp_path / "config.json"), part)
     if name in ("SpeechT5", "VITS"):  # a config that states the class alone
         edit(tmp_path, model_type=...)
         assert same_audio(muomni_fast.load(tmp_path), part)

@@ -84,7 +84,7 @@ def test_checkpoints_make_five_rows(here, capsys):
     assert set(found["left_out"]) == {"stoi", "pesq", "dnsmos", "word_errors", "speaker"}
     for heading in ("STOI", "PESQ", "DNSMOS", "words %", "speaker"):
         assert f"{heading}: left out: " in said
-    assert "muomni-fast[pesq]" in said and "written: evaluation.json" in said
+    assert '-e ".[pesq]"' in said and "written: evaluation.json" in said
     settings, versions = found["settings"], found["versions"]
     assert settings["codec"]["frames_per_code"] == 5
     assert settings["codec"]["bits_per_second"] == 62.5 / 5 * 2 * 4
@@ -104,6 +104,16 @@ def test_rows_are_those_the_checkpoints_can_make(here, models, names):
     assert evaluate.main([*models, *arguments]) == 0
     assert list(result("a.json")["rows"]) == names
     assert not (here / "evaluation.json").exists()
+
+
+def test_a_vocoder_for_another_quantizer_is_warned_of(here, caplog):
+    generator = HiFiGANVocoder(upsample_initial_channel=16)
+    save_model("foreign.json", "vocoder", generator, MelConfig(), decoded_mels="0" * 64)
+    for vocoder, warnings in (("vocoder.json", 0), ("foreign.json", 1)):
+        arguments = "rvq.json", vocoder, "--data", "clips.csv", "--limit", "1", "--metrics"
+        assert evaluate.main(arguments) == 0
+        said = f"{vocoder}: was trained on mels of another quantizer"
+        assert caplog.text.count(said) == warnings
 
 
 def test_a_run_is_measured_on_what_it_held_out(run_folder, here, capsys):
@@ -135,7 +145,7 @@ def test_the_quantizer_alone_beside_faiss(run_folder, here, capsys):
 def test_the_quantizer_without_faiss(run_folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert evaluate.main([str(run_folder.path), "--metrics", "--against", "faiss"]) == 1
-    assert "muomni-fast[peers]" in capsys.readouterr().err
+    assert '-e ".[peers]"' in capsys.readouterr().err
 
 
 def test_other_rates_are_judged_at_16_khz(here, capsys):

@@ -6,6 +6,8 @@ Importing this imports no transformers.
 import importlib
 from typing import Any
 
+from whole_models import fastspeech2
+
 CODEC = dict(num_filters=2, hidden_size=8, codebook_size=16, codebook_dim=8)
 ENCODEC = CODEC | dict(num_lstm_layers=1, target_bandwidths=[0.3, 1.5], model_type="encodec")
 MIMI = CODEC | dict(codebook_dim=4, vector_quantization_hidden_dimension=4, num_hidden_layers=1)
@@ -17,22 +19,6 @@ ROOMY = 3000  # codes and words: more than the numbers of special ones
 
 def _transformers() -> Any:
     return importlib.import_module("transformers")
-
-
-def _fastspeech2() -> Any:
-    library = _transformers()
-    names = "speech_decoder_postnet_units", "duration_predictor_channels"
-    names += "energy_predictor_channels", "pitch_predictor_channels"
-    sizes = dict.fromkeys(names, 4) | dict(hidden_size=8, vocab_size=10, num_mel_bins=6)
-    sizes |= dict(encoder_layers=1, decoder_layers=1)
-    sizes |= dict(encoder_linear_units=8, decoder_linear_units=8)
-    vocoder = dict(model_in_dim=6, upsample_initial_channel=16, upsample_rates=[4, 2])
-    vocoder |= dict(upsample_kernel_sizes=[8, 4], resblock_kernel_sizes=[3, 5])
-    vocoder |= dict(resblock_dilation_sizes=[[1], [3]])
-    config = library.FastSpeech2ConformerWithHifiGanConfig(
-        model_config=sizes, vocoder_config=vocoder
-    )
-    return library.FastSpeech2ConformerWithHifiGan(config).eval()
 
 
 def _musicgen() -> Any:
@@ -76,7 +62,7 @@ def _moshi() -> Any:
 _ACOUSTIC = "quantizer.acoustic_residual_vector_quantizer"
 # By name: how it is made, where its part lies, and what `load` is asked for.
 WHOLE: dict[str, Any] = {
-    "FastSpeech2ConformerWithHifiGan": (_fastspeech2, "vocoder", None),
+    "FastSpeech2ConformerWithHifiGan": (lambda: fastspeech2(True), "vocoder", None),
     "MusicGen": (_musicgen, "audio_encoder.quantizer", None),
     "Bark": (_bark, "codec_model.quantizer", None),
     "Csm": (_csm, f"codec_model.{_ACOUSTIC}", "acoustic"),

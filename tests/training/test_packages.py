@@ -11,6 +11,7 @@ from support.environment import ROOT
 from muomni_fast.reference import evaluate, packages, train
 from muomni_fast.reference.packages import NEEDED
 
+INSTALL = 'pip install -c constraints.txt -e ".[{}]" in the repository'
 HELP = """
 import sys
 for name in {names}:
@@ -35,7 +36,7 @@ def test_help_needs_torch_and_numpy_only(tmp_path):
     assert done.stdout.endswith("\n2 2\n") and not list(tmp_path.iterdir())
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert lines == [
-        f'error: {what} needs {", ".join(NEEDED[extra])}: pip install "muomni-fast[{extra}]"'
+        f"error: {what} needs {', '.join(NEEDED[extra])}: {INSTALL.format(extra)}"
         for what, extra in (("training", "train"), ("evaluation", "evaluate"))
     ]
 
@@ -49,7 +50,7 @@ def test_each_package_is_looked_for_before_anything_is_made(tmp_path, monkeypatc
     )
     assert train.main(["--preset", "smoke"]) == 2
     said = capsys.readouterr().err
-    assert said == f'error: training needs {name}: pip install "muomni-fast[train]"\n'
+    assert said == f"error: training needs {name}: {INSTALL.format('train')}\n"
     assert not list(tmp_path.iterdir())
     if name in NEEDED["evaluate"]:
         assert evaluate.main([]) == 2 and "[evaluate]" in capsys.readouterr().err
