@@ -57,6 +57,7 @@ def all_steps() -> list[Step]:
         machine["tests"],
         *gpu_tuning.STEPS,
         vocoder["training"],
+        vocoder["training in a graph"],
         models["talker"],
         *vocoder["compiled times"],
         *rvq["compiled times"],

@@ -205,19 +205,25 @@ def measure(figures: Figures, label: str, run: Callable[[], object]) -> None:
     figures.take(f"{label}, graph", lambda: milliseconds(captured(run)))
 
 
-def training_times(figures: Figures) -> None:
-    """Forward and backward of the generator, 16 x 8,192 samples, fast against the reference."""
+def training_times(graph: bool, figures: Figures) -> None:
+    """Forward and backward of the generator, 16 x 8,192 samples, fast against the reference:
+    launched by Python, or as a graph, which shows what the GPU alone takes."""
     for name in ("default", "v1"):
         model, mel = problem(name, 16, 32)
         for label, on in (("bf16", True), ("fp32", False)):
             for way, m in (("fast", fast(model).train()), ("reference", model.train())):
 
                 def step(m: torch.nn.Module = m, mel: Tensor = mel, on: bool = on) -> None:
-                    with torch.autocast(mel.device.type, torch.bfloat16, enabled=on):
+                    m.zero_grad()
+                    # Nothing is kept from one step to the next, as weights change between them.
+                    with torch.autocast(
+                        mel.device.type, torch.bfloat16, enabled=on, cache_enabled=False
+                    ):
                         audio = m(mel)
                     audio.float().square().mean().backward()
 
-                figures.take(f"{name}, {label}, {way}", lambda: milliseconds(step))
+                take = lambda run=step: milliseconds(captured(run) if graph else run)
+                figures.take(f"{name}, {label}, {way}", take)
 
 
 def memory_checks(figures: Figures) -> None:
@@ -255,5 +261,8 @@ STEPS = {
     "gradients": Step("vocoder: gradients", 60, gradient_parity),
     "memory checks": Step("vocoder: memory checks", 240, memory_checks),
     "other times": [_times(name, "tf32") for name in SHAPES],
-    "training": Step("vocoder: training", 120, training_times),
+    "training": Step("vocoder: training", 120, functools.partial(training_times, False)),
+    "training in a graph": Step(
+        "vocoder: training, in a graph", 90, functools.partial(training_times, True)
+    ),
 }
