@@ -151,7 +151,7 @@ def plot_losses(path: Path, metrics: dict[str, list[dict[str, str]]]) -> None:
     width = max(len(names) for names in panels.values())
     figure = Figure(figsize=(3.2 * width, 2.8 * len(panels)))
     axes = figure.subplots(len(panels), width, squeeze=False)
-    _spaced(figure, (0.6, 0.15, 0.5, 0.35), 0.6, 0.75)
+    _spaced(figure, axes.shape, (0.6, 0.15, 0.5, 0.35), 0.6, 0.75)
     for row, (stage, names) in enumerate(panels.items()):
         for column in range(width):
             axis = axes[row][column]
@@ -179,7 +179,7 @@ def plot_mels(path: Path, mels: dict[str, Tensor], config: MelConfig) -> None:
 
     figure = Figure(figsize=(9, 1.7 * len(mels)))
     axes = figure.subplots(len(mels), 1, sharex=True, squeeze=False)[:, 0]
-    _spaced(figure, (0.55, 1.1, 0.45, 0.3), 0.0, 0.4)
+    _spaced(figure, (len(mels), 1), (0.55, 1.1, 0.45, 0.3), 0.0, 0.4)
     low = math.log(config.log_floor)
     high = max(float(mel.max()) for mel in mels.values())
     for axis, (name, mel) in zip(axes, mels.items(), strict=True):
@@ -198,20 +198,24 @@ def plot_mels(path: Path, mels: dict[str, Tensor], config: MelConfig) -> None:
 
 
 def _spaced(
-    figure: "Figure", margins: tuple[float, float, float, float], beside: float, below: float
+    figure: "Figure",
+    panels: tuple[int, int],
+    margins: tuple[float, float, float, float],
+    beside: float,
+    below: float,
 ) -> None:
     """Room around and between panels, in inches; having matplotlib find how much takes twice as
     long as drawing.
 
     Args:
-        figure: with all its panels.
+        figure: with its size.
+        panels: rows, columns.
         margins: left, right, bottom, top.
         beside, below: between panels.
     """
     left, right, bottom, top = margins
     width, height = figure.get_size_inches()
-    grid = figure.axes[0].get_gridspec()
-    rows, columns = grid.get_geometry()
+    rows, columns = panels
     panel_width = (width - left - right - beside * (columns - 1)) / columns
     panel_height = (height - bottom - top - below * (rows - 1)) / rows
     figure.subplots_adjust(
