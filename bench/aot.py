@@ -51,6 +51,8 @@ from muomni_fast.vocoder.plan import plan_of_generator
 from muomni_fast.vocoder.shapes import Up
 
 TOOLS = Path(nvidia.__file__).parent / "bin"
+# Only code, without analysing where it branches to, which takes a fifth of the time.
+PROGRAMS = (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c", "-ndf"))
 OPCODES = r"\b(HGMMA|HMMA|FFMA|DFMA|LDL|STL|LDG|LDGSTS|STG|LDS|STS|BAR)\b"
 WIDE_LOADS = r"\b(?:LDG|LDGSTS)[.\w]*\.(?:64|128)\b"
 FLOAT_ATOMICS = r"\b(?:RED|ATOM|ATOMG)[.\w]*\.(?:F16|F32|F64|BF16)"
@@ -329,7 +331,7 @@ def machine_code(kernel: Any) -> tuple[str, str]:
             subprocess.run(
                 [TOOLS / tool, *options, file.name], capture_output=True, text=True, check=True
             ).stdout
-            for tool, *options in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm",))
+            for tool, *options in PROGRAMS
         ]
     return outputs[0], outputs[1]
 

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 import torch
 from support.environment import DEVICE, NO_INTERPRETER  # before anything imports triton
 from support.interpreter import probe, round_like_tensor_cores  # noqa: F401  # a fixture
+from support.quick_interpreter import quicken
 
 from muomni_fast.backend import BackendUnavailableError
 from muomni_fast.reference import RVQ, MelConfig
@@ -17,6 +19,9 @@ from muomni_fast.reference.checkpoint import save_model
 
 # Fills fresh memory with NaN (integers: the largest), so that an output nobody wrote shows.
 torch.use_deterministic_algorithms(True)
+
+if DEVICE.type == "cpu" and importlib.util.find_spec("triton"):
+    quicken()
 
 
 @pytest.fixture
@@ -34,8 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(skip)
-        # Tests that share what their module makes once run in one process. (Not with pytest 9.2,
-        # whose names of tests pytest-xdist 3.8 cannot change: there each process makes its own.)
+        # Tests that share what their module makes once run in one process.
         fixtures = item._fixtureinfo.name2fixturedefs.values()
         if any(definitions[-1].scope == "module" for definitions in fixtures):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -151,8 +151,8 @@ def ours(words: list[str], env: dict[str, str], folder: Path) -> str:
 def its_help(words: list[str], env: dict[str, str], folder: Path) -> str:
     """Trains, takes long or needs a GPU: the script's `--help` has every option and choice."""
     at = next(i for i, word in enumerate(words) if word.endswith(".py"))
-    if words[at].startswith("bench/"):  # some must not share a process with an interpreter
-        text = output(sys.executable, words[at], "--help")
+    if words[at].startswith("bench/"):
+        text = helps_of_benchmarks()[words[at]]
     else:
         text = in_this_process(words[at], "--help")
     for option, value in zip(words[at + 1 :], [*words[at + 2 :], ""], strict=False):
@@ -161,6 +161,30 @@ def its_help(words: list[str], env: dict[str, str], folder: Path) -> str:
             choices = re.search(rf"{option} \{{(.*?)\}}", text, re.DOTALL)
             assert not choices or value in re.split(r",\s*", choices[1]), f"{option} {value}"
     return text
+
+
+@functools.cache
+def helps_of_benchmarks() -> dict[str, str]:
+    """What every script in bench that the pages name says of itself: together in one process that
+    does not interpret kernels, as some of them refuse to."""
+    scripts = sorted(set(re.findall(r"(?<=python )bench/\w+\.py", "\n".join(COMMANDS))))
+    said = output(sys.executable, "-c", HELPS, *scripts, TRITON_INTERPRET="0")
+    return json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+
+
+HELPS = """
+import contextlib, io, json, runpy, sys
+sys.path[0], scripts, helps = "bench", sys.argv[1:], {}
+for script in scripts:
+    sys.argv, said = [script, "--help"], io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, f"{script} --help exits with {end.code}"
+    helps[script] = said.getvalue()
+print(json.dumps(helps))
+"""
 
 
 def dry_run(words: list[str], env: dict[str, str], folder: Path) -> str:

@@ -149,8 +149,9 @@ def plot_losses(path: Path, metrics: dict[str, list[dict[str, str]]]) -> None:
         names = [c for c in columns if c not in hidden and not c.startswith("held_out_")]
         panels[stage] = names
     width = max(len(names) for names in panels.values())
-    figure = Figure(figsize=(3.2 * width, 2.8 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(3.2 * width, 2.8 * len(panels)))
     axes = figure.subplots(len(panels), width, squeeze=False)
+    _spaced(figure, axes.shape, (0.6, 0.15, 0.5, 0.35), 0.6, 0.75)
     for row, (stage, names) in enumerate(panels.items()):
         for column in range(width):
             axis = axes[row][column]
@@ -176,8 +177,9 @@ def plot_mels(path: Path, mels: dict[str, Tensor], config: MelConfig) -> None:
     """Log-mels (n_mels, T) one above the other on one colour scale."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 1.7 * len(mels)), layout="constrained")
+    figure = Figure(figsize=(9, 1.7 * len(mels)))
     axes = figure.subplots(len(mels), 1, sharex=True, squeeze=False)[:, 0]
+    _spaced(figure, (len(mels), 1), (0.55, 1.1, 0.45, 0.3), 0.0, 0.4)
     low = math.log(config.log_floor)
     high = max(float(mel.max()) for mel in mels.values())
     for axis, (name, mel) in zip(axes, mels.items(), strict=True):
@@ -189,8 +191,41 @@ def plot_mels(path: Path, mels: dict[str, Tensor], config: MelConfig) -> None:
         axis.set_ylabel("mel band", fontsize=8)
         axis.tick_params(labelsize=7)
     axes[-1].set_xlabel("seconds", fontsize=8)
-    figure.colorbar(image, ax=list(axes), label="log mel magnitude")
+    bottom, top = axes[-1].get_position().y0, axes[0].get_position().y1
+    scale = figure.add_axes((1 - 0.95 / 9, bottom, 0.2 / 9, top - bottom))
+    figure.colorbar(image, cax=scale, label="log mel magnitude")
     _save(figure, path, 110)
+
+
+def _spaced(
+    figure: "Figure",
+    panels: tuple[int, int],
+    margins: tuple[float, float, float, float],
+    beside: float,
+    below: float,
+) -> None:
+    """Room around and between panels, in inches; having matplotlib find how much takes twice as
+    long as drawing.
+
+    Args:
+        figure: with its size.
+        panels: rows, columns.
+        margins: left, right, bottom, top.
+        beside, below: between panels.
+    """
+    left, right, bottom, top = margins
+    width, height = figure.get_size_inches()
+    rows, columns = panels
+    panel_width = (width - left - right - beside * (columns - 1)) / columns
+    panel_height = (height - bottom - top - below * (rows - 1)) / rows
+    figure.subplots_adjust(
+        left / width,
+        bottom / height,
+        1 - right / width,
+        1 - top / height,
+        beside / panel_width,
+        below / panel_height,
+    )
 
 
 def _save(figure: "Figure", path: Path, dpi: int) -> None:

@@ -18,7 +18,7 @@ from support.environment import SPEECH
 from support.training import SCRIPT, assert_same, losses, main, rows, run
 
 import muomni_fast
-from muomni_fast.reference.training.presets import TrainConfig, presets
+from muomni_fast.reference.training.presets import TrainConfig, preset, presets
 
 soundfile = pytest.importorskip("soundfile")
 for module in ("safetensors", "soxr", "matplotlib", "tqdm"):
@@ -201,13 +201,13 @@ def test_presets_are_the_published_shapes():
     + [("muomni-62", 62.5, 8, 128)],
 )
 def test_presets_of_one_mel_at_several_rates(name, codes_per_second, n_codebooks, n_mels):
-    config = presets()[name]
+    config, muomni = preset(name), preset("muomni")
     with torch.device("meta"):
         rvq = muomni_fast.RVQ(**config.recipe("rvq").shape(config))
     assert config.mel.frame_rate / config.frames_per_code == codes_per_second
     assert (rvq.n_codebooks, rvq.codebook_size, rvq.n_mels) == (n_codebooks, 128, n_mels)
-    assert config.mel == presets()["muomni"].mel
-    assert config.recipe("vocoder") == presets()["muomni"].recipe("vocoder")
+    assert config.mel == muomni.mel
+    assert config.recipe("vocoder") == muomni.recipe("vocoder")
 
 
 def test_a_config_with_two_fields_for_each_stage_loads():
