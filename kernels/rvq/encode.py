@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .. import launch
 from ..launch import MAX_REGISTERS, power_of_two, row_stride
-from ..vocoder.taps import round_to_tf32
+from ..tf32 import round_to_tf32
 from . import certificate
 from .configs import ENCODE, EncodeConfig
 from .nearest import apart, nearer_of_two, nearest_in_float32, nearest_in_float64

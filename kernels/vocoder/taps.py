@@ -7,13 +7,10 @@ tensor cores are not fed crumbs, and a part of one tap where it is larger. Sums 
 outside an item count as zeros, as padding does.
 """
 
-import os
-
 import triton
 import triton.language as tl
 
-# The interpreter multiplies no bfloat16.
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+from ..tf32 import INTERPRETED, round_to_tf32
 
 
 @triton.jit
@@ -23,25 +20,6 @@ def leaky_relu(x, SLOPE: tl.constexpr):
         x = x.to(tl.float32)
         x = tl.maximum(x, x * SLOPE)
     return x
-
-
-@triton.jit
-def round_to_tf32(x):
-    """float32 rounded to the nearest tf32, ties away from zero. Tensor cores cut operands off
-    instead, which loses 14 dB more."""
-    if INTERPRETED:
-        # Half a unit more, then cut off; the addition would carry some NaN to zero.
-        bits = (x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000
-        return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
-    else:
-        return tl.inline_asm_elementwise(
-            asm="cvt.rna.tf32.f32 $0, $1;",
-            constraints="=r,r",
-            args=[x],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=1,
-        )
 
 
 @triton.jit
@@ -101,7 +79,7 @@ def accumulate_taps(
             a = tl.load(x_ptr + r * C + o_c[None, :], mask=m_x, other=0.0)
         w = tl.load(p_w + (tap * C + o_c)[:, None], mask=m_w, other=0.0)
         a = leaky_relu(a, SLOPE).to(w.dtype)
-        if INTERPRETED:
+        if INTERPRETED:  # it multiplies no bfloat16
             a, w = a.to(tl.float32), w.to(tl.float32)
         if TILE[3] == "tf32":
             a, w = round_to_tf32(a), round_to_tf32(w)

@@ -13,8 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import MAX_REGISTERS, dot_precision
+from ..tf32 import INTERPRETED, round_to_tf32
 from .configs import GRAD_PROGRAMS, grad_config
-from .taps import INTERPRETED, item_rows, leaky_relu, pick, round_to_tf32, weights_before
+from .taps import item_rows, leaky_relu, pick, weights_before
 
 
 # Not compiled for lengths and what follows from them, or every batch would compile a kernel of its

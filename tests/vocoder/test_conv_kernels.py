@@ -11,10 +11,10 @@ from support.kernel_checks import all_close, assert_close, doubles, turned, with
 from torch import Tensor
 from torch.nn import functional as F
 
+from muomni_fast.kernels.tf32 import round_to_tf32
 from muomni_fast.kernels.vocoder import configs as conv_configs
 from muomni_fast.kernels.vocoder.configs import ConvConfig
 from muomni_fast.kernels.vocoder.conv_post import conv_post
-from muomni_fast.kernels.vocoder.taps import round_to_tf32
 from muomni_fast.vocoder import triton_backend as backend
 from muomni_fast.vocoder.shapes import Blocks, Network, Up
 
