@@ -19,7 +19,7 @@ Run = dict[str, dict[str, Any]]  # step -> figure -> value
 
 def read_run(path: Path) -> Run:
     """The figures of one run on a GPU."""
-    found: Run = {}
+    found: Run = {"file": {"name": path.stem}}
     for line in read_lines(path):
         if "figure" in line:
             found.setdefault(line["step"], {})[line["figure"]] = line["value"]
@@ -29,12 +29,12 @@ def read_run(path: Path) -> Run:
 def runs() -> list[Run]:
     """All runs on GPUs, the newest first."""
     found = [read_run(path) for path in RESULTS.glob("*.jsonl")]
-    return sorted(found, key=lambda run: run["environment"]["date"], reverse=True)
+    return sorted(found, key=lambda run: (run["environment"]["date"], run["file"]["name"]))[::-1]
 
 
 def gpu_table(runs: list[Run]) -> str:
     """Every figure that was predicted: floor, prediction, and what each run measured."""
-    heads = [f"{run['environment']['gpu']}, {run['environment']['date']}" for run in runs]
+    heads = [f"{run['environment']['gpu']}, {run['file']['name']}" for run in runs]
     heads = heads or ["H100", "H200"]
     rows = [["milliseconds", "floor, H100", "predicted, H100", *heads]]
     for line in json.loads((FOLDER / "predictions.json").read_text()):
