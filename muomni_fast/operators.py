@@ -169,12 +169,15 @@ def filled(
     grads: Sequence[Tensor | None], like: Sequence[Tensor], needs: Sequence[bool]
 ) -> list[Tensor]:
     """Gradients in the dtype of what they belong to, contiguous, of no element where not needed."""
-    return unshared(
-        [
-            g.to(t.dtype).contiguous() if need and g is not None else t.new_empty(0)
-            for g, t, need in zip(grads, like, needs, strict=True)
-        ]
-    )
+    found = []
+    for grad, tensor, need in zip(grads, like, needs, strict=True):
+        if need and grad is not None:
+            # In one copy, where both change.
+            grad = grad.to(tensor.dtype, memory_format=torch.contiguous_format)
+            found.append(grad.contiguous())
+        else:
+            found.append(tensor.new_empty(0))
+    return unshared(found)
 
 
 def unshared(found: Sequence[Tensor], others: Sequence[Tensor] = ()) -> list[Tensor]:

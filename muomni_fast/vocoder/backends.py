@@ -68,6 +68,10 @@ class PreparingBackend(InferenceBackend, Protocol):
 class Backend(InferenceBackend, Protocol):
     """The layers and their gradients. `needs` says which of a weight's and a bias's to compute."""
 
+    def grad_layers(self, tensors: Sequence[Tensor], network: Network) -> Layers:
+        """Weights and biases as torch has them -> as the functions that give gradients take them,
+        whose results are as torch has them."""
+
     def pre_grad(
         self,
         grad: Tensor,

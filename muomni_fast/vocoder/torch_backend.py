@@ -57,6 +57,11 @@ def _conv_grad(
     return torch.ops.aten.convolution_backward(grad, x, weight, [width], *shape, list(needs))
 
 
+def grad_layers(tensors: Sequence[Tensor], network: Network) -> Layers:
+    """Weights and biases as they are."""
+    return Layers.of(network.divided(tensors))
+
+
 def pre(mel: Tensor, layer: Pair, ends: Ends = None, addend: Tensor | None = None) -> Tensor:
     """(B, n_mels, T) -> (B, C, T)."""
     weight, bias = layer
