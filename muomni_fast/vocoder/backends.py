@@ -99,12 +99,13 @@ class Backend(InferenceBackend, Protocol):
         grad: Tensor,
         x: Tensor,
         kept: Sequence[Tensor],
-        tensors: Sequence[Tensor],
+        weights: Sequence[Any],
         blocks: Blocks,
         needs: Needs,
         ends: Ends = None,
     ) -> tuple[Tensor, Grads]:
-        """Gradients of the input, and of all weights and biases."""
+        """Gradients of the input, and of all weights and biases; `weights` of a level as
+        `grad_layers` has them."""
 
     def post_grad(
         self,

@@ -145,7 +145,7 @@ def mrf_grad(
     grad: Tensor,
     x: Tensor,
     kept: Sequence[Tensor],
-    tensors: Sequence[Tensor],
+    weights: Sequence[Tensor],
     blocks: Blocks,
     needs: Needs,
     ends: Ends = None,
@@ -155,7 +155,7 @@ def mrf_grad(
     found: Grads = []
     grad_x = None
     kept = list(kept)
-    groups, needed = blocks.divided(tensors), blocks.divided(needs)
+    groups, needed = blocks.divided(weights), blocks.divided(needs)
     for branch in reversed(range(len(groups))):
         group, need, running = groups[branch], needed[branch], grad
         for p in reversed(range(len(blocks.dilations[branch]))):
