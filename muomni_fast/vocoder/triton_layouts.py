@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .shapes import Blocks, Layers, Network, Up
 
-KEPT_ORDERS = 4  # each four bytes a weight: forward and backward of two generators
+KEPT_ORDERS = 16  # each four bytes a weight: forward and backward of a generator on eight GPUs
 ALIGNED = 8  # numbers: kernels load 16 bytes at once
 
 
