@@ -72,8 +72,9 @@ Layout = Callable[[Sequence[Tensor], Network], Sequence[Tensor]]
 def in_order(tensors: Sequence[Tensor], layout: Layout, network: Network) -> Sequence[Tensor]:
     """`layout(tensors, network)`, contiguous, by two operators."""
     device = tensors[0].device
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # In a graph launches cost little, and what is computed is not there to keep.
+    if device.type == "cuda":
+        # Not yet: an order that is kept must not lie in a graph's memory pool, and other streams
+        # must wait for it.
         return [tensor.contiguous() for tensor in layout(tensors, network)]
     order, shapes = _order(tuple(t.shape for t in tensors), layout, network, device)
     numbers = torch.cat([tensors[0].new_zeros(1), *(t.reshape(-1) for t in tensors)])
