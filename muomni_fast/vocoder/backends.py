@@ -68,10 +68,6 @@ class PreparingBackend(InferenceBackend, Protocol):
 class Backend(InferenceBackend, Protocol):
     """The layers and their gradients. `needs` says which of a weight's and a bias's to compute."""
 
-    def grad_layers(self, tensors: Sequence[Tensor], network: Network) -> Layers:
-        """Weights and biases as torch has them -> as the functions that give gradients take them,
-        whose results are as torch has them."""
-
     def pre_grad(
         self,
         grad: Tensor,
@@ -99,13 +95,12 @@ class Backend(InferenceBackend, Protocol):
         grad: Tensor,
         x: Tensor,
         kept: Sequence[Tensor],
-        weights: Sequence[Any],
+        tensors: Sequence[Tensor],
         blocks: Blocks,
         needs: Needs,
         ends: Ends = None,
     ) -> tuple[Tensor, Grads]:
-        """Gradients of the input, and of all weights and biases; `weights` of a level as
-        `grad_layers` has them."""
+        """Gradients of the input, and of all weights and biases."""
 
     def post_grad(
         self,

@@ -1,14 +1,8 @@
 """Weights as the Triton kernels of the vocoder read them, and gradients of weights as torch has
 them.
-
-Laying out is copying numbers in another order. A generator has a hundred weights, and a few copies
-of each cost more to ask a GPU for than to do; so the order is found once, by laying out numbers'
-own places, and from then on all weights are put together and taken in that order at once.
 """
 
-import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,28 +10,9 @@ from torch.nn import functional as F
 
 from .shapes import Blocks, Layers, Network, Up
 
-KEPT_ORDERS = 16  # each four bytes a weight: forward and backward of a generator on eight GPUs
-ALIGNED = 8  # numbers: kernels load 16 bytes at once
-
 
 def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
     """Weights and biases as torch has them -> as the functions of `triton_backend` take them."""
-    return unpacked(in_order(_weights_of(tensors, network), pack, network), network)
-
-
-def grad_layers(tensors: Sequence[Tensor], network: Network) -> Layers:
-    """The same for the functions that give gradients: weights as they are read there."""
-    found = iter(in_order(_weights_of(tensors, network), _pack_grads, network))
-    pre = [next(found)]
-    ups, mrfs = [], []
-    for _ in network.factors:
-        ups.append([next(found)])
-        mrfs.append([[next(found) for _ in even.steps] for even in network.blocks.even])
-    return Layers(pre, ups, mrfs, [next(found)])
-
-
-def pack(tensors: Sequence[Tensor], network: Network) -> list[Tensor]:
-    """What `prepare` keeps, and `unpacked` takes."""
     raw = Layers.of(network.divided(tensors))
     pairs = zip(raw.ups, network.ups, strict=True)
     return Layers(
@@ -45,58 +20,12 @@ def pack(tensors: Sequence[Tensor], network: Network) -> list[Tensor]:
         ups=[(_up_weight(up[0], shape), up[1].repeat(shape.factor)) for up, shape in pairs],
         mrfs=[pack_blocks(mrf, network.blocks) for mrf in raw.mrfs],
         post=(raw.post[0][0].t().contiguous(), *raw.post[1:]),
-    ).flat()
+    )
 
 
-def _pack_grads(tensors: Sequence[Tensor], network: Network) -> list[Tensor]:
-    """`grad_layers` in a row."""
-    raw, found = Layers.of(network.divided(tensors)), list[Tensor]()
-    found.append(for_input(raw.pre[0]))
-    for up, mrf in zip(raw.ups, raw.mrfs, strict=True):
-        found += [taps_inside(up[0]), *_flat(grad_blocks(mrf, network.blocks))]
-    return [*found, raw.post[0][0].t()]
-
-
-def _flat(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    return [tensor for part in parts for tensor in part]
-
-
-def _weights_of(tensors: Sequence[Tensor], network: Network) -> Sequence[Tensor]:
-    """Without the addends, which are not laid out."""
-    return tensors[: len(tensors) - len(network.addends)]
-
-
-Layout = Callable[[Sequence[Tensor], Network], Sequence[Tensor]]
-
-
-def in_order(tensors: Sequence[Tensor], layout: Layout, network: Network) -> Sequence[Tensor]:
-    """`layout(tensors, network)`, contiguous, by two operators."""
-    device = tensors[0].device
-    if device.type == "cuda":
-        # Not yet: an order that is kept must not lie in a graph's memory pool, and other streams
-        # must wait for it.
-        return [tensor.contiguous() for tensor in layout(tensors, network)]
-    order, shapes = _order(tuple(t.shape for t in tensors), layout, network, device)
-    numbers = torch.cat([tensors[0].new_zeros(1), *(t.reshape(-1) for t in tensors)])
-    packed, start, found = numbers.index_select(0, order), 0, []
-    for shape in shapes:
-        size = math.prod(shape)
-        found.append(packed[start : start + size].view(shape))
-        start += size + -size % ALIGNED
-    return found
-
-
-@functools.lru_cache(maxsize=KEPT_ORDERS)
-@torch.inference_mode(False)
-def _order(
-    shapes: tuple[torch.Size, ...], layout: Layout, network: Network, device: torch.device
-) -> tuple[Tensor, list[torch.Size]]:
-    """From where `in_order` takes every number, 0 for zero, and the shapes of what it gives."""
-    sizes = [math.prod(shape) for shape in shapes]
-    places = torch.arange(1, 1 + sum(sizes), dtype=torch.int32, device=device).split(sizes)
-    found = layout([own.view(shape) for own, shape in zip(places, shapes, strict=True)], network)
-    aligned = [F.pad(t.flatten(), (0, -t.numel() % ALIGNED)) for t in found]
-    return torch.cat(aligned), [t.shape for t in found]
+def pack(tensors: Sequence[Tensor], network: Network) -> list[Tensor]:
+    """What `prepare` keeps, and `unpacked` takes."""
+    return layers(tensors, network).flat()
 
 
 def unpacked(tensors: Sequence[Tensor], network: Network) -> Layers:
@@ -158,16 +87,9 @@ def step_weights(packed: Tensor, blocks: Blocks, channels: int) -> list[Tensor]:
     return list(packed.split(sum(blocks.taps) * channels * channels))
 
 
-def grad_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> list[list[Tensor]]:
-    """Of the blocks that take their steps together: weights of each step, of every block, that
-    give the gradient of its input."""
-    found, start = [], 0
-    for even in blocks.even:
-        groups = even.divided(tensors[start : start + even.size])
-        start += even.size
-        steps = range(0, len(groups[0]), 2)
-        found.append([torch.cat([for_input(g[step]).flatten() for g in groups]) for step in steps])
-    return found
+def grad_weights(groups: Sequence[Sequence[Tensor]], step: int) -> Tensor:
+    """Weights of a step, of every block, that give the gradient of its input."""
+    return torch.cat([for_input(group[2 * step]).flatten() for group in groups])
 
 
 def separated(weights: Tensor, biases: Tensor, taps: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
