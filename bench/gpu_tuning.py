@@ -61,25 +61,17 @@ def tuned_so_far() -> dict[str, list[Row]]:
 
 
 def time_rows(
-    figures: Figures,
-    kernel: str,
-    rows: list[Row],
-    key: Row,
-    run: Callable[[Row], float | str],
-    block_k: int | None = None,
+    figures: Figures, kernel: str, rows: list[Row], key: Row, run: Callable[[Row], float | str]
 ) -> Row | None:
-    """Time the rows of a key, note "ms" in each, mark the fastest, of those that sum in blocks of
-    `block_k` if there is one; None if none runs."""
+    """Time the rows of a key, note "ms" in each, mark the fastest; None if none runs."""
     mine = [row for row in rows if all(row[name] == value for name, value in key.items())]
     for row in mine:
         settings = {n: v for n, v in row.items() if n not in (*key, "use", "ms")}
         row["ms"] = figures.take(f"{kernel} {key} {settings}", lambda row=row: _timed(run, row))
     timed = [row for row in mine if isinstance(row["ms"], float)]
-    if block_k is not None:
-        timed = [row for row in timed if row["block_k"] == block_k]
-    if not timed and block_k is None:
+    if not timed:
         return None
-    best = min(timed, key=lambda row: row["ms"], default=None)
+    best = min(timed, key=lambda row: row["ms"])
     for row in mine:
         row["use"] = row is best
     return best
@@ -159,17 +151,20 @@ def convolutions(stages: tuple[tuple[int, int, int], ...], figures: Figures) -> 
         if few:
             label = f"conv {columns}, {items} x {rows}: usual tile"
             usual_ms = figures.take(label, functools.partial(grouped, usual))
-            small = found["conv, small grid"]
-            # Few rows are summed as many are, and strips as steps: same bits either way.
-            at_once = usual["block_k"]
-            best = time_rows(figures, "conv, small grid", small, columns, grouped, at_once)
+            best = time_rows(
+                figures, "conv, small grid", found["conv, small grid"], columns, grouped
+            )
             if best is not None and best["ms"] >= usual_ms:
                 best["use"] = False
         else:
             best = time_rows(figures, "conv", found["conv"], columns, grouped) or usual
             key = {"bytes": 2, "channels": channels}
-            at_once = best["block_k"]
-            strip = time_rows(figures, "strip", found["strip"], key, strips, at_once)
+            # Few rows are summed in the order of many, and strips in that of steps: same bits.
+            for row in [*found["conv, small grid"], *found["strip"]]:
+                width = row.get("columns") or max(16, row["channels"])
+                if (row["bytes"], width) == (2, channels):
+                    row["block_k"] = best["block_k"]
+            strip = time_rows(figures, "strip", found["strip"], key, strips)
             if strip is not None and strip["ms"] >= best["ms"]:
                 strip["use"] = False
         tables.write(found, table_path())
