@@ -15,6 +15,7 @@ from torch import Tensor
 
 import muomni_fast
 from muomni_fast.kernels.rvq import certificate
+from muomni_fast.kernels.rvq.table import to_tf32
 
 
 def parity(figures: Figures) -> None:
@@ -53,29 +54,37 @@ def repetition(figures: Figures) -> None:
 
 
 @triton.jit
-def _products_kernel(a_ptr, b_ptr, out_ptr, D: tl.constexpr, N: tl.constexpr, PREC: tl.constexpr):
+def _products_kernel(
+    a_ptr, b_ptr, out_ptr, start, D: tl.constexpr, N: tl.constexpr, PREC: tl.constexpr
+):
     o_n, o_d = tl.arange(0, N), tl.arange(0, D)
     a = tl.load(a_ptr + tl.program_id(0) * N * D + o_n[:, None] * D + o_d[None, :])
     b = tl.load(b_ptr + o_n[None, :] * D + o_d[:, None])
-    product = tl.dot(a, b, input_precision=PREC)
+    product = tl.dot(a, b, tl.full([N, N], 0.0, tl.float32) + start, input_precision=PREC)
     out = out_ptr + tl.program_id(0) * N * N
     tl.store(out + o_n[:, None] * N + o_n[None, :], product)
 
 
 def calibration(figures: Figures) -> None:
-    """Largest error of a product of tensor cores, as a share of what the certificate allows."""
+    """Largest error of a sum of tensor cores, as a share of what the certificate allows: of
+    operands that are TF32 already (scores) or split in two (projections), onto nothing and onto a
+    number as large as the sum."""
     programs = 2000
     for dim in (16, 64, 128, 256):
+        a = torch.randn(programs * 64, dim, device="cuda")
+        b = torch.randn(64, dim, device="cuda")
         for precision in ("tf32", "tf32x3"):
-            a = torch.randn(programs * 64, dim, device="cuda")
-            b = torch.randn(64, dim, device="cuda")
-            out = torch.empty(programs * 64, 64, device="cuda")
-            _products_kernel[(programs,)](a, b, out, D=dim, N=64, PREC=precision)
-            error = (out.double() - a.double() @ b.double().t()).abs()
-            scale = a.double().norm(dim=1)[:, None] * b.double().norm(dim=1)
-            share = float((error / scale).max()) / certificate.score_beta(dim, precision)
-            figures.put(f"{precision}, {dim} terms", share)
-            figures.check(share < 1, f"{precision}, {dim} terms: {share} of the bound")
+            x, y = (to_tf32(a), to_tf32(b)) if precision == "tf32" else (a, b)
+            products = x.double() @ y.double().t()
+            scale = x.double().norm(dim=1)[:, None] * y.double().norm(dim=1)
+            for start in (0.0, float(dim)):
+                out = torch.empty(programs * 64, 64, device="cuda")
+                _products_kernel[(programs,)](x, y, out, start, D=dim, N=64, PREC=precision)
+                error = (out.double() - products - start).abs() / (scale + start)
+                share = float(error.max()) / certificate.sums_beta(dim, precision)
+                label = f"{precision}, {dim} terms onto {start:g}"
+                figures.put(label, share)
+                figures.check(share < 1, f"{label}: {share} of the bound")
 
 
 PRECISIONS = "highest", "high"  # float32, and TF32

@@ -13,10 +13,10 @@ codeword a thousand times as long as the others puts none of them in doubt.
 The kernel multiplies operands that are TF32 numbers already. It knows the length of what each row
 lost by rounding, and `table.py` that of words; so there
 
-    E_k = lost radius_k + (2^-12 + a + b + 2^-22) (||x|| radius_k + size_k),
+    E_k = lost radius_k + (2^-12 + a + b + 2^-22) ||x|| radius_k + (a + b + 2^-22) size_k,
 
 less than a quarter of the above. It is b that writing a block's number into the last bits of
-score - E changes of it.
+score - E changes of it; biases are not rounded.
 
 The encoder looks for the lowest score - E. Its code j is the nearest if no other score - E reaches
 
@@ -55,10 +55,12 @@ def score_beta(dim: int, precision: str) -> float:
     if precision not in rounding:
         raise ValueError(f"precision: expected one of {', '.join(rounding)}, got {precision!r}")
     u = rounding[precision]
-    return 2 * u + u * u + _of_sums(dim, precision)
+    return 2 * u + u * u + sums_beta(dim, precision)
 
 
-def _of_sums(dim: int, precision: str) -> float:
+def sums_beta(dim: int, precision: str) -> float:
+    """a of a dot product of `dim` terms, operands rounded as far as they will be; precisions as in
+    `score_beta`."""
     return {
         "ieee": (dim + 4) * 2.0**-24,
         # Three accumulations; truncated splits leave up to 3 * 2^-20 of a product, well below.
@@ -106,7 +108,7 @@ def kernel_proof(dim: int, block_bits: int) -> KernelProof:
         dim: codebook_dim.
         block_bits: last bits of score - E that are written over.
     """
-    sums = _of_sums(dim + 4, "tf32") + 2.0 ** (block_bits - 23)
+    sums = sums_beta(dim + 4, "tf32") + 2.0 ** (block_bits - 23)
     return KernelProof(_proof(dim, WORDS_LOST + sums).beta, MARGIN, *_proof(dim, sums))
 
 

@@ -97,8 +97,7 @@ def kernel_table(rows: Tensor, dim: int) -> Tensor:
     raised where a word lost more by rounding than WORDS_LOST of its radius.
     """
     words = rows[..., :dim]
-    bits = words.contiguous().view(torch.int32)
-    rounded = ((bits + 0x1000) & -0x2000).view(torch.float32)  # to nearest, 10 bits of fraction
+    rounded = to_tf32(words)
     least = torch.linalg.vector_norm((words - rounded).double(), dim=-1) * (1.001 / WORDS_LOST)
     columns = rows[..., dim : dim + 4].clone()
     radius = columns[..., 1]
@@ -106,6 +105,11 @@ def kernel_table(rows: Tensor, dim: int) -> Tensor:
     padded = F.pad(rounded, (0, rows.shape[-1] - 4 - dim))
     parts = padded.flatten(-2), columns.transpose(-1, -2).flatten(-2)
     return torch.cat(parts, -1).reshape(rows.shape)
+
+
+def to_tf32(x: Tensor) -> Tensor:
+    """The nearest numbers with 10 bits of fraction, of finite float32."""
+    return ((x.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
 
 
 def repeats(codebooks: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def rvq_encode(
     bias: Tensor | None,
     exact: bool,
 ) -> Tensor:
-    """(N, n_mels), codebooks, (Q, K, W), (D, n_mels), (D,) -> codes (N, Q) int64.
+    """(N, n_mels), codebooks, (Q, 2, K, W), (D, n_mels), (D,) -> codes (N, Q) int64.
 
     Codebooks are one (Q, K, D), or Q of (K, D).
     """
