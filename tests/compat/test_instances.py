@@ -3,6 +3,7 @@ and hooks that compute weights."""
 
 import concurrent.futures
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from support.models import Generator, normed
 from torch import nn
 
 import muomni_fast
+from muomni_fast.compat import generators
 from muomni_fast.compat.adapter import adapter_of
 
 pytestmark = pytest.mark.xdist_group("families")  # importing transformers takes seconds
@@ -244,3 +246,16 @@ def test_a_generator_compiled_before_its_first_call_runs_ours(monkeypatch):
         monkeypatch.setattr(Generator, "forward", lambda *_: pytest.fail("their code runs"))
         compiled = torch.compile(generator.forward, fullgraph=True, backend="eager")
         same([compiled(mel)], [expected])
+
+
+def test_audio_that_may_be_rounded_to_tf32_is_compared_as_float16s_is(monkeypatch):
+    """As two ways of the same audio differ by more there than float32's do elsewhere."""
+    conv = torch.backends.cudnn.conv
+    for like, precision, least in (
+        (SimpleNamespace(is_cuda=True, dtype=torch.float32), "tf32", torch.float16),
+        (SimpleNamespace(is_cuda=True, dtype=torch.float32), "ieee", torch.float32),
+        (SimpleNamespace(is_cuda=True, dtype=torch.bfloat16), "tf32", torch.bfloat16),
+        (SimpleNamespace(is_cuda=False, dtype=torch.float32), "tf32", torch.float32),
+    ):
+        monkeypatch.setattr(conv, "fp32_precision", precision)
+        assert generators._least_snr(like) == generators.LEAST_SNR[least]
