@@ -10,7 +10,7 @@ from torch import Tensor
 import muomni_fast
 from muomni_fast.functional import rvq_encode
 from muomni_fast.kernels.rvq import certificate
-from muomni_fast.kernels.rvq.table import UNDERFLOW_MARGIN, repeats, row_table
+from muomni_fast.kernels.rvq.table import UNDERFLOW_MARGIN, repeats, row_table, search_table
 from muomni_fast.rvq import torch_search
 
 
@@ -158,6 +158,17 @@ def test_tables_of_parameters_and_of_half_precision():
     table = row_table(codebook, mark_repeats=True)
     assert not table.requires_grad
     assert torch.equal(table, row_table(codebook.detach().float(), mark_repeats=True))
+
+
+def test_words_of_the_kernel_lose_no_more_than_their_radii_say():
+    """Of few numbers some lose more than most do, and have radii above their length."""
+    rows, kernel = search_table(torch.randn(256, 2), mark_repeats=True)  # (K, W) each
+    words, columns = kernel.flatten().split([256 * 4, 256 * 4])
+    words, radius = words.view(256, 4)[:, :2], columns.view(4, 256)[1].double()
+    assert not (words.contiguous().view(torch.int32) & 0x1FFF).any()  # TF32 has 10 bits
+    lost = (rows[:, :2].double() - words.double()).norm(dim=1)
+    assert (lost <= certificate.WORDS_LOST * radius).all()
+    assert (lost > certificate.WORDS_LOST * rows[:, 3].double()).any()
 
 
 def test_repeats():

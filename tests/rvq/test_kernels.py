@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 import muomni_fast
 from muomni_fast import reference
+from muomni_fast.kernels import launch
 from muomni_fast.kernels.rvq import certificate
 from muomni_fast.kernels.rvq.code_sums import code_sums
 from muomni_fast.kernels.rvq.configs import ENCODE
@@ -84,6 +85,17 @@ def test_near_ties():
 def test_hard_cases(case):
     rows, book = case(120)
     assert mismatches(rows, book, encode(rows, book[None])[:, 0]) == 0
+
+
+def test_candidates_at_one_place_of_their_blocks():
+    """Four at the same place of four blocks of codewords, any of which is the nearest of some."""
+    block_k = ENCODE[launch.architecture(DEVICE), 16].block_k
+    books = torch.randn(1, 4 * block_k, 16)
+    books[0, 5::block_k] = books[0, 5] + 1e-4 * torch.randn(4, 16)
+    rows = books[0, 5] + 0.1 * torch.randn(100, 16)
+    codes = encode(rows, books)
+    assert stagewise_mismatches(rows, books, codes) == 0
+    assert set(codes.flatten().tolist()) == {5 + block * block_k for block in range(4)}
 
 
 def test_exact_ties_go_to_the_lowest_index():
