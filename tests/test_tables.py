@@ -3,6 +3,7 @@
 import collections
 
 import pytest
+from support.tiles import assert_sums_alike
 
 from muomni_fast.kernels import tables
 
@@ -32,13 +33,7 @@ def test_each_key_has_at_most_one_row_in_use(architecture):
 
 @pytest.mark.parametrize("architecture", tables.ARCHITECTURES)
 def test_results_do_not_depend_on_which_tile_runs(architecture):
-    """What is summed at once is the same in tiles for many rows, for few, and in strips."""
-    found = tables.read(tables.FOLDER / f"{architecture}.json")
-    usual = {(r["bytes"], r["columns"]): r["block_k"] for r in found["conv"] if r["use"]}
-    for row in found["conv, small grid"]:
-        assert row["block_k"] == usual[row["bytes"], row["columns"]]
-    for row in found["strip"]:
-        assert row["block_k"] == usual[row["bytes"], max(16, row["channels"])]
+    assert_sums_alike(tables.read(tables.FOLDER / f"{architecture}.json"))
 
 
 def test_writing_what_was_read_changes_nothing(tmp_path):
