@@ -49,6 +49,11 @@ def parse_arguments(argv: Sequence[str] | None = None, prog: str | None = None) 
         metavar="RUN_OR_CHECKPOINT",
         help="make audio of mels that were decoded from this finished quantizer's codes",
     )
+    add(
+        "--init",
+        metavar="RUN_OR_CHECKPOINT",
+        help="begin with the weights of this finished model, not random ones; needs --stage",
+    )
     add("--amp", choices=["none", "bf16", "fp16"], help="autocast precision (default: none)")
     add("--seed", type=int, help="of weights, order and crops (default: 0)")
     add("--backend", choices=["reference", "fast"], help="whose modules (default: reference)")

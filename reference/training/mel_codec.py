@@ -1,5 +1,6 @@
 """A finished quantizer that mels go through: what a vocoder is given where codes are decoded."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,11 +13,10 @@ import muomni_fast.reference as reference_backend
 from ..audio.mel import require_same_mel
 from ..checkpoint import restore
 from ..codec import decode_mel, encode_mel, require_pooled
-from ..errors import CheckpointError, TrainingError
+from ..errors import CheckpointError
 from ..reading import blaming
 from ..rvq.digest import quantizer_digest
 from .config import TrainConfig
-from .run_folder import RunFolder
 
 KIND = "rvq"
 
@@ -47,27 +47,6 @@ class MelCodec:
         return decode_mel(self.rvq, codes, *self.pooled)[:, : mel.shape[1]].contiguous()
 
 
-def quantizer_checkpoint(place: str | Path) -> Path:
-    """The absolute path of a quantizer's checkpoint, from that or the run that made it.
-
-    Raises:
-        CheckpointError: `place` is a folder, but not of a run.
-        TrainingError: the run has not finished its quantizer, so that it will still change.
-    """
-    path = Path(place).resolve()
-    if path.is_dir():
-        folder = RunFolder.existing(path)
-    else:
-        folder = RunFolder(path.parent.parent)
-        if path != folder.model(KIND) or not folder.config.is_file():
-            return path  # of no run
-    if KIND not in folder.results():
-        raise TrainingError(
-            f"{place}: has not finished its quantizer; --resume {folder.path} --stage {KIND}"
-        )
-    return folder.model(KIND)
-
-
 def read_mel_codec(
     path: str | Path,
     config: TrainConfig,
@@ -90,13 +69,7 @@ def read_mel_codec(
     rvq, saved = restore(backend.RVQ, path, KIND)
     with blaming(path):
         require_same_mel(config.mel, saved.mel, "run != quantizer")
-        for name, default in (("frames_per_code", 1), ("pooling", "mean")):
-            theirs, ours = saved.extra.get(name, default), getattr(config, name)
-            if theirs != ours:
-                raise ValueError(
-                    f"the quantizer has {name} = {theirs}, the run {ours}; give "
-                    f"--{name.replace('_', '-')} {theirs}"
-                )
+        require_same_pooling(saved.extra, config)
         require_pooled(rvq.n_mels, config.mel.n_mels, config.frames_per_code, config.pooling)
     codec = MelCodec(rvq, config.frames_per_code, config.pooling)
     if digest not in (None, codec.digest):
@@ -105,3 +78,19 @@ def read_mel_codec(
             f"{codec.digest}, not {digest}"
         )
     return codec
+
+
+def require_same_pooling(extra: Mapping[str, Any], config: TrainConfig) -> None:
+    """Raise ValueError where a quantizer's checkpoint joins frames otherwise than a run does.
+
+    Args:
+        extra: of the checkpoint.
+        config: of the run.
+    """
+    for name, default in (("frames_per_code", 1), ("pooling", "mean")):
+        theirs, ours = extra.get(name, default), getattr(config, name)
+        if theirs != ours:
+            raise ValueError(
+                f"the quantizer has {name} = {theirs}, the run {ours}; give "
+                f"--{name.replace('_', '-')} {theirs}"
+            )

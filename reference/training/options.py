@@ -4,14 +4,18 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from ..audio.mel import require_same_mel
+from ..checkpoint import read_document
+from ..reading import blaming
 from .config import Recipe, TrainConfig, require_in_range
-from .mel_codec import KIND, quantizer_checkpoint, read_mel_codec
+from .mel_codec import KIND, read_mel_codec, require_same_pooling
 from .presets import preset
 from .registry import STAGES
+from .run_folder import finished_checkpoint
 
 # What a resumed run may change: these, and the recipe of a stage that has not begun.
 CHANGEABLE = {"resume", "device", "workers", "backend", "stage"}
-RECIPE = {"steps", "batch_size", "decoded_mels"}
+RECIPE = {"steps", "batch_size", "decoded_mels", "init"}
 MOVABLE = {"decoded_mels"}  # of any recipe: where a quantizer lies, which is known by its digest
 
 
@@ -29,6 +33,7 @@ class Options:
     frames_per_code: int | None = None
     pooling: str | None = None
     decoded_mels: str | None = None
+    init: str | None = None
     amp: str | None = None
     seed: int | None = None
     backend: str | None = None
@@ -68,12 +73,29 @@ class Options:
                 )
         changes = {stage: {name: said[name] for name in taken} for stage, taken in names.items()}
         if self.decoded_mels is not None:
-            path = quantizer_checkpoint(self.decoded_mels)
+            path = finished_checkpoint(self.decoded_mels, KIND)
             found = {"decoded_mels": str(path), "quantizer": read_mel_codec(path, config).digest}
             for own in changes.values():
                 if "decoded_mels" in own:
                     own |= found
+        if self.init is not None:
+            changes[stages[0]] |= self._beginning(config, stages)
         return changes
+
+    def _beginning(self, config: TrainConfig, stages: Sequence[str]) -> dict[str, Any]:
+        """Where the weights lie that the one stage begins with, and the shape they have."""
+        stage = stages[0]
+        if len(stages) > 1 or STAGES[stage].requires:
+            takers = [name for name, kind in STAGES.items() if not kind.requires]
+            raise ValueError(f"--init: expected --stage {' or '.join(takers)}, got {stages}")
+        assert self.init is not None
+        path = finished_checkpoint(self.init, stage)
+        saved = read_document(path, stage)
+        with blaming(path):
+            require_same_mel(config.mel, saved["mel"], "run != checkpoint")
+            if stage == KIND:
+                require_same_pooling(saved["extra"], config)
+        return config.recipes[stage].beginning(str(path), saved["config"])
 
     def check(self) -> None:
         """Raise ValueError where a number is too small; names the option."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from ..atomic import is_leftover, make_folder, remove_leftovers, write_atomically
-from ..errors import CheckpointError
+from ..errors import CheckpointError, TrainingError
 from ..reading import read_json
 from .config import TrainConfig
 from .field_types import require_field_types, require_type
@@ -239,6 +239,27 @@ class RunFolder:
         results = _each(results, lambda figure: None if lost(figure) else figure)
         content = json.dumps(results, indent=2, allow_nan=False).encode()
         write_atomically(self.path / "results.json", content)
+
+
+def finished_checkpoint(place: str | Path, stage: str) -> Path:
+    """The absolute path of a stage's model checkpoint, from that or the run that made it.
+
+    Raises:
+        CheckpointError: `place` is a folder, but not of a run.
+        TrainingError: the run has not finished the stage, so that its model will still change.
+    """
+    path = Path(place).resolve()
+    if path.is_dir():
+        folder = RunFolder.existing(path)
+    else:
+        folder = RunFolder(path.parent.parent)
+        if path != folder.model(stage) or not folder.config.is_file():
+            return path  # of no run
+    if stage not in folder.results():
+        raise TrainingError(
+            f"{place}: has not finished its {stage}; --resume {folder.path} --stage {stage}"
+        )
+    return folder.model(stage)
 
 
 def _each(value: Any, change: Callable[[Any], Any]) -> Any:

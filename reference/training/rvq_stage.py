@@ -206,7 +206,7 @@ class RVQStage(SpeechStage):
             [(1, own_size[1]), (2, own_size[1]), own_size, *EQUAL_BITS]
         ):
             name = f"{n_codebooks} x {size}"
-            if (n_codebooks, size) == own_size:
+            if (n_codebooks, size) == own_size and "start" in notes:
                 figures[name] = notes["start"]
                 continue
             shape = {"n_codebooks": n_codebooks, "codebook_size": size}
@@ -235,11 +235,13 @@ class RVQStage(SpeechStage):
     @classmethod
     def report(cls, results: dict[str, Any]) -> list[str]:
         n = len([key for key in results["trained"] if key.startswith("usage_")])
-        rows = {
-            "random weights": results["random"],
-            "PCA + k-means start": results["start"],
-            "trained": results["trained"],
+        before = {
+            "random weights": "random",
+            "PCA + k-means start": "start",
+            "weights it began with": "given",
+            "trained": "trained",
         }
+        rows = {name: results[key] for name, key in before.items() if key in results}
         rows |= {f"trained, {name}": f for name, f in results.get("parts", {}).items()}
         rows |= {f"PCA + k-means start, {size}": f for size, f in results["sizes"].items()}
         lines = [

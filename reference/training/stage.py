@@ -188,7 +188,8 @@ class Stage(abc.ABC, Generic[D]):
         Args:
             data: the training data.
             clips: held out.
-            notes: figures before training, "random" and maybe "start".
+            notes: figures before training, "random" and maybe "start" (from data) or "given" (the
+                weights that it began with).
         """
         return {}
 

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..checkpoint import load_training_state, save_model, save_training_state
+from ..checkpoint import (
+    load_model,
+    load_state,
+    load_training_state,
+    save_model,
+    save_training_state,
+)
 from ..errors import CheckpointError, TrainingError
 from . import distributed
 from .config import TrainConfig
@@ -156,7 +162,11 @@ class Trainer:
         if saved is None:
             if self.rank == 0:
                 self.notes["random"] = stage.validate(self.held_out)
-                if stage.starts_from_data:
+                if stage.recipe.init is not None:
+                    path = stage.recipe.init
+                    load_state(stage.product, load_model(path, stage.name).state, path)
+                    self.notes["given"] = stage.validate(self.held_out)
+                elif stage.starts_from_data:
                     stage.start(self.data)
                     self.notes["start"] = stage.validate(self.held_out)
             distributed.broadcast(stage.models.values())

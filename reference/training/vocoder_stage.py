@@ -83,6 +83,11 @@ class VocoderRecipe(Recipe):
     decoded_mels: str | None = None
     quantizer: str | None = None
 
+    def beginning(self, path: str, model: dict[str, Any]) -> dict[str, Any]:
+        # Weights load normed or folded, whichever way they were saved.
+        norm = self.model.get("weight_norm", False)
+        return super().beginning(path, {**model, "weight_norm": norm})
+
     def check(self, config: TrainConfig) -> None:
         if (self.decoded_mels is None) != (self.quantizer is None):
             raise ValueError(
@@ -321,13 +326,15 @@ class VocoderStage(SpeechStage):
 
     @classmethod
     def report(cls, results: dict[str, Any]) -> list[str]:
-        rows = {"random weights": "random", "trained": "trained"}
+        rows = {"random weights": "random", "weights it began with": "given", "trained": "trained"}
         what = "vocoder, held-out log-mel"
         if "decoded" in results:
             what = "vocoder, held-out decoded log-mel"
             rows |= {"Griffin-Lim": "griffin_lim", "decoded mel itself": "decoded"}
         lines = [f"{what:<34}{'L1':>8}"]
         for name, key in rows.items():
+            if key not in results:
+                continue
             lines.append(f"{name:<34}{results[key]['mel_l1']:>8.3f}")
         if "decoded" in results:
             ours, other = (results[key]["mel_l1"] for key in ("trained", "griffin_lim"))

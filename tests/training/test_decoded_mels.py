@@ -40,7 +40,10 @@ from muomni_fast.reference.training.data import Corpus, read_held_out  # noqa: E
 from muomni_fast.reference.training.options import Options, make_config  # noqa: E402
 from muomni_fast.reference.training.presets import preset, presets  # noqa: E402
 from muomni_fast.reference.training.run import resume_run  # noqa: E402
-from muomni_fast.reference.training.run_folder import RunFolder  # noqa: E402
+from muomni_fast.reference.training.run_folder import (  # noqa: E402
+    RunFolder,
+    finished_checkpoint,
+)
 from muomni_fast.reference.training.vocoder_stage import VocoderStage  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -477,11 +480,11 @@ def test_an_unfinished_quantizer_is_refused(speech, tmp_path, capsys):
     for place in (folder.path, path):
         assert begin(speech, place, tmp_path / "run") == 1
         error = capsys.readouterr().err
-        assert f"{place}: has not finished its quantizer" in error
+        assert f"{place}: has not finished its rvq" in error
         assert f"--resume {folder.path} --stage rvq" in error
     folder.add_results("rvq", {"steps": 24})
     for place in (folder.path, path):
-        assert mel_codec.quantizer_checkpoint(place) == path
+        assert finished_checkpoint(place, "rvq") == path
 
 
 def test_a_config_names_a_quantizer_and_its_digest_or_neither():
