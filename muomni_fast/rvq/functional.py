@@ -23,7 +23,7 @@ from ..reference.rvq.checks import (
     work_dtype,
 )
 from ..reference.rvq.quantizer import RVQOutput
-from . import ops
+from . import ops, quantize_ops
 
 __all__ = ["code_sums", "rvq_decode", "rvq_encode", "rvq_quantize"]
 
@@ -201,7 +201,7 @@ def rvq_quantize(
         padding = (reached == 0)[:, None]
         mel = mel.masked_fill(padding.reshape(*lead, 1), 0)
     dtype = work_dtype(mel, codebooks)
-    out, quantized, commitment, codebook_loss, codes = ops.rvq_quantize(
+    out, quantized, commitment, codebook_loss, codes = quantize_ops.rvq_quantize(
         _rows(mel, dtype), *(_cast(weight, dtype) for weight in weights), reached
     )
     if padding is not None:

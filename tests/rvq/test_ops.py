@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import muomni_fast
 from muomni_fast import functional, reference
 from muomni_fast.kernels.rvq.table import search_table
-from muomni_fast.rvq import ops
+from muomni_fast.rvq import ops, quantize_ops
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -30,9 +30,25 @@ CALLS = {
     "decode": (ops.rvq_decode, CODES, (3, 16, 12), (20, 12), (20,)),
     "decode, inference": (ops.rvq_decode_inference, CODES, (3, 16, 12), (20, 12), (20,)),
     "decode without projection": (ops.rvq_decode, CODES[:, :2], (3, 16, 12), None, None),
-    "quantize": (ops.rvq_quantize, (40, 20), (3, 16, 12), (12, 20), (12,), (20, 12), (20,), None),
-    "quantize without projection": (ops.rvq_quantize, (40, 12), (3, 16, 12), *[None] * 5),
-    "quantize partly": (ops.rvq_quantize, (40, 20), (3, 16, 12), (12, 20), *[None] * 3, REACHED),
+    "quantize": (
+        quantize_ops.rvq_quantize,
+        (40, 20),
+        (3, 16, 12),
+        (12, 20),
+        (12,),
+        (20, 12),
+        (20,),
+        None,
+    ),
+    "quantize without projection": (quantize_ops.rvq_quantize, (40, 12), (3, 16, 12), *[None] * 5),
+    "quantize partly": (
+        quantize_ops.rvq_quantize,
+        (40, 20),
+        (3, 16, 12),
+        (12, 20),
+        *[None] * 3,
+        REACHED,
+    ),
     "code sums": (ops.code_sums, CODES[:, 0], (40, 20), 16),
 }
 
@@ -60,7 +76,7 @@ def test_backward_operators_pass_opcheck():
     for needs in ([True] * 6, [False, True] * 3):
         for codes, reached in ((CODES, None), (partly, REACHED)):
             args = codes, mel, books, projection, torch.randn(12), weight, reached, needs
-            opcheck(ops.rvq_quantize_backward, (*grads, *args))
+            opcheck(quantize_ops.rvq_quantize_backward, (*grads, *args))
 
 
 # Gradients
