@@ -6,7 +6,8 @@ extra and are imported from their own modules (`audio.files`, `training`, `check
 
 from .audio.mel import MelConfig, log_mel, mel_filterbank, pool_frames, unpool_frames
 from .codec import SpeechCodec
-from .rvq.quantizer import RVQ, RVQOutput, rvq_decode, rvq_encode, rvq_quantize
+from .rvq.functional import RVQOutput, rvq_decode, rvq_encode, rvq_quantize
+from .rvq.quantizer import RVQ
 from .rvq.search import nearest_code
 from .talker.model import Talker, TalkerOutput
 from .vocoder.blocks import MRF, ResBlock

@@ -11,7 +11,7 @@ from torch import Tensor
 import muomni_fast
 from muomni_fast import functional, reference
 from muomni_fast.kernels.rvq.table import search_table
-from muomni_fast.reference.rvq import quantizer
+from muomni_fast.reference.rvq import functional as plain
 from muomni_fast.rvq import ops as rvq_ops
 from muomni_fast.vocoder import generator, plan
 
@@ -21,11 +21,11 @@ VOCODER = {"n_mels": 8, "upsample_rates": (4, 2), "upsample_kernel_sizes": (8, 4
 FRAMES = torch.randn(1, 8, 5)
 
 FLOATS = {  # function -> its floating point arguments, in order
-    quantizer.rvq_encode: {"mel": MEL, "codebooks": BOOKS, "proj_in_weight": WEIGHT}
+    plain.rvq_encode: {"mel": MEL, "codebooks": BOOKS, "proj_in_weight": WEIGHT}
     | {"proj_in_bias": BIAS},
-    quantizer.rvq_decode: {"codes": CODES, "codebooks": BOOKS, "proj_out_weight": WEIGHT.T}
+    plain.rvq_decode: {"codes": CODES, "codebooks": BOOKS, "proj_out_weight": WEIGHT.T}
     | {"proj_out_bias": torch.randn(6)},
-    quantizer.rvq_quantize: {"mel": MEL, "codebooks": BOOKS, "proj_in_weight": WEIGHT}
+    plain.rvq_quantize: {"mel": MEL, "codebooks": BOOKS, "proj_in_weight": WEIGHT}
     | {"proj_in_bias": BIAS, "proj_out_weight": WEIGHT.T, "proj_out_bias": torch.randn(6)},
     functional.code_sums: {"codes": CODES[:, 0], "rows": MEL, "codebook_size": 8},
     reference.log_mel: {"audio": AUDIO, "config": reference.MelConfig()},

@@ -22,7 +22,7 @@ from ..reference.rvq.checks import (
     require_projection_back,
     work_dtype,
 )
-from ..reference.rvq.quantizer import RVQOutput
+from ..reference.rvq.functional import RVQOutput
 from . import ops, quantize_ops
 
 __all__ = ["code_sums", "rvq_decode", "rvq_encode", "rvq_quantize"]

@@ -16,7 +16,7 @@ from .. import counters
 from ..backend import choose
 from ..operators import needed, one_by_one, operator, refusal
 from ..reference.rvq.beam import beam_search
-from ..reference.rvq.quantizer import projected
+from ..reference.rvq.functional import projected
 from . import torch_backend
 from .backends import Backend
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..reference.checks import refuse_in_capture
-from ..reference.rvq import quantizer as rvq
+from ..reference.rvq import functional as rvq
 from ..reference.rvq.checks import code_range_error
 from ..reference.rvq.projection import project
 from ..reference.rvq.search import nearest_code

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..rvq.quantizer import RVQ, code_sums
+from ..rvq.functional import code_sums
+from ..rvq.quantizer import RVQ
 from ..rvq.search import nearest_code
 
 Nearest = Callable[[Tensor, Tensor], Tensor]  # (N, D), (K, D) -> (N,)
