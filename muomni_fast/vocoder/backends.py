@@ -68,6 +68,10 @@ class PreparingBackend(InferenceBackend, Protocol):
 class Backend(InferenceBackend, Protocol):
     """The layers and their gradients. `needs` says which of a weight's and a bias's to compute."""
 
+    def grad_layers(self, tensors: Sequence[Tensor], network: Network) -> Layers:
+        """Weights and biases as torch has them -> as the functions that give gradients take them,
+        whose results are as torch has them."""
+
     def pre_grad(
         self,
         grad: Tensor,
@@ -95,12 +99,13 @@ class Backend(InferenceBackend, Protocol):
         grad: Tensor,
         x: Tensor,
         kept: Sequence[Tensor],
-        tensors: Sequence[Tensor],
+        weights: Sequence[Any],
         blocks: Blocks,
         needs: Needs,
         ends: Ends = None,
     ) -> tuple[Tensor, Grads]:
-        """Gradients of the input, and of all weights and biases."""
+        """Gradients of the input, and of all weights and biases; `weights` of a level as
+        `grad_layers` has them."""
 
     def post_grad(
         self,

@@ -120,7 +120,7 @@ def backward(
         needs: of the mel, then of each tensor.
     """
     levels, size = len(network.factors), network.blocks.size
-    weights = Layers.of(network.divided(tensors))
+    weights = backend.grad_layers(tensors, network)
     need = Layers.of(network.divided(needs[1:]))
     grad_mel: Tensor | None = None
     nothing = [None, None], [[None, None]] * levels, [[None] * size] * levels

@@ -57,6 +57,11 @@ def _conv_grad(
     return torch.ops.aten.convolution_backward(grad, x, weight, [width], *shape, list(needs))
 
 
+def grad_layers(tensors: Sequence[Tensor], network: Network) -> Layers:
+    """Weights and biases as they are."""
+    return Layers.of(network.divided(tensors))
+
+
 def pre(mel: Tensor, layer: Pair, ends: Ends = None, addend: Tensor | None = None) -> Tensor:
     """(B, n_mels, T) -> (B, C, T)."""
     weight, bias = layer
@@ -140,7 +145,7 @@ def mrf_grad(
     grad: Tensor,
     x: Tensor,
     kept: Sequence[Tensor],
-    tensors: Sequence[Tensor],
+    weights: Sequence[Tensor],
     blocks: Blocks,
     needs: Needs,
     ends: Ends = None,
@@ -150,7 +155,7 @@ def mrf_grad(
     found: Grads = []
     grad_x = None
     kept = list(kept)
-    groups, needed = blocks.divided(tensors), blocks.divided(needs)
+    groups, needed = blocks.divided(weights), blocks.divided(needs)
     for branch in reversed(range(len(groups))):
         group, need, running = groups[branch], needed[branch], grad
         for p in reversed(range(len(blocks.dilations[branch]))):

@@ -15,8 +15,9 @@ from ..kernels.vocoder.weight_grad import conv_weight_grad
 from ..reference.vocoder.hifigan import LAST_LEAKY_SLOPE
 from .backends import WHOLE, Ends, Grads, Needs, Pair
 from .shapes import Blocks, Up
-from .triton_layouts import for_input, phase_taps, taps_inside
-from .triton_layouts import layers as layers  # this and the next a backend has as well
+from .triton_layouts import grad_blocks, phase_taps
+from .triton_layouts import grad_layers as grad_layers  # this and the next a backend has as well
+from .triton_layouts import layers as layers
 from .triton_layouts import pack as pack
 from .triton_layouts import pack_blocks as pack_blocks
 from .triton_layouts import unpacked as unpacked
@@ -66,11 +67,10 @@ def pre_grad(
     """Gradients of mel, weight and bias (as torch has them)."""
     lengths, rows_per_frame = ends or WHOLE
     weight, grad_mel = layer[0], None
-    n, channels, taps = weight.shape
+    channels, taps, n = weight.shape
     padding = (taps - 1) // 2
     if need_mel:
-        flipped = for_input(weight).contiguous()
-        grad_mel = conv(grad, flipped, None, lengths, rows_per_frame, padding=padding)
+        grad_mel = conv(grad, weight, None, lengths, rows_per_frame, padding=padding)
         grad_mel = grad_mel.transpose(1, 2).contiguous()
         if lengths is not None:
             grad_mel.masked_fill_(_past_end(lengths * rows_per_frame, mel.shape[2])[:, None], 0)
@@ -128,13 +128,12 @@ def up_grad(
     """Gradients of the input, and of weight and bias (as torch has them)."""
     lengths, rows_per_frame = ends or WHOLE
     weight, found = layer[0], Grads((None, None))
-    channels, width, kernel = weight.shape
+    channels, kernel, width = weight.shape
     factor, slope, padding = shape.factor, shape.slope, shape.paddings[0]
     # Every row of the input reads `kernel` rows of what arrives, `factor` apart.
-    inward = taps_inside(weight).contiguous()
     grad_x = conv(
         grad,
-        inward,
+        weight,
         None,
         lengths,
         rows_per_frame,
@@ -183,12 +182,12 @@ def post_grad(
 ) -> tuple[Tensor, Grads]:
     """Gradients of the input, and of weight and bias (as torch has them)."""
     lengths, rows_per_frame = ends or WHOLE
-    weight, tanh = layer[0][0].t().contiguous(), audio if final == "tanh" else None
+    tanh = audio if final == "tanh" else None
     grad_x, grad_weight, grad_bias = conv_post_grad(
-        grad, tanh, x, weight, lengths, rows_per_frame, LAST_LEAKY_SLOPE
+        grad, tanh, x, layer[0], lengths, rows_per_frame, LAST_LEAKY_SLOPE
     )
     found: Grads = [grad_weight.t()[None], grad_bias]
-    return grad_x, found[: len(layer)]
+    return grad_x, found[: len(needs)]
 
 
 def level(
@@ -208,7 +207,8 @@ def level_grad(
     needs: Needs,
 ) -> tuple[Tensor, Grads]:
     """`mrf_grad` of `level`."""
-    grad_x, grads = mrf_grad(_channels_last(grad), _channels_last(x), kept, tensors, blocks, needs)
+    weights = grad_blocks(tensors, blocks)
+    grad_x, grads = mrf_grad(_channels_last(grad), _channels_last(x), kept, weights, blocks, needs)
     return grad_x.transpose(1, 2), grads
 
 

@@ -1,8 +1,16 @@
 """Weights as the Triton kernels of the vocoder read them, and gradients of weights as torch has
 them.
+
+Laying out is copying numbers in another order. A generator has a hundred weights, and a few copies
+of each cost more to ask a GPU for than to do; so the order is found once, by laying out numbers'
+own places, and from then on all weights are put together and taken in that order at once.
 """
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +18,29 @@ from torch.nn import functional as F
 
 from .shapes import Blocks, Layers, Network, Up
 
+# Each takes four bytes a weight and stays, as a graph or another stream may be reading it.
+MOST_ORDERS = 16  # forward and backward of a generator on eight GPUs
+ALIGNED = 8  # numbers: kernels load 16 bytes at once
+
 
 def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
     """Weights and biases as torch has them -> as the functions of `triton_backend` take them."""
+    return unpacked(in_order(_weights_of(tensors, network), pack, network), network)
+
+
+def grad_layers(tensors: Sequence[Tensor], network: Network) -> Layers:
+    """The same for the functions that give gradients: weights as they are read there."""
+    found = iter(in_order(_weights_of(tensors, network), _pack_grads, network))
+    pre = [next(found)]
+    ups, mrfs = [], []
+    for _ in network.factors:
+        ups.append([next(found)])
+        mrfs.append([[next(found) for _ in even.steps] for even in network.blocks.even])
+    return Layers(pre, ups, mrfs, [next(found)])
+
+
+def pack(tensors: Sequence[Tensor], network: Network) -> list[Tensor]:
+    """What `prepare` keeps, and `unpacked` takes."""
     raw = Layers.of(network.divided(tensors))
     pairs = zip(raw.ups, network.ups, strict=True)
     return Layers(
@@ -20,12 +48,74 @@ def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
         ups=[(_up_weight(up[0], shape), up[1].repeat(shape.factor)) for up, shape in pairs],
         mrfs=[pack_blocks(mrf, network.blocks) for mrf in raw.mrfs],
         post=(raw.post[0][0].t().contiguous(), *raw.post[1:]),
-    )
+    ).flat()
 
 
-def pack(tensors: Sequence[Tensor], network: Network) -> list[Tensor]:
-    """What `prepare` keeps, and `unpacked` takes."""
-    return layers(tensors, network).flat()
+def _pack_grads(tensors: Sequence[Tensor], network: Network) -> list[Tensor]:
+    """`grad_layers` in a row."""
+    raw, found = Layers.of(network.divided(tensors)), list[Tensor]()
+    found.append(for_input(raw.pre[0]))
+    for up, mrf in zip(raw.ups, raw.mrfs, strict=True):
+        found += [taps_inside(up[0]), *_flat(grad_blocks(mrf, network.blocks))]
+    return [*found, raw.post[0][0].t()]
+
+
+def _flat(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [tensor for part in parts for tensor in part]
+
+
+def _weights_of(tensors: Sequence[Tensor], network: Network) -> Sequence[Tensor]:
+    """Without the addends, which are not laid out."""
+    return tensors[: len(tensors) - len(network.addends)]
+
+
+Layout = Callable[[Sequence[Tensor], Network], Sequence[Tensor]]
+
+
+class _Order(NamedTuple):
+    """From where `in_order` takes every number, 0 for zero; shape, strides and place of what it
+    gives."""
+
+    numbers: Tensor
+    results: list[tuple[torch.Size, tuple[int, ...], int]]
+
+
+_known: dict[Any, _Order] = {}
+
+
+def in_order(tensors: Sequence[Tensor], layout: Layout, network: Network) -> Sequence[Tensor]:
+    """`layout(tensors, network)`, contiguous, by two operators."""
+    device = tensors[0].device
+    key = layout, network, device, *(t.shape for t in tensors)
+    order = _known.get(key)
+    if order is None:
+        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if capturing or len(_known) >= MOST_ORDERS:
+            return [tensor.contiguous() for tensor in layout(tensors, network)]
+        # A thread of its own, for the reasons that `counters.counters` has one.
+        with ThreadPoolExecutor(1) as thread:
+            shapes = [t.shape for t in tensors]
+            order = thread.submit(_find_order, shapes, layout, network, device).result()
+        _known[key] = order
+    numbers = torch.cat([tensors[0].new_zeros(1), *(t.reshape(-1) for t in tensors)])
+    packed = numbers.index_select(0, order.numbers)
+    return [packed.as_strided(*place) for place in order.results]
+
+
+def _find_order(
+    shapes: Sequence[torch.Size], layout: Layout, network: Network, device: torch.device
+) -> _Order:
+    sizes = [math.prod(shape) for shape in shapes]
+    places = torch.arange(1, 1 + sum(sizes), dtype=torch.int32).split(sizes)
+    found = layout([own.view(shape) for own, shape in zip(places, shapes, strict=True)], network)
+    found = [tensor.contiguous() for tensor in found]
+    aligned = [F.pad(t.flatten(), (0, -t.numel() % ALIGNED)) for t in found]
+    starts = itertools.accumulate(map(len, aligned), initial=0)
+    results = [(t.shape, t.stride(), start) for t, start in zip(found, starts, strict=False)]
+    numbers = torch.cat(aligned).to(device)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # kernels on any stream come after
+    return _Order(numbers, results)
 
 
 def unpacked(tensors: Sequence[Tensor], network: Network) -> Layers:
@@ -87,9 +177,16 @@ def step_weights(packed: Tensor, blocks: Blocks, channels: int) -> list[Tensor]:
     return list(packed.split(sum(blocks.taps) * channels * channels))
 
 
-def grad_weights(groups: Sequence[Sequence[Tensor]], step: int) -> Tensor:
-    """Weights of a step, of every block, that give the gradient of its input."""
-    return torch.cat([for_input(group[2 * step]).flatten() for group in groups])
+def grad_blocks(tensors: Sequence[Tensor], blocks: Blocks) -> list[list[Tensor]]:
+    """Of the blocks that take their steps together: weights of each step, of every block, that
+    give the gradient of its input."""
+    found, start = [], 0
+    for even in blocks.even:
+        groups = even.divided(tensors[start : start + even.size])
+        start += even.size
+        steps = range(0, len(groups[0]), 2)
+        found.append([torch.cat([for_input(g[step]).flatten() for g in groups]) for step in steps])
+    return found
 
 
 def separated(weights: Tensor, biases: Tensor, taps: Sequence[int]) -> list[tuple[Tensor, Tensor]]:

@@ -16,7 +16,7 @@ from ..kernels.vocoder.mrf_strip import mrf_strip
 from ..kernels.vocoder.weight_grad import conv_weight_grad
 from .backends import WHOLE, Ends, Grads, Needs
 from .shapes import Blocks
-from .triton_layouts import grad_weights, separated, step_weights
+from .triton_layouts import separated, step_weights
 
 
 def mrf(
@@ -85,19 +85,20 @@ def mrf_grad(
     grad: Tensor,
     x: Tensor,
     kept: Sequence[Tensor],
-    tensors: Sequence[Tensor],
+    weights: Sequence[Sequence[Tensor]],
     blocks: Blocks,
     needs: Needs,
     ends: Ends = None,
 ) -> tuple[Tensor, Grads]:
-    """Gradients of the input, and of all weights and biases (as torch has them)."""
+    """Gradients of the input, and of all weights and biases (as torch has them); `weights` as
+    `grad_blocks` gives them."""
     grad = grad / len(blocks.taps)
     total, found, first, of_kept = None, Grads(), 0, iter(kept)
-    for even in blocks.even:
-        own = slice(first, first + even.size)
+    for even, own in zip(blocks.even, weights, strict=True):
+        needed = needs[first : first + even.size]
         first += even.size
         inputs = [x, *itertools.islice(of_kept, len(even.steps) - 1)]  # of each step
-        grad_x, grads = _mean_grad(grad, inputs, tensors[own], even, needs[own], ends)
+        grad_x, grads = _mean_grad(grad, inputs, own, even, needed, ends)
         total, found = grad_x if total is None else total.add_(grad_x), [*found, *grads]
     assert total is not None
     return total, found
@@ -106,15 +107,15 @@ def mrf_grad(
 def _mean_grad(
     grad: Tensor,
     inputs: Sequence[Tensor],
-    tensors: Sequence[Tensor],
+    weights: Sequence[Tensor],
     blocks: Blocks,
     needs: Needs,
     ends: Ends,
 ) -> tuple[Tensor, Grads]:
     """`mrf_grad` of blocks that take their steps together, each of the sum of their results."""
     lengths, rows_per_frame = ends or WHOLE
-    groups, needed = blocks.divided(tensors), blocks.divided(needs)
-    found = [Grads([None] * len(group)) for group in groups]
+    needed = blocks.divided(needs)
+    found = [Grads([None] * size) for size in blocks.sizes]
     running = grad  # what arrives at the sum after a dilation's steps
     for step in reversed(range(len(blocks.steps))):
         dilations = blocks.steps[step]
@@ -138,7 +139,7 @@ def _mean_grad(
                 found[g][2 * step : 2 * step + 2] = pair
         grad = mrf_step(
             grad,
-            grad_weights(groups, step),
+            weights[step],
             None,
             blocks.taps,
             dilations,

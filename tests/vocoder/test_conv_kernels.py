@@ -17,6 +17,7 @@ from muomni_fast.kernels.vocoder.configs import ConvConfig
 from muomni_fast.kernels.vocoder.conv_post import conv_post
 from muomni_fast.vocoder import triton_backend as backend
 from muomni_fast.vocoder.shapes import Blocks, Network, Up
+from muomni_fast.vocoder.triton_layouts import for_input, taps_inside
 
 pytestmark = ON_KERNELS
 
@@ -50,7 +51,8 @@ def check_pre(n_mels: int, channels: int, rows: int, addend: Tensor | None) -> N
     exact = with_gradients(exact, grad, m, w, b)
     packed = layer[0].transpose(1, 2).contiguous(), layer[1]
     out = backend.pre(mel, packed, addend=addend)
-    d_mel, grads = backend.pre_grad(turned(grad), mel, layer, True, [True, True])
+    flipped = [for_input(layer[0]).contiguous()]
+    d_mel, grads = backend.pre_grad(turned(grad), mel, flipped, True, [True, True])
     all_close([turned(out), d_mel, *grads], exact)
 
 
@@ -76,7 +78,8 @@ def test_up(tile, rate, kernel, channels, rows):
     up = F.conv_transpose1d(F.leaky_relu(d, shape.slope), w, b, rate, *paddings)
     exact = with_gradients(up, grad, d, w, b)
     out = backend.up(turned(x), up_of(*layer, rate), shape)
-    d_x, grads = backend.up_grad(turned(grad), turned(x), layer, shape, [True, True])
+    inward = [taps_inside(layer[0]).contiguous()]
+    d_x, grads = backend.up_grad(turned(grad), turned(x), inward, shape, [True, True])
     all_close([turned(out), turned(d_x), *grads], exact)
 
 
@@ -116,7 +119,7 @@ def check_post(channels: int, rows: int, final: str | None, bias: bool) -> None:
     exact = with_gradients(post, grad, d, *wb)
     packed = [layer[0][0].t().contiguous(), *layer[1:]]
     out = backend.post(turned(x), packed, final)
-    d_x, grads = backend.post_grad(grad[:, 0], out, turned(x), layer, final, [True, True])
+    d_x, grads = backend.post_grad(grad[:, 0], out, turned(x), packed, final, [True] * len(layer))
     all_close([out[:, None], turned(d_x), *grads], exact)
 
 

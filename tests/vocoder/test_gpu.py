@@ -6,6 +6,7 @@ import torch
 from support.vocoder_problems import PATHS, generator, path, snr_db
 
 import muomni_fast
+from muomni_fast.vocoder import triton_layouts
 
 pytestmark = pytest.mark.gpu
 
@@ -62,6 +63,24 @@ def test_cuda_graphs(vocoder):
         lengths.copy_(torch.tensor([3, 40]))
         graph.replay()
         assert torch.equal(audio, vocoder(mel, lengths))
+
+
+def test_an_order_of_weights_is_not_found_in_a_graph(vocoder):
+    """Nor lies in its memory; a graph captured later takes it from where it is kept."""
+    mel, audio, graphs = torch.randn(1, 128, 30, device="cuda"), [], []
+    with torch.no_grad():
+        audio.append(vocoder(mel))  # compiles
+        triton_layouts._known.clear()
+        for known in (False, True):
+            graphs.append(torch.cuda.CUDAGraph())
+            with torch.cuda.graph(graphs[-1]):
+                audio.append(vocoder(mel))
+            assert bool(triton_layouts._known) == known
+            if not known:
+                audio.append(vocoder(mel))
+        for graph in graphs:
+            graph.replay()
+    assert all(torch.equal(audio[0], other) for other in audio[1:])
 
 
 def test_side_streams(vocoder):

@@ -1,0 +1,73 @@
+"""Weights as the kernels read them: laid out at once, in an order that is found once."""
+
+import pytest
+import torch
+from support.vocoder_problems import generator
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("triton")
+from muomni_fast.reference import HiFiGANVocoder  # noqa: E402
+from muomni_fast.vocoder import triton_layouts as layouts  # noqa: E402
+from muomni_fast.vocoder.plan import plan_of_generator  # noqa: E402
+
+VIEWS = {"view", "as_strided", "split", "split_with_sizes", "slice"}
+
+
+class Operators(TorchDispatchMode):
+    """Notes all that is called but views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__.split(".")[0]
+        if name not in VIEWS:
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def tensors_of(model: HiFiGANVocoder, dtype: torch.dtype = torch.float32):
+    plan = plan_of_generator(model)
+    return [tensor.detach().to(dtype) for tensor in plan.tensors()], plan.shape
+
+
+@pytest.fixture
+def none_known(monkeypatch):
+    monkeypatch.setattr(layouts, "_known", {})
+
+
+@pytest.mark.parametrize("layout", [layouts.pack, layouts._pack_grads], ids=["values", "gradients"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("preset", ["default", "v3"])
+def test_all_weights_by_two_operators(none_known, preset, dtype, layout):
+    tensors, network = tensors_of(generator(preset), dtype)
+    for _ in range(2):
+        with Operators() as seen:
+            found = layouts.in_order(tensors, layout, network)
+        assert all(map(same, found, layout(tensors, network)))
+        assert all(tensor.is_contiguous() and tensor.data_ptr() % 16 == 0 for tensor in found)
+    assert seen.names == ["new_zeros", "cat", "index_select"]
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def test_so_many_orders_are_kept_and_no_more(none_known, monkeypatch):
+    monkeypatch.setattr(layouts, "MOST_ORDERS", 1)
+    for kernel in (3, 5):
+        model = HiFiGANVocoder(resblock_kernel_sizes=(kernel,) * 3)
+        tensors, network = tensors_of(model)
+        found = layouts.in_order(tensors, layouts.pack, network)
+        assert all(map(same, found, layouts.pack(tensors, network)))
+    assert len(layouts._known) == 1
+
+
+def test_what_is_kept_has_none_of_the_callers_modes(none_known):
+    tensors, network = tensors_of(generator("default"))
+    with torch.inference_mode(), torch.device("meta"):
+        layouts.in_order(tensors, layouts.pack, network)
+    (order,) = layouts._known.values()
+    assert order.numbers.device.type == "cpu" and not order.numbers.is_inference()
