@@ -24,8 +24,7 @@ from .taps import item_rows, leaky_relu, pick, weights_before
 def _weight_grad_kernel(
     y_ptr,  # (G, B, T, N), or (B, T, N) where SHARED[0]
     x_ptr,  # (G, B, T * STRIDE, C), or without G where SHARED[1]; (B, C, T) where CHANNELS_FIRST
-    out_ptr,  # (splits, elements): (N, taps, C) of each branch in turn
-    bias_ptr,  # (splits, G, N), or None
+    out_ptr,  # (splits, elements): (N, taps, C) of each branch in turn, then (G, N) WITH_BIAS
     lengths_ptr,  # (B,) or None
     B,
     T,
@@ -41,6 +40,7 @@ def _weight_grad_kernel(
     SHARED: tl.constexpr,  # whether branches share y, x
     SLOPES: tl.constexpr,  # of the leaky_relu before y, x (1: none)
     CHANNELS_FIRST: tl.constexpr,
+    WITH_BIAS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     BLOCK_T: tl.constexpr = TILE[0]
@@ -98,11 +98,12 @@ def _weight_grad_kernel(
         acc = tl.dot(y, x, acc, input_precision=TILE[3], out_dtype=tl.float32)
 
     elements = weights_before(TAPS, branch=BRANCHES, SIZE=N * C)
-    start = split.to(tl.int64) * elements + weights_before(TAPS, branch=branch, SIZE=N * C)
-    p_out = out_ptr + start + o_n[:, None] * (taps * C) + o_k[None, :]
+    p_split = out_ptr + split.to(tl.int64) * (elements + (BRANCHES * N if WITH_BIAS else 0))
+    start = weights_before(TAPS, branch=branch, SIZE=N * C)
+    p_out = p_split + start + o_n[:, None] * (taps * C) + o_k[None, :]
     tl.store(p_out, acc, mask=(o_n < N)[:, None] & (o_k < taps * C)[None, :])
-    if bias_ptr is not None:
-        p_bias = bias_ptr + (split * BRANCHES + branch) * N + o_n
+    if WITH_BIAS:
+        p_bias = p_split + elements + branch * N + o_n
         tl.store(p_bias, sums, mask=o_n < tl.where(block == 0, N, 0))
 
 
@@ -141,15 +142,13 @@ def conv_weight_grad(
     programs = sum(blocks) * triton.cdiv(n, config.block_n)
     tiles = batch * triton.cdiv(rows, config.block_t)
     splits = max(1, min(tiles, GRAD_PROGRAMS // programs))
-    kwargs = {"dtype": torch.float32, "device": x.device}
-    out = torch.empty(splits, sum(taps) * n * channels, **kwargs)
-    bias = torch.empty(splits, len(taps), n, **kwargs) if with_bias else None
+    sizes = [sum(taps) * n * channels, len(taps) * n if with_bias else 0]
+    out = torch.empty(splits, sum(sizes), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         _weight_grad_kernel[(programs * splits,)](
             y_ptr=y,
             x_ptr=x,
             out_ptr=out,
-            bias_ptr=bias,
             lengths_ptr=lengths,
             B=batch,
             T=rows,
@@ -165,9 +164,11 @@ def conv_weight_grad(
             SHARED=(y.ndim == 3, x.ndim == 3),
             SLOPES=slopes,
             CHANNELS_FIRST=channels_first,
+            WITH_BIAS=with_bias,
             TILE=config.tile(dot_precision(x)),
             num_warps=config.num_warps,
             maxnreg=MAX_REGISTERS,
             enable_fp_fusion=True,
         )
-    return out.sum(0), None if bias is None else bias.sum(0)
+    weight, bias = out.sum(0).split(sizes)  # of weights and biases by one operator
+    return weight, bias.view(len(taps), n) if with_bias else None

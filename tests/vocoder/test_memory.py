@@ -62,8 +62,7 @@ def test_every_kernel_stays_in_bounds_and_writes_every_element_once(kind):
             backend, torch.randn_like(audio), audio, mel, kept, tensors, shape, None, needs
         )
     assert {tuple(outputs(launch)) for launch in launches} == {
-        ("out_ptr",),  # of a convolution
-        ("out_ptr", "bias_ptr"),  # gradients of weights
+        ("out_ptr",),  # of a convolution, or gradients of weights and biases
         ("grad_x_ptr", "grad_w_ptr", "grad_b_ptr"),
     }
     for launch in launches:
@@ -74,8 +73,7 @@ def outputs(launch: Launch) -> list[str]:
     """Tensors written to."""
     if "grad_x_ptr" in launch.tensors:
         return ["grad_x_ptr", "grad_w_ptr", "grad_b_ptr"]
-    sums = "y_ptr" in launch.tensors and "bias_ptr" in launch.tensors
-    return ["out_ptr", "bias_ptr"] if sums else ["out_ptr"]
+    return ["out_ptr"]
 
 
 @pytest.mark.parametrize("path", ["steps", "strips"])
@@ -397,7 +395,6 @@ def test_offsets_of_gradients_do_not_wrap(probe, beyond, rows):
         y_ptr=y,
         x_ptr=x,
         out_ptr=out,
-        bias_ptr=bias,
         lengths_ptr=None,
         B=batch,
         T=rows,
@@ -413,8 +410,11 @@ def test_offsets_of_gradients_do_not_wrap(probe, beyond, rows):
         SHARED=(True, True),
         SLOPES=(1.0, 0.1),
         CHANNELS_FIRST=False,
+        WITH_BIAS=True,
         TILE=(16, 16, 16, "ieee", 1),
     )
     assert found.read[0].max() == y.data_ptr() + 4 * end
     assert found.read[1].max() == x.data_ptr() + 4 * end
-    assert found.written[0].max() == out.data_ptr() + 4 * ((program + 1) * 256 - 1)
+    sizes = 256, 16  # weights and bias, of each split
+    assert found.written[0].max() == out.data_ptr() + 4 * ((program + 1) * sum(sizes) - 17)
+    assert found.written[1].max() == out.data_ptr() + 4 * ((program + 1) * sum(sizes) - 1)
