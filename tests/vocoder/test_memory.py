@@ -415,6 +415,6 @@ def test_offsets_of_gradients_do_not_wrap(probe, beyond, rows):
     )
     assert found.read[0].max() == y.data_ptr() + 4 * end
     assert found.read[1].max() == x.data_ptr() + 4 * end
-    sizes = 256, 16  # weights and bias, of each split
-    assert found.written[0].max() == out.data_ptr() + 4 * ((program + 1) * sum(sizes) - 17)
-    assert found.written[1].max() == out.data_ptr() + 4 * ((program + 1) * sum(sizes) - 1)
+    last = (program + 1) * (256 + 16) - 1  # weights and bias, of each split
+    assert found.written[0].max() == out.data_ptr() + 4 * (last - 16)
+    assert found.written[1].max() == out.data_ptr() + 4 * last
