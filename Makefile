@@ -60,7 +60,7 @@ fuzz: $(VENV)/dev
 # Compiled and interpreted; the numpy of this environment is too new for 3.6's interpreter, which the
 # tests then say.
 TRITONS := 3.6.0 3.9.0
-KERNEL_TESTS := tests/rvq/test_kernels.py tests/vocoder/test_conv_kernels.py \
+KERNEL_TESTS := tests/test_launch.py tests/rvq/test_kernels.py tests/vocoder/test_conv_kernels.py \
 	tests/vocoder/test_mrf_kernels.py
 
 tritons: $(VENV)/dev

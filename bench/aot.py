@@ -73,7 +73,7 @@ def compiling_for(capability: int) -> Iterator[dict[str, Any]]:
     kernels: dict[str, Any] = {}
     run, architecture = triton.JITFunction.run, launch.architecture
 
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> Any:
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
         kernel = run(self, *args, grid=grid, warmup=True, **named)
         shown = ("N", "C", "taps", "TAPS", "DILATIONS", "STRIDE", "SUM")
         facts = [f"{name}={named[name]}" for name in shown if name in named]

@@ -165,10 +165,10 @@ def generator_case(
         with contextlib.ExitStack() as stack:
             for change in changes:
                 stack.enter_context(unittest.mock.patch.object(*change))
-            layers = triton_vocoder.layers(tensors, net)
+            every = [*tensors, *added]
+            layers = triton_vocoder.layers(every, net)
             audio, kept = generators.forward(triton_vocoder, mel, layers, net, None, train, added)
             if train:
-                every = [*tensors, *added]
                 needs = [True] * (1 + len(every))
                 generators.backward(
                     triton_vocoder, audio, audio, mel, kept, every, net, None, needs

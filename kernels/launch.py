@@ -1,10 +1,16 @@
-"""What every launcher asks: the device, its limits, and how float32 is multiplied."""
+"""What every launcher asks: the device, its limits, how float32 is multiplied; and how it starts
+a kernel."""
 
 import functools
+import operator
 import os
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
+from triton.compiler import CompiledKernel
 
 # The most registers a thread can have in hardware. Where it is not said, the assembler may halve
 # it, so that two programs fit a multiprocessor, and then spill what does not fit to memory.
@@ -19,6 +25,11 @@ MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132}  # where there is no device to as
 def power_of_two(size: int) -> int:
     """The smallest tile that holds `size`."""
     return max(SMALLEST_TILE, 1 << (size - 1).bit_length())
+
+
+def ceil_div(size: int, block: int) -> int:
+    """Blocks that hold `size`. Triton's own function for this takes 4 us in Python."""
+    return -(-size // block)
 
 
 def row_stride(rows: Tensor) -> int:
@@ -62,3 +73,65 @@ def dot_precision(like: Tensor) -> str:
     if like.device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32":
         return "tf32"
     return "tf32x3"
+
+
+class _Signature(NamedTuple):
+    """Of a kernel that is given arguments of some names, and what was compiled for it.
+
+    Attributes:
+        fixed: of named arguments, the values of those that it is compiled for.
+        others: names of the others, and whether it is compiled for what divides an integer.
+        ordered: all that it takes, in its order.
+        compiled: kernels by device, fixed values and kinds of the others.
+    """
+
+    fixed: Callable[[dict[str, Any]], Any]
+    others: list[tuple[str, bool]]
+    ordered: Callable[[dict[str, Any]], tuple[Any, ...]]
+    compiled: dict[Hashable, CompiledKernel]
+
+
+_known: dict[Hashable, _Signature] = {}
+
+
+def start(kernel: Any, programs: int, like: Tensor, **arguments: Any) -> None:
+    """Launch `kernel[(programs,)](**arguments)` on the device of a tensor.
+
+    At every launch Triton binds all arguments and describes them in text, to look up what it has
+    compiled, which takes longer than some kernels. Here that is looked up under the values.
+    """
+    with torch.cuda.device_of(like):
+        if not isinstance(kernel, triton.JITFunction) or kernel.pre_run_hooks:
+            kernel[(programs,)](**arguments)  # interpreted, or watched
+            return
+        names = kernel.fn, *arguments
+        signature = _known.get(names)
+        if signature is None:
+            signature = _known[names] = _signature(kernel, arguments)
+        kinds = [_kind(arguments[name], divided) for name, divided in signature.others]
+        key = like.device, signature.fixed(arguments), *kinds
+        compiled = signature.compiled.get(key)
+        if compiled is not None:
+            compiled[programs, 1, 1](*signature.ordered(arguments))
+            return
+        compiled = kernel[(programs,)](**arguments)
+        if isinstance(compiled, CompiledKernel):
+            signature.compiled[key] = compiled
+
+
+def _signature(kernel: Any, arguments: dict[str, Any]) -> _Signature:
+    others = {p.name: not p.do_not_specialize for p in kernel.params if not p.is_constexpr}
+    fixed = [name for name in arguments if name not in others]  # options like `num_warps` too
+    ordered = [param.name for param in kernel.params]
+    pick = operator.itemgetter
+    return _Signature(pick(*fixed), list(others.items()), pick(*ordered), {})
+
+
+def _kind(value: Any, divided: bool) -> Hashable:
+    """What Triton compiles for, of an argument that is not fixed."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if type(value) is int:
+        small = -(2**31) <= value < 2**31
+        return (small, value % 16 == 0, value == 1) if divided else small
+    return type(value)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import power_of_two, row_stride
+from ..launch import ceil_div, power_of_two, row_stride, start
 from .configs import CODE_SUMS
 
 
@@ -70,21 +70,23 @@ def code_sums(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
     starts = torch.searchsorted(ordered, torch.arange(size + 1, device=codes.device))
     block_d = min(CODE_SUMS.block_d, power_of_two(dim))
     # A power of two, so that few variants are compiled; enough for a code that takes most rows.
-    splits = min(64, triton.next_power_of_2(triton.cdiv(len(rows), 256 * size)))
+    splits = min(64, triton.next_power_of_2(ceil_div(len(rows), 256 * size)))
     out = rows.new_empty(splits, size, dim, dtype=torch.float64)
-    with torch.cuda.device_of(rows):
-        _code_sums_kernel[(size * splits * triton.cdiv(dim, block_d),)](
-            rows_ptr=rows,
-            order_ptr=order,
-            starts_ptr=starts,
-            out_ptr=out,
-            stride_rn=row_stride(rows),
-            K=size,
-            D=dim,
-            SPLITS=splits,
-            BLOCK_R=CODE_SUMS.block_r,
-            BLOCK_D=block_d,
-            num_warps=CODE_SUMS.num_warps,
-            enable_fp_fusion=True,
-        )
+    start(
+        _code_sums_kernel,
+        size * splits * ceil_div(dim, block_d),
+        rows,
+        rows_ptr=rows,
+        order_ptr=order,
+        starts_ptr=starts,
+        out_ptr=out,
+        stride_rn=row_stride(rows),
+        K=size,
+        D=dim,
+        SPLITS=splits,
+        BLOCK_R=CODE_SUMS.block_r,
+        BLOCK_D=block_d,
+        num_warps=CODE_SUMS.num_warps,
+        enable_fp_fusion=True,
+    )
     return out.sum(0)

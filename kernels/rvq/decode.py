@@ -8,13 +8,12 @@ decoding is a pure gather and add.
 A code out of range is never used as an address: it adds nothing and is counted.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..launch import MAX_REGISTERS, power_of_two, row_stride
+from ..launch import MAX_REGISTERS, ceil_div, power_of_two, row_stride, start
 from .configs import DecodeConfig, decode_config
 
 # The sums of wider rows do not fit the registers beside a product: torch multiplies those.
@@ -114,24 +113,26 @@ def rvq_decode(
     codes = codes if codes.stride(1) == 1 else codes.contiguous()
     out = tables.new_empty(rows, width)
     if rows > 0:
-        programs = triton.cdiv(rows, config.block_n) * triton.cdiv(dim, block_d)
-        with torch.cuda.device_of(codes):
-            _rvq_decode_kernel[(programs,)](
-                codes_ptr=codes,
-                tables_ptr=tables.contiguous(),
-                weight_ptr=None if weight is None else weight.contiguous(),
-                bias_ptr=None if bias is None else bias.contiguous(),
-                out_ptr=out,
-                invalid_ptr=invalid,
-                N=rows,
-                Q=n_codes,
-                stride_cn=row_stride(codes),
-                **decode_constants(size, dim, width, config),
-                num_warps=config.num_warps,
-                num_stages=config.num_stages,
-                maxnreg=MAX_REGISTERS,
-                enable_fp_fusion=True,
-            )
+        programs = ceil_div(rows, config.block_n) * ceil_div(dim, block_d)
+        start(
+            _rvq_decode_kernel,
+            programs,
+            codes,
+            codes_ptr=codes,
+            tables_ptr=tables.contiguous(),
+            weight_ptr=None if weight is None else weight.contiguous(),
+            bias_ptr=None if bias is None else bias.contiguous(),
+            out_ptr=out,
+            invalid_ptr=invalid,
+            N=rows,
+            Q=n_codes,
+            stride_cn=row_stride(codes),
+            **decode_constants(size, dim, width, config),
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            maxnreg=MAX_REGISTERS,
+            enable_fp_fusion=True,
+        )
     return out
 
 

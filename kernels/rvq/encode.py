@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import launch
-from ..launch import MAX_REGISTERS, power_of_two, row_stride
+from ..launch import MAX_REGISTERS, ceil_div, power_of_two, row_stride, start
 from ..tf32 import round_to_tf32
 from . import certificate
 from .configs import ENCODE, EncodeConfig
@@ -190,31 +190,33 @@ def rvq_encode(
     config = config or ENCODE[launch.architecture(mel.device), power_of_two(dim)]
     mel = mel if mel.stride(1) == 1 else mel.contiguous()
     codebooks = codebooks.contiguous()
-    programs = triton.cdiv(rows, config.block_n)
+    programs = ceil_div(rows, config.block_n)
     codes = torch.empty(rows, n_codebooks, dtype=torch.int64, device=mel.device)
     sums = codebooks.new_empty(programs, n_codebooks) if with_sums else None
     if rows > 0:
         if table is None:
             table = search_table(codebooks, mark_repeats=False)
-        with torch.cuda.device_of(mel):
-            _rvq_encode_kernel[(programs,)](
-                x_ptr=mel,
-                weight_ptr=None if weight is None else weight.contiguous(),
-                bias_ptr=None if bias is None else bias.contiguous(),
-                codebooks_ptr=codebooks,
-                table_ptr=table.contiguous(),
-                codes_ptr=codes,
-                sums_ptr=sums,
-                nonfinite_ptr=nonfinite,
-                N=rows,
-                Q=n_codebooks,
-                stride_xn=row_stride(mel),
-                **encode_constants(n_mels, size, dim, exact, config),
-                num_warps=config.num_warps,
-                num_stages=config.num_stages,
-                maxnreg=MAX_REGISTERS,
-                enable_fp_fusion=True,
-            )
+        start(
+            _rvq_encode_kernel,
+            programs,
+            mel,
+            x_ptr=mel,
+            weight_ptr=None if weight is None else weight.contiguous(),
+            bias_ptr=None if bias is None else bias.contiguous(),
+            codebooks_ptr=codebooks,
+            table_ptr=table.contiguous(),
+            codes_ptr=codes,
+            sums_ptr=sums,
+            nonfinite_ptr=nonfinite,
+            N=rows,
+            Q=n_codebooks,
+            stride_xn=row_stride(mel),
+            **encode_constants(n_mels, size, dim, exact, config),
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            maxnreg=MAX_REGISTERS,
+            enable_fp_fusion=True,
+        )
     return codes, None if sums is None else sums.sum(0)
 
 
@@ -224,7 +226,7 @@ def encode_constants(
 ) -> dict[str, object]:
     """The kernel's compile-time arguments."""
     block_k = min(config.block_k, power_of_two(size))
-    block_bits = (triton.cdiv(size, block_k) - 1).bit_length()
+    block_bits = (ceil_div(size, block_k) - 1).bit_length()
     return {
         "M": n_mels,
         "K": size,

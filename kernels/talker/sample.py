@@ -11,12 +11,11 @@ on seed, step, item, codebook and class alone (Philox; Salmon et al., "Parallel 
 easy as 1, 2, 3", 2011), so that a launch that is repeated draws the same.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import MAX_REGISTERS, power_of_two
+from ..launch import MAX_REGISTERS, power_of_two, start
 
 # A row of logits, and one of an embedding, stay on chip.
 LARGEST_ROW = 8192
@@ -109,23 +108,25 @@ def sample(
     batch, n_codebooks, classes = logits.shape
     if batch == 0:
         return
-    with torch.cuda.device_of(logits):
-        _sample_kernel[(batch,)](
-            logits_ptr=logits,
-            table_ptr=table,
-            step_ptr=step,
-            end_ptr=end,
-            row_ptr=row,
-            x_ptr=x,
-            Q=n_codebooks,
-            max_frames=max_frames,
-            temperature=float(temperature),
-            seed=seed,
-            **sample_constants(classes, x.shape[1]),
-            DRAW=temperature > 0,
-            maxnreg=MAX_REGISTERS,
-            enable_fp_fusion=True,
-        )
+    start(
+        _sample_kernel,
+        batch,
+        logits,
+        logits_ptr=logits,
+        table_ptr=table,
+        step_ptr=step,
+        end_ptr=end,
+        row_ptr=row,
+        x_ptr=x,
+        Q=n_codebooks,
+        max_frames=max_frames,
+        temperature=float(temperature),
+        seed=seed,
+        **sample_constants(classes, x.shape[1]),
+        DRAW=temperature > 0,
+        maxnreg=MAX_REGISTERS,
+        enable_fp_fusion=True,
+    )
 
 
 def sample_constants(classes: int, dim: int) -> dict[str, int]:

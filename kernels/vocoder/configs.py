@@ -6,11 +6,12 @@ channels and dtype alone: a result is the same bits in any batch, at any length,
 """
 
 import dataclasses
+import functools
 
 from torch import Tensor
 
 from .. import launch
-from ..launch import interpreted, multiprocessors, power_of_two
+from ..launch import ceil_div, interpreted, multiprocessors, power_of_two
 from ..tables import in_use
 
 
@@ -34,6 +35,7 @@ class ConvConfig:
         """What the kernels take as TILE."""
         return self.block_t, self.block_n, self.block_k, precision, self.num_stages
 
+    @functools.cache  # noqa: B019  # of a table's few rows
     def fitted(self, n: int, channels: int) -> "ConvConfig":
         """Without columns or channels that are not there."""
         block_k = self.block_k
@@ -72,7 +74,7 @@ def conv_config(n: int, channels: int, like: Tensor, rows: int) -> ConvConfig:
     key = launch.architecture(like.device), like.element_size(), width
     config = CONV[key].fitted(n, channels)
     if key in SMALL_GRID:
-        programs = -(-rows // config.block_t) * -(-n // config.block_n)
+        programs = ceil_div(rows, config.block_t) * ceil_div(n, config.block_n)
         if programs < multiprocessors(like.device):
             return SMALL_GRID[key].fitted(n, channels)
     return config

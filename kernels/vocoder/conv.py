@@ -9,12 +9,11 @@ phase: two of three where the kernel is twice the factor. Its gradient is a conv
 `factor` rows for each row it writes.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import MAX_REGISTERS, dot_precision
+from ..launch import MAX_REGISTERS, ceil_div, dot_precision, start
 from .configs import conv_config
 from .taps import accumulate_taps, derivative, item_rows
 
@@ -144,32 +143,34 @@ def conv(
     rows = x.shape[2 if channels_first else 1] // stride
     config = conv_config(n, channels, x, batch * rows)
     out = x.new_empty(batch, rows, n)
-    grid = batch * triton.cdiv(rows, config.block_t) * triton.cdiv(n, config.block_n)
+    grid = batch * ceil_div(rows, config.block_t) * ceil_div(n, config.block_n)
     if grid:
-        with torch.cuda.device_of(x):
-            _conv_kernel[(grid,)](
-                x_ptr=x,
-                sign_ptr=sign,
-                w_ptr=weight,
-                b_ptr=bias,
-                add_ptr=addend,
-                out_ptr=out,
-                lengths_ptr=lengths,
-                T=rows,
-                rows_per_frame=rows_per_frame,
-                taps=taps,
-                N=n,
-                C=channels,
-                DILATION=dilation,
-                OFFSET=-padding,
-                STRIDE=stride,
-                PHASES=phases,
-                SLOPE=slope,
-                CHANNELS_FIRST=channels_first,
-                EACH_ROW=addend is not None and addend.shape[1] > 1,
-                TILE=config.tile(dot_precision(x)),
-                num_warps=config.num_warps,
-                maxnreg=MAX_REGISTERS,
-                enable_fp_fusion=True,
-            )
+        start(
+            _conv_kernel,
+            grid,
+            x,
+            x_ptr=x,
+            sign_ptr=sign,
+            w_ptr=weight,
+            b_ptr=bias,
+            add_ptr=addend,
+            out_ptr=out,
+            lengths_ptr=lengths,
+            T=rows,
+            rows_per_frame=rows_per_frame,
+            taps=taps,
+            N=n,
+            C=channels,
+            DILATION=dilation,
+            OFFSET=-padding,
+            STRIDE=stride,
+            PHASES=phases,
+            SLOPE=slope,
+            CHANNELS_FIRST=channels_first,
+            EACH_ROW=addend is not None and addend.shape[1] > 1,
+            TILE=config.tile(dot_precision(x)),
+            num_warps=config.num_warps,
+            maxnreg=MAX_REGISTERS,
+            enable_fp_fusion=True,
+        )
     return out

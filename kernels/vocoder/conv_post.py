@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import MAX_REGISTERS, power_of_two
+from ..launch import MAX_REGISTERS, ceil_div, power_of_two, start
 from .taps import item_rows, leaky_relu
 
 BLOCK_T = 128
@@ -98,27 +98,29 @@ def conv_post(
     """
     batch, rows, channels = x.shape
     out = x.new_empty(batch, rows)
-    grid = batch * triton.cdiv(rows, BLOCK_T)
+    grid = batch * ceil_div(rows, BLOCK_T)
     if grid:
-        with torch.cuda.device_of(x):
-            _conv_post_kernel[(grid,)](
-                x_ptr=x,
-                w_ptr=weight,
-                b_ptr=bias,
-                out_ptr=out,
-                lengths_ptr=lengths,
-                T=rows,
-                rows_per_frame=rows_per_frame,
-                C=channels,
-                TAPS=weight.shape[0],
-                SLOPE=slope,
-                FINAL=final,
-                BLOCK_T=BLOCK_T,
-                BLOCK_C=min(WIDEST, power_of_two(channels)),
-                num_warps=4,
-                maxnreg=MAX_REGISTERS,
-                enable_fp_fusion=True,
-            )
+        start(
+            _conv_post_kernel,
+            grid,
+            x,
+            x_ptr=x,
+            w_ptr=weight,
+            b_ptr=bias,
+            out_ptr=out,
+            lengths_ptr=lengths,
+            T=rows,
+            rows_per_frame=rows_per_frame,
+            C=channels,
+            TAPS=weight.shape[0],
+            SLOPE=slope,
+            FINAL=final,
+            BLOCK_T=BLOCK_T,
+            BLOCK_C=min(WIDEST, power_of_two(channels)),
+            num_warps=4,
+            maxnreg=MAX_REGISTERS,
+            enable_fp_fusion=True,
+        )
     return out
 
 
@@ -206,31 +208,33 @@ def conv_post_grad(
     """
     batch, rows, channels = x.shape
     block_c = min(WIDEST, power_of_two(channels))
-    shares = max(1, min(GRAD_SHARES, batch * triton.cdiv(rows, GRAD_BLOCK_T)))
+    shares = max(1, min(GRAD_SHARES, batch * ceil_div(rows, GRAD_BLOCK_T)))
     d_x = torch.empty_like(x)
     d_weight = torch.empty(shares, *weight.shape, dtype=torch.float32, device=x.device)
     d_bias = torch.empty(shares, 1, dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        _conv_post_grad_kernel[(shares * triton.cdiv(channels, block_c),)](
-            grad_ptr=grad,
-            out_ptr=out,
-            x_ptr=x,
-            w_ptr=weight,
-            grad_x_ptr=d_x,
-            grad_w_ptr=d_weight,
-            grad_b_ptr=d_bias,
-            lengths_ptr=lengths,
-            B=batch,
-            T=rows,
-            rows_per_frame=rows_per_frame,
-            C=channels,
-            TAPS=weight.shape[0],
-            SLOPE=slope,
-            BLOCK_T=GRAD_BLOCK_T,
-            BLOCK_C=block_c,
-            BLOCK_TAPS=triton.next_power_of_2(weight.shape[0]),
-            num_warps=4,
-            maxnreg=MAX_REGISTERS,
-            enable_fp_fusion=True,
-        )
+    start(
+        _conv_post_grad_kernel,
+        shares * ceil_div(channels, block_c),
+        x,
+        grad_ptr=grad,
+        out_ptr=out,
+        x_ptr=x,
+        w_ptr=weight,
+        grad_x_ptr=d_x,
+        grad_w_ptr=d_weight,
+        grad_b_ptr=d_bias,
+        lengths_ptr=lengths,
+        B=batch,
+        T=rows,
+        rows_per_frame=rows_per_frame,
+        C=channels,
+        TAPS=weight.shape[0],
+        SLOPE=slope,
+        BLOCK_T=GRAD_BLOCK_T,
+        BLOCK_C=block_c,
+        BLOCK_TAPS=triton.next_power_of_2(weight.shape[0]),
+        num_warps=4,
+        maxnreg=MAX_REGISTERS,
+        enable_fp_fusion=True,
+    )
     return d_x, d_weight.sum(0), d_bias.sum(0)

@@ -10,12 +10,11 @@ transposed weights.
 
 import math
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import MAX_REGISTERS, dot_precision
+from ..launch import MAX_REGISTERS, ceil_div, dot_precision, start
 from .configs import conv_config
 from .taps import accumulate_taps, derivative, item_rows, leaky_relu, pick, weights_before
 
@@ -141,33 +140,35 @@ def mrf_step(
     shape = (batch, rows, channels) if total else (len(taps), batch, rows, channels)
     config = conv_config(channels, channels, x, math.prod(shape[:-1]))
     out = x.new_empty(shape)
-    grid = batch * triton.cdiv(rows, config.block_t) * triton.cdiv(channels, config.block_n)
+    grid = batch * ceil_div(rows, config.block_t) * ceil_div(channels, config.block_n)
     shared = tuple(t is None or t.ndim == 3 for t in (x, residual, sign))
     if grid:
-        with torch.cuda.device_of(x):
-            _mrf_step_kernel[(grid if total else grid * len(taps),)](
-                x_ptr=x,
-                res_ptr=residual,
-                sign_ptr=sign,
-                w_ptr=weights,
-                b_ptr=biases,
-                out_ptr=out,
-                lengths_ptr=lengths,
-                B=batch,
-                T=rows,
-                rows_per_frame=rows_per_frame,
-                scale=scale,
-                C=channels,
-                TAPS=taps,
-                DILATIONS=dilations,
-                SHARED=shared,
-                SUM=total,
-                SLOPE=slope,
-                IN_SLOPE=slope if activate_in else 1.0,
-                OUT_SLOPE=slope if activate_out else 1.0,
-                TILE=config.tile(dot_precision(x)),
-                num_warps=config.num_warps,
-                maxnreg=MAX_REGISTERS,
-                enable_fp_fusion=True,
-            )
+        start(
+            _mrf_step_kernel,
+            grid if total else grid * len(taps),
+            x,
+            x_ptr=x,
+            res_ptr=residual,
+            sign_ptr=sign,
+            w_ptr=weights,
+            b_ptr=biases,
+            out_ptr=out,
+            lengths_ptr=lengths,
+            B=batch,
+            T=rows,
+            rows_per_frame=rows_per_frame,
+            scale=scale,
+            C=channels,
+            TAPS=taps,
+            DILATIONS=dilations,
+            SHARED=shared,
+            SUM=total,
+            SLOPE=slope,
+            IN_SLOPE=slope if activate_in else 1.0,
+            OUT_SLOPE=slope if activate_out else 1.0,
+            TILE=config.tile(dot_precision(x)),
+            num_warps=config.num_warps,
+            maxnreg=MAX_REGISTERS,
+            enable_fp_fusion=True,
+        )
     return out

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import MAX_REGISTERS, dot_precision
+from ..launch import MAX_REGISTERS, ceil_div, dot_precision, start
 from .configs import MOST_SCRATCH, StripConfig, reaches, scratch_bytes, strip_halo
 from .taps import accumulate_taps, item_rows, leaky_relu, pick, weights_before
 
@@ -280,7 +280,7 @@ def mrf_strip(
     """
     batch, rows, channels = x.shape
     out = torch.empty_like(x)
-    programs = min(config.programs, batch * triton.cdiv(rows, config.length))
+    programs = min(config.programs, batch * ceil_div(rows, config.length))
     if programs:
         reach = reaches(taps, dilations, paired)
         launched = dataclasses.replace(config, programs=programs)
@@ -290,29 +290,31 @@ def mrf_strip(
                 f"config: expected at most {MOST_SCRATCH:,} bytes of scratch, got {scratch:,}: "
                 f"{programs:,} programs, strips of {config.length:,} rows"
             )
-        with torch.cuda.device_of(x):
-            _mrf_strip_kernel[(programs,)](
-                x_ptr=x,
-                w_ptr=weights,
-                b_ptr=biases,
-                out_ptr=out,
-                scratch_ptr=x.new_empty(scratch // x.element_size()),
-                lengths_ptr=lengths,
-                B=batch,
-                T=rows,
-                rows_per_frame=rows_per_frame,
-                scale=1 / len(taps),
-                C=channels,
-                TAPS=taps,
-                DILATIONS=sum(dilations, ()),
-                REACH=sum(reach, ()),
-                HALO=strip_halo(taps, dilations, paired),
-                LENGTH=config.length,
-                PAIRED=paired,
-                SLOPE=slope,
-                TILE=config.conv.tile(dot_precision(x)),
-                num_warps=config.conv.num_warps,
-                maxnreg=MAX_REGISTERS,
-                enable_fp_fusion=True,
-            )
+        start(
+            _mrf_strip_kernel,
+            programs,
+            x,
+            x_ptr=x,
+            w_ptr=weights,
+            b_ptr=biases,
+            out_ptr=out,
+            scratch_ptr=x.new_empty(scratch // x.element_size()),
+            lengths_ptr=lengths,
+            B=batch,
+            T=rows,
+            rows_per_frame=rows_per_frame,
+            scale=1 / len(taps),
+            C=channels,
+            TAPS=taps,
+            DILATIONS=sum(dilations, ()),
+            REACH=sum(reach, ()),
+            HALO=strip_halo(taps, dilations, paired),
+            LENGTH=config.length,
+            PAIRED=paired,
+            SLOPE=slope,
+            TILE=config.conv.tile(dot_precision(x)),
+            num_warps=config.conv.num_warps,
+            maxnreg=MAX_REGISTERS,
+            enable_fp_fusion=True,
+        )
     return out

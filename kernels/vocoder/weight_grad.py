@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import MAX_REGISTERS, dot_precision
+from ..launch import MAX_REGISTERS, ceil_div, dot_precision, start
 from ..tf32 import INTERPRETED, round_to_tf32
 from .configs import GRAD_PROGRAMS, grad_config
 from .taps import item_rows, leaky_relu, pick, weights_before
@@ -138,37 +138,39 @@ def conv_weight_grad(
     batch, rows, n = y.shape[-3:]
     channels = x.shape[1] if channels_first else x.shape[-1]
     config = grad_config(n, channels, x)
-    blocks = tuple(triton.cdiv(size * channels, config.block_k) for size in taps)
-    programs = sum(blocks) * triton.cdiv(n, config.block_n)
-    tiles = batch * triton.cdiv(rows, config.block_t)
+    blocks = tuple(ceil_div(size * channels, config.block_k) for size in taps)
+    programs = sum(blocks) * ceil_div(n, config.block_n)
+    tiles = batch * ceil_div(rows, config.block_t)
     splits = max(1, min(tiles, GRAD_PROGRAMS // programs))
     sizes = [sum(taps) * n * channels, len(taps) * n if with_bias else 0]
     out = torch.empty(splits, sum(sizes), dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        _weight_grad_kernel[(programs * splits,)](
-            y_ptr=y,
-            x_ptr=x,
-            out_ptr=out,
-            lengths_ptr=lengths,
-            B=batch,
-            T=rows,
-            rows_per_frame=rows_per_frame,
-            splits=splits,
-            N=n,
-            C=channels,
-            TAPS=taps,
-            DILATIONS=dilations,
-            PADDINGS=paddings,
-            BLOCKS=blocks,
-            STRIDE=stride,
-            SHARED=(y.ndim == 3, x.ndim == 3),
-            SLOPES=slopes,
-            CHANNELS_FIRST=channels_first,
-            WITH_BIAS=with_bias,
-            TILE=config.tile(dot_precision(x)),
-            num_warps=config.num_warps,
-            maxnreg=MAX_REGISTERS,
-            enable_fp_fusion=True,
-        )
+    start(
+        _weight_grad_kernel,
+        programs * splits,
+        x,
+        y_ptr=y,
+        x_ptr=x,
+        out_ptr=out,
+        lengths_ptr=lengths,
+        B=batch,
+        T=rows,
+        rows_per_frame=rows_per_frame,
+        splits=splits,
+        N=n,
+        C=channels,
+        TAPS=taps,
+        DILATIONS=dilations,
+        PADDINGS=paddings,
+        BLOCKS=blocks,
+        STRIDE=stride,
+        SHARED=(y.ndim == 3, x.ndim == 3),
+        SLOPES=slopes,
+        CHANNELS_FIRST=channels_first,
+        WITH_BIAS=with_bias,
+        TILE=config.tile(dot_precision(x)),
+        num_warps=config.num_warps,
+        maxnreg=MAX_REGISTERS,
+        enable_fp_fusion=True,
+    )
     weight, bias = out.sum(0).split(sizes)  # of weights and biases by one operator
     return weight, bias.view(len(taps), n) if with_bias else None
