@@ -3,12 +3,10 @@
 One operator for inference, one for training that also returns what its backward needs, and the
 backward, so that a generator costs one call. An operator chooses its backend when it runs
 (`backend.choose`), so a compiled or exported program still does; a second derivative raises.
-
-Items of a batch with lengths run one by one where there are no kernels: torch's convolutions round
-differently in another batch, and what follows an item's end need not be computed.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -16,9 +14,10 @@ from torch import Tensor
 
 from ..backend import choose
 from ..operators import Operator, empty_where_needed, filled, needed, one_by_one, operator, refusal
-from ..reference.checks import refuse_in_capture
 from . import torch_backend, torch_inference
+from .alone import each_alone
 from .backends import Backend, Ends, InferenceBackend, PreparingBackend
+from .orders import apart, size_together, together
 from .shapes import Layers, Network
 
 # On a CPU, from so many frames on, laying weights out anew costs less than it then saves. Fewer run
@@ -178,37 +177,6 @@ def fake_kept(backend: Backend, mel: Tensor, channels: int, network: Network) ->
     return kept
 
 
-def each_alone(
-    lengths: Tensor,
-    one: Callable[..., Sequence[Tensor | None]],
-    inputs: Sequence[Tensor],
-    into: Sequence[Tensor],
-    sums: Sequence[Tensor] = (),
-) -> None:
-    """Run something on each item that has frames, as if it were alone.
-
-    Args:
-        lengths: (B,) frames of each item.
-        one: takes an item's part (1, ..., frames * rows_per_frame) of every input, and gives what
-            is added to its part of `into`, and to all of `sums`; None where there is nothing.
-        inputs: (B, ..., T * rows_per_frame), the mel first, or (B, ..., 1) for all frames.
-        into: the same kind, zero before.
-        sums: over all items.
-    """
-    refuse_in_capture(lengths.device, "lengths: without kernels they are read, which waits")
-    frames_in_all = inputs[0].shape[-1]
-    for item, frames in enumerate(lengths.tolist()):
-        if frames > 0:  # compiled code does not check
-            own = [
-                t[item : item + 1, ..., : t.shape[-1] // frames_in_all * frames or 1]
-                for t in (*inputs, *into)
-            ]
-            found = one(*own[: len(inputs)])
-            for total, value in zip([*own[len(inputs) :], *sums], found, strict=True):
-                if value is not None:
-                    total += value
-
-
 @operator("generator")
 def generator(
     mel: Tensor,
@@ -300,35 +268,62 @@ def generator_backward(
     network: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of mel and tensors; an empty tensor for each not needed."""
+    """Gradients of mel and addends, an empty tensor for each not needed; and of the weights and
+    biases that need one, `together`."""
     backend, shape = backend_for("generator", mel, *tensors), Network.parse(network)
-    if lengths is None or backend.TAKES_ENDS:
-        grads = backward(backend, grad, audio, mel, kept, tensors, shape, lengths, needs)
-        return filled(grads, [mel, *tensors], needs)
-    grad_mel, *totals = [
-        torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32))
-        for t in (mel, *tensors)
-    ]
-
     of_weights = len(tensors) - len(shape.addends)
-
-    def one(own_mel: Tensor, *own: Tensor) -> list[Tensor | None]:
-        own_grad, own_audio, *own_kept = own
-        own_mel_grad, *found = backward(
-            backend, own_grad, own_audio, own_mel, own_kept, tensors, shape, None, needs
+    if lengths is None or backend.TAKES_ENDS:
+        grad_mel, *totals = backward(
+            backend, grad, audio, mel, kept, tensors, shape, lengths, needs
         )
-        return [own_mel_grad, *found[of_weights:], *found[:of_weights]]
+    else:
+        grad_mel, *totals = [
+            torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32))
+            for t in (mel, *tensors)
+        ]
 
-    into = [grad_mel, *totals[of_weights:]]
-    each_alone(lengths, one, [mel, grad, audio, *kept], into, totals[:of_weights])
-    return filled([grad_mel, *totals], [mel, *tensors], needs)
+        def one(own_mel: Tensor, *own: Tensor) -> list[Tensor | None]:
+            own_grad, own_audio, *own_kept = own
+            own_mel_grad, *found = backward(
+                backend, own_grad, own_audio, own_mel, own_kept, tensors, shape, None, needs
+            )
+            return [own_mel_grad, *found[of_weights:], *found[:of_weights]]
+
+        into = [grad_mel, *totals[of_weights:]]
+        each_alone(lengths, one, [mel, grad, audio, *kept], into, totals[:of_weights])
+    others, need_others = _others(mel, tensors, needs, of_weights)
+    wanted = _wanted(totals, needs, of_weights)
+    packed = together(wanted, tensors[0].dtype) if wanted else tensors[0].new_empty(0)
+    return [*filled([grad_mel, *totals[of_weights:]], others, need_others), packed]
+
+
+def _others(
+    mel: Tensor, tensors: Sequence[Tensor], needs: Sequence[bool], of_weights: int
+) -> tuple[list[Tensor], list[bool]]:
+    """The mel and the addends, and which of them need a gradient."""
+    return [mel, *tensors[of_weights:]], [needs[0], *needs[1 + of_weights :]]
+
+
+def _wanted(each: Sequence[Any], needs: Sequence[bool], of_weights: int) -> list[Any]:
+    """Of something for each tensor, that of the weights and biases that need a gradient."""
+    return list(itertools.compress(each, needs[1 : 1 + of_weights]))
 
 
 @torch.library.register_fake("muomni::generator_backward")
 def _(
-    grad: Tensor, audio: Any, mel: Tensor, kept: Any, tensors: Sequence[Tensor], *rest: Any
+    grad: Tensor,
+    audio: Any,
+    mel: Tensor,
+    kept: Any,
+    tensors: Sequence[Tensor],
+    lengths: Any,
+    network: str,
+    needs: Sequence[bool],
 ) -> list[Tensor]:
-    return empty_where_needed([mel, *tensors], rest[-1])
+    of_weights = len(tensors) - len(Network.parse(network).addends)
+    size = size_together(_wanted(tensors, needs, of_weights))
+    others = empty_where_needed(*_others(mel, tensors, needs, of_weights))
+    return [*others, tensors[0].new_empty(size)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Any]) -> None:
@@ -351,8 +346,12 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     kept, tensors = rest[: ctx.n_kept], rest[ctx.n_kept :]
     needs = [need_mel, *need_tensors]
     arguments = audio, mel, kept, tensors, lengths, ctx.network, needs
-    grad_mel, *grads = needed(generator_backward(grad.contiguous(), *arguments), needs)
-    return grad_mel, grads, None, None
+    *others, packed = generator_backward(grad.contiguous(), *arguments)
+    of_weights = len(tensors) - len(others) + 1
+    grad_mel, *of_addends = needed(others, _others(mel, tensors, needs, of_weights)[1])
+    found = iter(apart(packed, _wanted(tensors, needs, of_weights)))
+    grads = [next(found) if need else None for need in need_tensors[:of_weights]]
+    return grad_mel, [*grads, *of_addends], None, None
 
 
 GENERATOR = Operator("generator", generator, generator_train)

@@ -1,26 +1,15 @@
 """Weights as the Triton kernels of the vocoder read them, and gradients of weights as torch has
 them.
-
-Laying out is copying numbers in another order. A generator has a hundred weights, and a few copies
-of each cost more to ask a GPU for than to do; so the order is found once, by laying out numbers'
-own places, and from then on all weights are put together and taken in that order at once.
 """
 
-import itertools
-import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .orders import in_order
 from .shapes import Blocks, Layers, Network, Up
-
-# Each takes four bytes a weight and stays, as a graph or another stream may be reading it.
-MOST_ORDERS = 16  # forward and backward of a generator on eight GPUs
-ALIGNED = 8  # numbers: kernels load 16 bytes at once
 
 
 def layers(tensors: Sequence[Tensor], network: Network) -> Layers:
@@ -67,55 +56,6 @@ def _flat(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
 def _weights_of(tensors: Sequence[Tensor], network: Network) -> Sequence[Tensor]:
     """Without the addends, which are not laid out."""
     return tensors[: len(tensors) - len(network.addends)]
-
-
-Layout = Callable[[Sequence[Tensor], Network], Sequence[Tensor]]
-
-
-class _Order(NamedTuple):
-    """From where `in_order` takes every number, 0 for zero; shape, strides and place of what it
-    gives."""
-
-    numbers: Tensor
-    results: list[tuple[torch.Size, tuple[int, ...], int]]
-
-
-_known: dict[Any, _Order] = {}
-
-
-def in_order(tensors: Sequence[Tensor], layout: Layout, network: Network) -> Sequence[Tensor]:
-    """`layout(tensors, network)`, contiguous, by two operators."""
-    device = tensors[0].device
-    key = layout, network, device, *(t.shape for t in tensors)
-    order = _known.get(key)
-    if order is None:
-        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if capturing or len(_known) >= MOST_ORDERS:
-            return [tensor.contiguous() for tensor in layout(tensors, network)]
-        # A thread of its own, for the reasons that `counters.counters` has one.
-        with ThreadPoolExecutor(1) as thread:
-            shapes = [t.shape for t in tensors]
-            order = thread.submit(_find_order, shapes, layout, network, device).result()
-        _known[key] = order
-    numbers = torch.cat([tensors[0].new_zeros(1), *(t.reshape(-1) for t in tensors)])
-    packed = numbers.index_select(0, order.numbers)
-    return [packed.as_strided(*place) for place in order.results]
-
-
-def _find_order(
-    shapes: Sequence[torch.Size], layout: Layout, network: Network, device: torch.device
-) -> _Order:
-    sizes = [math.prod(shape) for shape in shapes]
-    places = torch.arange(1, 1 + sum(sizes), dtype=torch.int32).split(sizes)
-    found = layout([own.view(shape) for own, shape in zip(places, shapes, strict=True)], network)
-    found = [tensor.contiguous() for tensor in found]
-    aligned = [F.pad(t.flatten(), (0, -t.numel() % ALIGNED)) for t in found]
-    starts = itertools.accumulate(map(len, aligned), initial=0)
-    results = [(t.shape, t.stride(), start) for t, start in zip(found, starts, strict=False)]
-    numbers = torch.cat(aligned).to(device)
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()  # kernels on any stream come after
-    return _Order(numbers, results)
 
 
 def unpacked(tensors: Sequence[Tensor], network: Network) -> Layers:

@@ -6,7 +6,7 @@ import torch
 from support.vocoder_problems import PATHS, generator, path, snr_db
 
 import muomni_fast
-from muomni_fast.vocoder import triton_layouts
+from muomni_fast.vocoder import orders
 
 pytestmark = pytest.mark.gpu
 
@@ -70,12 +70,12 @@ def test_an_order_of_weights_is_not_found_in_a_graph(vocoder):
     mel, audio, graphs = torch.randn(1, 128, 30, device="cuda"), [], []
     with torch.no_grad():
         audio.append(vocoder(mel))  # compiles
-        triton_layouts._known.clear()
+        orders._known.clear()
         for known in (False, True):
             graphs.append(torch.cuda.CUDAGraph())
             with torch.cuda.graph(graphs[-1]):
                 audio.append(vocoder(mel))
-            assert bool(triton_layouts._known) == known
+            assert bool(orders._known) == known
             if not known:
                 audio.append(vocoder(mel))
         for graph in graphs:

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 from muomni_fast.reference import HiFiGANVocoder  # noqa: E402
+from muomni_fast.vocoder import orders  # noqa: E402
 from muomni_fast.vocoder import triton_layouts as layouts  # noqa: E402
 from muomni_fast.vocoder.plan import plan_of_generator  # noqa: E402
 
@@ -35,7 +36,7 @@ def tensors_of(model: HiFiGANVocoder, dtype: torch.dtype = torch.float32):
 
 @pytest.fixture
 def none_known(monkeypatch):
-    monkeypatch.setattr(layouts, "_known", {})
+    monkeypatch.setattr(orders, "_known", {})
 
 
 @pytest.mark.parametrize("layout", [layouts.pack, layouts._pack_grads], ids=["values", "gradients"])
@@ -45,7 +46,7 @@ def test_all_weights_by_two_operators(none_known, preset, dtype, layout):
     tensors, network = tensors_of(generator(preset), dtype)
     for _ in range(2):
         with Operators() as seen:
-            found = layouts.in_order(tensors, layout, network)
+            found = orders.in_order(tensors, layout, network)
         assert all(map(same, found, layout(tensors, network)))
         assert all(tensor.is_contiguous() and tensor.data_ptr() % 16 == 0 for tensor in found)
     assert seen.names == ["new_zeros", "cat", "index_select"]
@@ -56,18 +57,51 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def test_so_many_orders_are_kept_and_no_more(none_known, monkeypatch):
-    monkeypatch.setattr(layouts, "MOST_ORDERS", 1)
+    monkeypatch.setattr(orders, "MOST_ORDERS", 1)
     for kernel in (3, 5):
         model = HiFiGANVocoder(resblock_kernel_sizes=(kernel,) * 3)
         tensors, network = tensors_of(model)
-        found = layouts.in_order(tensors, layouts.pack, network)
+        found = orders.in_order(tensors, layouts.pack, network)
         assert all(map(same, found, layouts.pack(tensors, network)))
-    assert len(layouts._known) == 1
+    assert len(orders._known) == 1
 
 
 def test_what_is_kept_has_none_of_the_callers_modes(none_known):
     tensors, network = tensors_of(generator("default"))
     with torch.inference_mode(), torch.device("meta"):
-        layouts.in_order(tensors, layouts.pack, network)
-    (order,) = layouts._known.values()
+        orders.in_order(tensors, layouts.pack, network)
+    (order,) = orders._known.values()
     assert order.numbers.device.type == "cpu" and not order.numbers.is_inference()
+
+
+def views() -> list[Tensor]:
+    """Parts of two pieces of memory, turned, and one of its own."""
+    first, second = torch.randn(2 * 3 * 5 + 7), torch.randn(24)
+    weight = first[:30].view(2, 3, 5).permute(0, 2, 1)
+    return [weight, first[30:], torch.randn(3), second.view(4, 6).t(), second[5:6]]
+
+
+@pytest.mark.parametrize("most", [0, 1], ids=["one by one", "in order"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tensors_together_and_apart(none_known, monkeypatch, most, dtype):
+    monkeypatch.setattr(orders, "MOST_ORDERS", most)
+    for _ in range(2):
+        tensors = views()
+        with Operators() as seen:
+            packed = orders.together(tensors, dtype)
+        assert packed.shape == (orders.size_together(tensors),)
+        found = orders.apart(packed, tensors)
+        assert all(map(same, found, [tensor.to(dtype) for tensor in tensors]))
+        assert all(tensor.is_contiguous() and tensor.data_ptr() % 16 == 0 for tensor in found)
+    if most:
+        assert [name for name in seen.names if name != "_to_copy"] == [
+            "new_zeros",
+            "cat",
+            "index_select",
+        ]
+
+
+def test_contiguous_tensors_need_no_order(none_known):
+    tensors = [torch.randn(3, 5), torch.randn(8), torch.randn(())]
+    assert all(map(same, orders.apart(orders.together(tensors, torch.float32), tensors), tensors))
+    assert not orders._known

@@ -29,6 +29,7 @@ from muomni_fast.reference.training.vocoder_stage import VocoderStage
 from muomni_fast.vocoder import generator as generator_ops
 from muomni_fast.vocoder import torch_backend as torch_vocoder
 from muomni_fast.vocoder import triton_backend as triton_vocoder
+from muomni_fast.vocoder.orders import apart
 from muomni_fast.vocoder.plan import plan_of_blocks, plan_of_generator
 from muomni_fast.vocoder.shapes import Blocks
 
@@ -93,7 +94,9 @@ def test_gradients_of_a_generator(backend, preset):
     arguments = tensors, None, shape.spec
     audio, kept = generator_ops.generator_train(mel, *arguments)
     needs = [True] * (1 + len(tensors))
-    ours = generator_ops.generator_backward(direction, audio, mel, kept, *arguments, needs)
+    arguments = direction, audio, mel, kept, *arguments, needs
+    of_mel, packed = generator_ops.generator_backward(*arguments)
+    ours = [of_mel, *apart(packed, tensors)]
     with signs_given(signs_of(kept, shape, backend)):
         ours_right = gradients(wide, mel.double(), direction.double())
     with signs_seen() as signs:

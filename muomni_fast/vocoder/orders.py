@@ -1,0 +1,132 @@
+"""Numbers of many tensors copied in another order at once.
+
+Laying out weights is copying numbers in another order, and so is giving their gradients back. A
+generator has a hundred weights, and a few copies of each cost more to ask a GPU for than to do. So
+an order is found once, by laying out numbers' own places, and from then on all tensors are put
+together and their numbers taken in that order.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Each takes four bytes a number and stays, as a graph or another stream may be reading it.
+MOST_ORDERS = 24  # forward, backward and gradients of a generator on eight GPUs
+ALIGNED = 8  # numbers: kernels load 16 bytes at once
+
+
+class _Order(NamedTuple):
+    """From where every number is taken, 0 for zero; shape, strides and place of the results."""
+
+    numbers: Tensor
+    results: list[tuple[Sequence[int], tuple[int, ...], int]]
+
+
+_known: dict[Hashable, _Order] = {}
+
+
+def in_order(
+    tensors: Sequence[Tensor], layout: Callable[..., Sequence[Tensor]], *facts: Hashable
+) -> Sequence[Tensor]:
+    """`layout(tensors, *facts)`, contiguous, which does nothing but copy numbers and add zeros: by
+    two operators, the results in one piece of memory."""
+    order = _order(tensors, layout, facts)
+    if order is None:
+        return [tensor.contiguous() for tensor in layout(tensors, *facts)]
+    packed = _taken(tensors, order)
+    return [packed.as_strided(*place) for place in order.results]
+
+
+def together(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """All numbers of tensors, one after another as `apart` takes them: (size,) in `dtype`."""
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        flat, places = _memory_of(tensors)
+        order = _order(flat, _views, (places,))
+        if order is not None:
+            return _taken(flat, order).to(dtype)
+    zeros = tensors[0].new_zeros(ALIGNED)
+    parts = [part for t in tensors for part in (t.reshape(-1), zeros[: -t.numel() % ALIGNED])]
+    return torch.cat(parts).to(dtype)
+
+
+def apart(numbers: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of these shapes, as `together` put them: parts of its memory."""
+    sizes = [size_together([tensor]) for tensor in like]
+    parts = zip(numbers.split(sizes), like, strict=True)
+    return [part[: tensor.numel()].view(tensor.shape) for part, tensor in parts]
+
+
+def size_together(tensors: Sequence[Tensor]) -> int:
+    """Numbers that `together` gives of these."""
+    return sum(-(-tensor.numel() // ALIGNED) * ALIGNED for tensor in tensors)
+
+
+def _memory_of(tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Any, ...]]:
+    """The memory that tensors are views of, (numbers,) each; and which, where in it and how."""
+    known: dict[int, int] = {}
+    flat, places = [], []
+    for tensor in tensors:
+        memory = tensor.untyped_storage()
+        which = known.setdefault(memory.data_ptr(), len(known))
+        if which == len(flat):
+            flat.append(tensor.as_strided((memory.nbytes() // tensor.element_size(),), (1,), 0))
+        places.append((which, tensor.shape, tensor.stride(), tensor.storage_offset()))
+    return flat, tuple(places)
+
+
+def _views(flat: Sequence[Tensor], places: tuple[Any, ...]) -> list[Tensor]:
+    """What `_memory_of` was asked of."""
+    return [
+        flat[which].as_strided(shape, strides, flat[which].storage_offset() + start)
+        for which, shape, strides, start in places
+    ]
+
+
+def _taken(tensors: Sequence[Tensor], order: _Order) -> Tensor:
+    numbers = torch.cat([tensors[0].new_zeros(1), *(tensor.reshape(-1) for tensor in tensors)])
+    return numbers.index_select(0, order.numbers)
+
+
+def _order(
+    tensors: Sequence[Tensor], layout: Callable[..., Sequence[Tensor]], facts: tuple[Hashable, ...]
+) -> _Order | None:
+    """The order that is known, or found now; None where that may not be, or would be too many."""
+    device = tensors[0].device
+    key = layout, facts, device, *(tensor.shape for tensor in tensors)
+    order = _known.get(key)
+    if order is None:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return None  # it would lie in the graph's memory
+        if len(_known) >= MOST_ORDERS:
+            return None
+        # A thread of its own, for the reasons that `counters.counters` has one.
+        with ThreadPoolExecutor(1) as thread:
+            shapes = [tensor.shape for tensor in tensors]
+            order = thread.submit(_found, shapes, layout, facts, device).result()
+        _known[key] = order
+    return order
+
+
+def _found(
+    shapes: Sequence[torch.Size],
+    layout: Callable[..., Sequence[Tensor]],
+    facts: tuple[Hashable, ...],
+    device: torch.device,
+) -> _Order:
+    sizes = [math.prod(shape) for shape in shapes]
+    places = torch.arange(1, 1 + sum(sizes), dtype=torch.int32).split(sizes)
+    own = [place.view(shape) for place, shape in zip(places, shapes, strict=True)]
+    found = [tensor.contiguous() for tensor in layout(own, *facts)]
+    aligned = [F.pad(tensor.flatten(), (0, -tensor.numel() % ALIGNED)) for tensor in found]
+    starts = itertools.accumulate(map(len, aligned), initial=0)
+    results = [(t.shape, t.stride(), start) for t, start in zip(found, starts, strict=False)]
+    numbers = torch.cat(aligned).to(device)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # kernels on any stream come after
+    return _Order(numbers, results)
