@@ -292,8 +292,7 @@ def generator_backward(
         into = [grad_mel, *totals[of_weights:]]
         each_alone(lengths, one, [mel, grad, audio, *kept], into, totals[:of_weights])
     others, need_others = _others(mel, tensors, needs, of_weights)
-    wanted = _wanted(totals, needs, of_weights)
-    packed = together(wanted, tensors[0].dtype) if wanted else tensors[0].new_empty(0)
+    packed = together(_wanted(totals, needs, of_weights), tensors[0])
     return [*filled([grad_mel, *totals[of_weights:]], others, need_others), packed]
 
 

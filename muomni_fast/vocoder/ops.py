@@ -3,16 +3,18 @@
 All take and return (B, C, T).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..operators import Operator, empty_where_needed, filled, needed, one_by_one, operator, refusal
+from ..operators import Operator, empty_where_needed, filled, one_by_one, operator, refusal
 from . import torch_backend, torch_inference
 from .backends import InferenceBackend
 from .generator import backend_for, preparing
+from .orders import apart, size_together, together
 from .shapes import Blocks
 
 # As `generator.MANY_FRAMES`, in rows of a level.
@@ -64,15 +66,17 @@ def mrf_backward(
     blocks: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of x and tensors; an empty tensor for each not needed."""
+    """Gradient of x, an empty tensor if not needed; and of tensors that need one, `together`."""
     backend = backend_for("mrf", x, *tensors)
     grad_x, grads = backend.level_grad(grad, x, kept, tensors, Blocks.parse(blocks), needs[1:])
-    return filled([grad_x, *grads], [x, *tensors], needs)
+    packed = together([*itertools.compress(grads, needs[1:])], tensors[0])
+    return [*filled([grad_x], [x], needs[:1]), packed]
 
 
 @torch.library.register_fake("muomni::mrf_backward")
 def _(grad: Any, x: Tensor, kept: Any, tensors: Sequence[Tensor], blocks: Any, needs: Any) -> Any:
-    return empty_where_needed([x, *tensors], needs)
+    size = size_together([*itertools.compress(tensors, needs[1:])])
+    return [*empty_where_needed([x], needs[:1]), tensors[0].new_empty(size)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Any]) -> None:
@@ -91,8 +95,10 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     kept, tensors = rest[: ctx.n_kept], rest[ctx.n_kept :]
     needs = [need_x, *need_tensors]
     arguments = x, kept, tensors, ctx.blocks, needs
-    grad_x, *grads = needed(mrf_backward(grad.contiguous(), *arguments), needs)
-    return grad_x, grads, None
+    grad_x, packed = mrf_backward(grad.contiguous(), *arguments)
+    found = iter(apart(packed, [*itertools.compress(tensors, need_tensors)]))
+    grads = [next(found) if need else None for need in need_tensors]
+    return grad_x if need_x else None, grads, None
 
 
 MRF = Operator("mrf", mrf, mrf_train)

@@ -43,16 +43,19 @@ def in_order(
     return [packed.as_strided(*place) for place in order.results]
 
 
-def together(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """All numbers of tensors, one after another as `apart` takes them: (size,) in `dtype`."""
+def together(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    """All numbers of tensors, one after another as `apart` takes them: (size,) in the dtype of
+    another tensor, and on its device."""
+    if not tensors:
+        return like.new_empty(0)
     if not all(tensor.is_contiguous() for tensor in tensors):
         flat, places = _memory_of(tensors)
         order = _order(flat, _views, (places,))
         if order is not None:
-            return _taken(flat, order).to(dtype)
+            return _taken(flat, order).to(like.dtype)
     zeros = tensors[0].new_zeros(ALIGNED)
     parts = [part for t in tensors for part in (t.reshape(-1), zeros[: -t.numel() % ALIGNED])]
-    return torch.cat(parts).to(dtype)
+    return torch.cat(parts).to(like.dtype)
 
 
 def apart(numbers: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -86,9 +86,9 @@ def views() -> list[Tensor]:
 def test_tensors_together_and_apart(none_known, monkeypatch, most, dtype):
     monkeypatch.setattr(orders, "MOST_ORDERS", most)
     for _ in range(2):
-        tensors = views()
+        tensors, like = views(), torch.empty(0, dtype=dtype)
         with Operators() as seen:
-            packed = orders.together(tensors, dtype)
+            packed = orders.together(tensors, like)
         assert packed.shape == (orders.size_together(tensors),)
         found = orders.apart(packed, tensors)
         assert all(map(same, found, [tensor.to(dtype) for tensor in tensors]))
@@ -103,5 +103,5 @@ def test_tensors_together_and_apart(none_known, monkeypatch, most, dtype):
 
 def test_contiguous_tensors_need_no_order(none_known):
     tensors = [torch.randn(3, 5), torch.randn(8), torch.randn(())]
-    assert all(map(same, orders.apart(orders.together(tensors, torch.float32), tensors), tensors))
+    assert all(map(same, orders.apart(orders.together(tensors, tensors[0]), tensors), tensors))
     assert not orders._known
