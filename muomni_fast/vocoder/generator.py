@@ -272,28 +272,29 @@ def generator_backward(
     biases that need one, `together`."""
     backend, shape = backend_for("generator", mel, *tensors), Network.parse(network)
     of_weights = len(tensors) - len(shape.addends)
+    grads: Sequence[Tensor | None]
     if lengths is None or backend.TAKES_ENDS:
-        grad_mel, *totals = backward(
-            backend, grad, audio, mel, kept, tensors, shape, lengths, needs
-        )
+        grads = backward(backend, grad, audio, mel, kept, tensors, shape, lengths, needs)
     else:
-        grad_mel, *totals = [
+        totals = [
             torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32))
             for t in (mel, *tensors)
         ]
+        first = 1 + of_weights  # addend
 
         def one(own_mel: Tensor, *own: Tensor) -> list[Tensor | None]:
             own_grad, own_audio, *own_kept = own
-            own_mel_grad, *found = backward(
+            found = backward(
                 backend, own_grad, own_audio, own_mel, own_kept, tensors, shape, None, needs
             )
-            return [own_mel_grad, *found[of_weights:], *found[:of_weights]]
+            return [found[0], *found[first:], *found[1:first]]
 
-        into = [grad_mel, *totals[of_weights:]]
-        each_alone(lengths, one, [mel, grad, audio, *kept], into, totals[:of_weights])
-    others, need_others = _others(mel, tensors, needs, of_weights)
-    packed = together(_wanted(totals, needs, of_weights), tensors[0])
-    return [*filled([grad_mel, *totals[of_weights:]], others, need_others), packed]
+        into = [totals[0], *totals[first:]]
+        each_alone(lengths, one, [mel, grad, audio, *kept], into, totals[1:first])
+        grads = totals
+    wanted = _wanted(grads[1:], needs, of_weights)
+    found = filled([grads[0], *grads[1 + of_weights :]], *_others(mel, tensors, needs, of_weights))
+    return [*found, together(wanted, tensors[0])]
 
 
 def _others(

@@ -69,8 +69,8 @@ def mrf_backward(
     """Gradient of x, an empty tensor if not needed; and of tensors that need one, `together`."""
     backend = backend_for("mrf", x, *tensors)
     grad_x, grads = backend.level_grad(grad, x, kept, tensors, Blocks.parse(blocks), needs[1:])
-    packed = together([*itertools.compress(grads, needs[1:])], tensors[0])
-    return [*filled([grad_x], [x], needs[:1]), packed]
+    wanted: list[Any] = [*itertools.compress(grads, needs[1:])]
+    return [*filled([grad_x], [x], needs[:1]), together(wanted, tensors[0])]
 
 
 @torch.library.register_fake("muomni::mrf_backward")

@@ -25,7 +25,7 @@ class _Order(NamedTuple):
     """From where every number is taken, 0 for zero; shape, strides and place of the results."""
 
     numbers: Tensor
-    results: list[tuple[Sequence[int], tuple[int, ...], int]]
+    results: list[tuple[torch.Size, tuple[int, ...], int]]
 
 
 _known: dict[Hashable, _Order] = {}
@@ -73,7 +73,7 @@ def size_together(tensors: Sequence[Tensor]) -> int:
 def _memory_of(tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Any, ...]]:
     """The memory that tensors are views of, (numbers,) each; and which, where in it and how."""
     known: dict[int, int] = {}
-    flat, places = [], []
+    flat, places = list[Tensor](), []
     for tensor in tensors:
         memory = tensor.untyped_storage()
         which = known.setdefault(memory.data_ptr(), len(known))
