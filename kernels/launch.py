@@ -80,7 +80,7 @@ class _Signature(NamedTuple):
 
     Attributes:
         fixed: of named arguments, the values of those that it is compiled for.
-        others: names of the others, and whether it is compiled for what divides an integer.
+        others: names of the other arguments, and whether Triton looks at what divides an integer.
         ordered: all that it takes, in its order.
         compiled: kernels by device, fixed values and kinds of the others.
     """
@@ -91,23 +91,24 @@ class _Signature(NamedTuple):
     compiled: dict[Hashable, CompiledKernel]
 
 
-_known: dict[Hashable, _Signature] = {}
+_signatures: dict[Hashable, _Signature] = {}
 
 
 def start(kernel: Any, programs: int, like: Tensor, **arguments: Any) -> None:
     """Launch `kernel[(programs,)](**arguments)` on the device of a tensor.
 
     At every launch Triton binds all arguments and describes them in text, to look up what it has
-    compiled, which takes longer than some kernels. Here that is looked up under the values.
+    compiled, which takes longer than some kernels. This looks it up by the values themselves. All
+    arguments have to be given: those with a default too.
     """
     with torch.cuda.device_of(like):
-        if not isinstance(kernel, triton.JITFunction) or kernel.pre_run_hooks:
-            kernel[(programs,)](**arguments)  # interpreted, or watched
+        if not isinstance(kernel, triton.JITFunction) or _watched(kernel):  # or interpreted
+            kernel[(programs,)](**arguments)
             return
         names = kernel.fn, *arguments
-        signature = _known.get(names)
+        signature = _signatures.get(names)
         if signature is None:
-            signature = _known[names] = _signature(kernel, arguments)
+            signature = _signatures[names] = _signature(kernel, arguments)
         kinds = [_kind(arguments[name], divided) for name, divided in signature.others]
         key = like.device, signature.fixed(arguments), *kinds
         compiled = signature.compiled.get(key)
@@ -119,6 +120,17 @@ def start(kernel: Any, programs: int, like: Tensor, **arguments: Any) -> None:
             signature.compiled[key] = compiled
 
 
+def _watched(kernel: Any) -> bool:
+    """Whether a profiler or a debugger is on, for which Triton compiles another kernel."""
+    compilation, runtime = triton.knobs.compilation, triton.knobs.runtime
+    return bool(
+        kernel.pre_run_hooks
+        or compilation.instrumentation_mode
+        or runtime.debug
+        or runtime.add_stages_inspection_hook
+    )
+
+
 def _signature(kernel: Any, arguments: dict[str, Any]) -> _Signature:
     others = {p.name: not p.do_not_specialize for p in kernel.params if not p.is_constexpr}
     fixed = [name for name in arguments if name not in others]  # options like `num_warps` too
@@ -128,7 +140,8 @@ def _signature(kernel: Any, arguments: dict[str, Any]) -> _Signature:
 
 
 def _kind(value: Any, divided: bool) -> Hashable:
-    """What Triton compiles for, of an argument that is not fixed."""
+    """What Triton compiles for, of an argument that is not fixed; of None, a truth value and a
+    fraction it is the type alone."""
     if isinstance(value, Tensor):
         return value.dtype, value.data_ptr() % 16 == 0
     if type(value) is int:

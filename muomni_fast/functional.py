@@ -1,8 +1,8 @@
 """The library's operations as functions, each on the fastest backend that can run it.
 
-The quantizer's run as operators (`rvq.ops`): Triton kernels on a GPU, certified blocks of GEMM
-scores on a CPU, both exact. So do residual blocks (`vocoder.ops`). `muomni_fast.doctor()` says what
-runs where.
+The quantizer's run as operators (`rvq.ops`, `rvq.quantize_ops`): Triton kernels on a GPU, certified
+blocks of GEMM scores on a CPU, both exact. So do residual blocks (`vocoder.ops`).
+`muomni_fast.doctor()` says what runs where.
 """
 
 from .kernels.rvq.table import search_table

@@ -145,6 +145,15 @@ def load_model(path: str | Path, kind: str | None = None) -> ModelCheckpoint:
     return _read_weights(Path(path), read_document(Path(path), kind))
 
 
+def weights_digest(path: str | Path, kind: str) -> str:
+    """The sha256 of a checkpoint's weights, as its document has it.
+
+    Raises:
+        CheckpointError: as `load_model`, of the `.json` alone.
+    """
+    return read_document(Path(path), kind)["sha256"]
+
+
 def restore(model_class: type[M], path: str | Path, kind: str) -> tuple[M, ModelCheckpoint]:
     """The model that a checkpoint holds, in eval mode, and the checkpoint.
 

@@ -294,7 +294,7 @@ def generator_backward(
         grads = totals
     wanted = _wanted(grads[1:], needs, of_weights)
     found = filled([grads[0], *grads[1 + of_weights :]], *_others(mel, tensors, needs, of_weights))
-    return [*found, together(wanted, tensors[0])]
+    return [*found, together(wanted, tensors[0], usual=len(wanted) == of_weights)]
 
 
 def _others(
@@ -347,7 +347,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     needs = [need_mel, *need_tensors]
     arguments = audio, mel, kept, tensors, lengths, ctx.network, needs
     *others, packed = generator_backward(grad.contiguous(), *arguments)
-    of_weights = len(tensors) - len(others) + 1
+    of_weights = len(tensors) - len(Network.parse(ctx.network).addends)
     grad_mel, *of_addends = needed(others, _others(mel, tensors, needs, of_weights)[1])
     found = iter(apart(packed, _wanted(tensors, needs, of_weights)))
     grads = [next(found) if need else None for need in need_tensors[:of_weights]]

@@ -70,7 +70,7 @@ def mrf_backward(
     backend = backend_for("mrf", x, *tensors)
     grad_x, grads = backend.level_grad(grad, x, kept, tensors, Blocks.parse(blocks), needs[1:])
     wanted: list[Any] = [*itertools.compress(grads, needs[1:])]
-    return [*filled([grad_x], [x], needs[:1]), together(wanted, tensors[0])]
+    return [*filled([grad_x], [x], needs[:1]), together(wanted, tensors[0], usual=all(needs[1:]))]
 
 
 @torch.library.register_fake("muomni::mrf_backward")

@@ -10,25 +10,34 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Each takes four bytes a number and stays, as a graph or another stream may be reading it.
-MOST_ORDERS = 24  # forward, backward and gradients of a generator on eight GPUs
+# Of a device, in all orders. Each takes four bytes a number and stays, as a graph or another stream
+# may be reading it: a generator has three, V1's together 168 MB.
+MOST_NUMBERS = 1 << 26
 ALIGNED = 8  # numbers: kernels load 16 bytes at once
 
 
 class _Order(NamedTuple):
-    """From where every number is taken, 0 for zero; shape, strides and place of the results."""
+    """From where every number is taken, below ALIGNED for zero; and what becomes of them."""
 
     numbers: Tensor
-    results: list[tuple[torch.Size, tuple[int, ...], int]]
+    results: list["_Place"]
 
 
-_known: dict[Hashable, _Order] = {}
+class _Place(NamedTuple):
+    """Of a tensor, in some memory."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    start: int
+
+
+_orders: dict[Hashable, _Order] = {}
 
 
 def in_order(
@@ -43,12 +52,20 @@ def in_order(
     return [packed.as_strided(*place) for place in order.results]
 
 
-def together(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
-    """All numbers of tensors, one after another as `apart` takes them: (size,) in the dtype of
-    another tensor, and on its device."""
+def together(tensors: Sequence[Tensor], like: Tensor, usual: bool) -> Tensor:
+    """All numbers of tensors, one after another as `apart` takes them.
+
+    Args:
+        tensors: of one dtype.
+        like: what comes of them has its dtype; on the same device.
+        usual: whether it is worth keeping an order of these.
+
+    Returns:
+        (size,).
+    """
     if not tensors:
         return like.new_empty(0)
-    if not all(tensor.is_contiguous() for tensor in tensors):
+    if usual and not all(tensor.is_contiguous() for tensor in tensors):
         flat, places = _memory_of(tensors)
         order = _order(flat, _views, (places,))
         if order is not None:
@@ -60,9 +77,11 @@ def together(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
 
 def apart(numbers: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Tensors of these shapes, as `together` put them: parts of its memory."""
-    sizes = [size_together([tensor]) for tensor in like]
-    parts = zip(numbers.split(sizes), like, strict=True)
-    return [part[: tensor.numel()].view(tensor.shape) for part, tensor in parts]
+    starts = itertools.accumulate((size_together([tensor]) for tensor in like), initial=0)
+    return [
+        numbers[start : start + tensor.numel()].view(tensor.shape)
+        for start, tensor in zip(starts, like, strict=False)
+    ]
 
 
 def size_together(tensors: Sequence[Tensor]) -> int:
@@ -70,8 +89,10 @@ def size_together(tensors: Sequence[Tensor]) -> int:
     return sum(-(-tensor.numel() // ALIGNED) * ALIGNED for tensor in tensors)
 
 
-def _memory_of(tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Any, ...]]:
-    """The memory that tensors are views of, (numbers,) each; and which, where in it and how."""
+def _memory_of(
+    tensors: Sequence[Tensor],
+) -> tuple[list[Tensor], tuple[tuple[int, _Place], ...]]:
+    """The memory that tensors are views of, (numbers,) each; and of each which one, and where."""
     known: dict[int, int] = {}
     flat, places = list[Tensor](), []
     for tensor in tensors:
@@ -79,20 +100,22 @@ def _memory_of(tensors: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Any, ...]
         which = known.setdefault(memory.data_ptr(), len(known))
         if which == len(flat):
             flat.append(tensor.as_strided((memory.nbytes() // tensor.element_size(),), (1,), 0))
-        places.append((which, tensor.shape, tensor.stride(), tensor.storage_offset()))
+        place = _Place(tensor.shape, tensor.stride(), tensor.storage_offset())
+        places.append((which, place))
     return flat, tuple(places)
 
 
-def _views(flat: Sequence[Tensor], places: tuple[Any, ...]) -> list[Tensor]:
+def _views(flat: Sequence[Tensor], places: tuple[tuple[int, _Place], ...]) -> list[Tensor]:
     """What `_memory_of` was asked of."""
     return [
         flat[which].as_strided(shape, strides, flat[which].storage_offset() + start)
-        for which, shape, strides, start in places
+        for which, (shape, strides, start) in places
     ]
 
 
 def _taken(tensors: Sequence[Tensor], order: _Order) -> Tensor:
-    numbers = torch.cat([tensors[0].new_zeros(1), *(tensor.reshape(-1) for tensor in tensors)])
+    zeros = tensors[0].new_zeros(ALIGNED)
+    numbers = torch.cat([zeros, *(tensor.reshape(-1) for tensor in tensors)])
     return numbers.index_select(0, order.numbers)
 
 
@@ -102,17 +125,18 @@ def _order(
     """The order that is known, or found now; None where that may not be, or would be too many."""
     device = tensors[0].device
     key = layout, facts, device, *(tensor.shape for tensor in tensors)
-    order = _known.get(key)
+    order = _orders.get(key)
     if order is None:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return None  # it would lie in the graph's memory
-        if len(_known) >= MOST_ORDERS:
+        held = (o.numbers.numel() for o in _orders.values() if o.numbers.device == device)
+        if sum(held) + sum(tensor.numel() for tensor in tensors) > MOST_NUMBERS:
             return None
         # A thread of its own, for the reasons that `counters.counters` has one.
         with ThreadPoolExecutor(1) as thread:
             shapes = [tensor.shape for tensor in tensors]
             order = thread.submit(_found, shapes, layout, facts, device).result()
-        _known[key] = order
+        _orders[key] = order
     return order
 
 
@@ -123,12 +147,12 @@ def _found(
     device: torch.device,
 ) -> _Order:
     sizes = [math.prod(shape) for shape in shapes]
-    places = torch.arange(1, 1 + sum(sizes), dtype=torch.int32).split(sizes)
+    places = torch.arange(ALIGNED, ALIGNED + sum(sizes), dtype=torch.int32).split(sizes)
     own = [place.view(shape) for place, shape in zip(places, shapes, strict=True)]
     found = [tensor.contiguous() for tensor in layout(own, *facts)]
     aligned = [F.pad(tensor.flatten(), (0, -tensor.numel() % ALIGNED)) for tensor in found]
     starts = itertools.accumulate(map(len, aligned), initial=0)
-    results = [(t.shape, t.stride(), start) for t, start in zip(found, starts, strict=False)]
+    results = [_Place(t.shape, t.stride(), at) for t, at in zip(found, starts, strict=False)]
     numbers = torch.cat(aligned).to(device)
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()  # kernels on any stream come after

@@ -32,21 +32,18 @@ class Recipe:
         model: constructor arguments of the stage's product.
         init: checkpoint of a finished product, whose weights training begins with; None for random
             ones, or what a stage starts from data with.
+        init_digest: of these weights.
     """
 
     steps: int = 1000
     batch_size: int = 16
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     init: str | None = None
+    init_digest: str | None = None
 
-    def beginning(self, path: str, model: dict[str, Any]) -> dict[str, Any]:
-        """Fields of the recipe that begins with a checkpoint's weights.
-
-        Args:
-            path: of the checkpoint.
-            model: the constructor arguments it has.
-        """
-        return {"init": path, "model": model}
+    def shaped_as(self, model: dict[str, Any]) -> dict[str, Any]:
+        """`model`, of a product that begins with the weights of one with these arguments."""
+        return model
 
     def check(self, config: "TrainConfig") -> None:
         """Raise ValueError where the recipe does not fit the rest of `config`."""

@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import muomni_fast.reference as reference_backend
+
 from ..audio.mel import require_same_mel
-from ..checkpoint import read_document
+from ..checkpoint import restore, weights_digest
 from ..reading import blaming
 from .config import Recipe, TrainConfig, require_in_range
 from .mel_codec import KIND, read_mel_codec, require_same_pooling
@@ -83,19 +85,23 @@ class Options:
         return changes
 
     def _beginning(self, config: TrainConfig, stages: Sequence[str]) -> dict[str, Any]:
-        """Where the weights lie that the one stage begins with, and the shape they have."""
+        """Where the weights lie that the one stage begins with, their digest and shape.
+
+        All of the checkpoint is read, so that a run whose beginning cannot be read is not made.
+        """
         stage = stages[0]
         if len(stages) > 1 or STAGES[stage].requires:
             takers = [name for name, kind in STAGES.items() if not kind.requires]
             raise ValueError(f"--init: expected --stage {' or '.join(takers)}, got {stages}")
         assert self.init is not None
         path = finished_checkpoint(self.init, stage)
-        saved = read_document(path, stage)
+        _, saved = restore(STAGES[stage].model_class(reference_backend), path, stage)
         with blaming(path):
-            require_same_mel(config.mel, saved["mel"], "run != checkpoint")
+            require_same_mel(config.mel, saved.mel, "run != checkpoint")
             if stage == KIND:
-                require_same_pooling(saved["extra"], config)
-        return config.recipes[stage].beginning(str(path), saved["config"])
+                require_same_pooling(saved.extra, config)
+        model = config.recipes[stage].shaped_as(saved.config)
+        return {"init": str(path), "init_digest": weights_digest(path, stage), "model": model}
 
     def check(self) -> None:
         """Raise ValueError where a number is too small; names the option."""

@@ -19,6 +19,7 @@ from ..checkpoint import (
     load_training_state,
     save_model,
     save_training_state,
+    weights_digest,
 )
 from ..errors import CheckpointError, TrainingError
 from . import distributed
@@ -163,8 +164,7 @@ class Trainer:
             if self.rank == 0:
                 self.notes["random"] = stage.validate(self.held_out)
                 if stage.recipe.init is not None:
-                    path = stage.recipe.init
-                    load_state(stage.product, load_model(path, stage.name).state, path)
+                    self._begin_with(stage.recipe.init, stage.recipe.init_digest)
                     self.notes["given"] = stage.validate(self.held_out)
                 elif stage.starts_from_data:
                     stage.start(self.data)
@@ -189,6 +189,21 @@ class Trainer:
                 f"{self.folder.state}: does not fit this run: {error!r}"
             ) from error
         log.info("resumed %s at step %d of %d", stage.name, self.step, stage.steps)
+
+    def _begin_with(self, path: str, digest: str | None) -> None:
+        """Load the product's weights from a checkpoint.
+
+        Raises:
+            CheckpointError: they cannot be read, or are not those that the run was made for.
+        """
+        stage = self.stage
+        found = weights_digest(path, stage.name)
+        if found != digest:
+            raise CheckpointError(
+                f"{path}: holds other weights than the run was begun with: their sha256 is "
+                f"{found}, not {digest}"
+            )
+        load_state(stage.product, load_model(path, stage.name).state, path)
 
     def _save(self) -> None:
         if self.rank != 0:

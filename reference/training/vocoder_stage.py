@@ -83,10 +83,9 @@ class VocoderRecipe(Recipe):
     decoded_mels: str | None = None
     quantizer: str | None = None
 
-    def beginning(self, path: str, model: dict[str, Any]) -> dict[str, Any]:
+    def shaped_as(self, model: dict[str, Any]) -> dict[str, Any]:
         # Weights load normed or folded, whichever way they were saved.
-        norm = self.model.get("weight_norm", False)
-        return super().beginning(path, {**model, "weight_norm": norm})
+        return {**model, "weight_norm": self.model.get("weight_norm", False)}
 
     def check(self, config: TrainConfig) -> None:
         if (self.decoded_mels is None) != (self.quantizer is None):

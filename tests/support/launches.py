@@ -28,6 +28,11 @@ taken = 0
 
 def key_of(kernel: Any, arguments: dict[str, Any]) -> str:
     """What Triton tells a kernel's compiled forms apart by."""
+    arguments = {
+        **arguments,
+        "debug": triton.knobs.runtime.debug,
+        "instrumentation_mode": triton.knobs.compilation.instrumentation_mode,
+    }
     binder = kernel.device_caches[triton.runtime.driver.active.get_current_device()][-1]
     _, specialization, options = binder(**arguments)
     return f"{specialization} {options}"
@@ -89,6 +94,29 @@ def forget(kind: type, place: int) -> None:
     launch._kind = forgetful
 
 
+def watched() -> None:
+    """A launch that is known, while a profiler is on and after it."""
+    numbers = torch.zeros(64)
+    values = numbers, None, 5, 1, 0.5, (1, 2), True, 4
+    names = "x_ptr", "y_ptr", "length", "stride", "factor", "SIZES", "ON", "num_warps"
+    knobs = triton.knobs
+    for holder, name in (
+        (knobs.compilation, "instrumentation_mode"),
+        (knobs.runtime, "debug"),
+        (knobs.runtime, "add_stages_inspection_hook"),
+    ):
+        counts = []
+        for value in (None, "on", None):
+            if value is not None:
+                setattr(holder, name, value)
+            before = taken
+            launch.start(_toy_kernel, 1, numbers, **dict(zip(names, values, strict=True)))
+            counts.append(taken - before)
+            if value is not None:
+                delattr(holder, name)
+        assert counts == [1, 0, 1], (name, counts)
+
+
 def main() -> None:
     triton.runtime.driver.set_active(aot.AbsentGPU(90))
     launch.architecture = lambda device: "sm_90"
@@ -97,6 +125,7 @@ def main() -> None:
         forget({"int": int, "Tensor": torch.Tensor}[sys.argv[2]], int(sys.argv[3]))
     toys()
     print("toys", taken)
+    watched()
     before = taken
     for _ in range(2):
         for case in aot_cases.CASES:

@@ -125,6 +125,25 @@ def test_what_does_not_fit_is_refused_before_there_is_a_run(
     assert not run.exists()
 
 
+def test_weights_that_cannot_be_read_are_missed_before_there_is_a_run(speech, tmp_path, capsys):
+    path, run = saved(tmp_path, "rvq"), tmp_path / "run"
+    (weights,) = tmp_path.glob("*.safetensors")
+    weights.unlink()
+    assert train(speech, run, "--stage", "rvq", "--init", path) == 1
+    assert f"{weights.name}: No such file" in capsys.readouterr().err
+    assert not run.exists()
+
+
+def test_other_weights_in_the_same_place_are_refused(speech, tmp_path, capsys):
+    """By a run that was made and stopped before its first step."""
+    path, run = saved(tmp_path, "rvq"), tmp_path / "run"
+    with mock.patch.object(Trainer, "run", side_effect=KeyboardInterrupt):
+        assert train(speech, run, "--stage", "rvq", "--init", path) == 130
+    muomni_fast.save(muomni_fast.RVQ(**RVQ), path, MelConfig())
+    assert main("--resume", run) == 1
+    assert f"{path}: holds other weights than the run was begun with" in capsys.readouterr().err
+
+
 def test_a_missing_checkpoint_is_named(speech, tmp_path, capsys):
     options = "--stage", "rvq", "--init", tmp_path / "rvq.json"
     assert train(speech, tmp_path / "run", *options) == 1

@@ -70,12 +70,12 @@ def test_an_order_of_weights_is_not_found_in_a_graph(vocoder):
     mel, audio, graphs = torch.randn(1, 128, 30, device="cuda"), [], []
     with torch.no_grad():
         audio.append(vocoder(mel))  # compiles
-        orders._known.clear()
+        orders._orders.clear()
         for known in (False, True):
             graphs.append(torch.cuda.CUDAGraph())
             with torch.cuda.graph(graphs[-1]):
                 audio.append(vocoder(mel))
-            assert bool(orders._known) == known
+            assert bool(orders._orders) == known
             if not known:
                 audio.append(vocoder(mel))
         for graph in graphs:
