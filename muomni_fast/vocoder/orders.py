@@ -100,7 +100,7 @@ def _memory_of(
         which = known.setdefault(memory.data_ptr(), len(known))
         if which == len(flat):
             flat.append(tensor.as_strided((memory.nbytes() // tensor.element_size(),), (1,), 0))
-        place = _Place(tensor.shape, tensor.stride(), tensor.storage_offset())
+        place = _Place(tensor.shape, tensor.stride(), int(tensor.storage_offset()))
         places.append((which, place))
     return flat, tuple(places)
 
