@@ -6,7 +6,7 @@ The launchers run as they are, on tensors without memory, so what is compiled is
 Registers, stack, shared memory and instructions are read from the machine code with the tools in
 Triton's own wheel. Exits with 1 if a kernel breaks a budget: no spills, no local memory, shared
 memory within the architecture's, tensor-core instructions where a product matters, vector loads, no
-float atomics.
+float atomics, no sums that lanes round differently.
 """
 
 import argparse
@@ -56,6 +56,7 @@ TOOLS = Path(nvidia.__file__).parent / "bin"
 PROGRAMS = (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c", "-ndf"))
 OPCODES = r"\b(HGMMA|HMMA|FFMA|DFMA|LDL|STL|LDG|LDGSTS|STG|LDS|STS|BAR)\b"
 WIDE_LOADS = r"\b(?:LDG|LDGSTS)[.\w]*\.(?:64|128)\b"
+INSTRUCTION = r"\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*) ([^;]*);"  # its name and operands
 FLOAT_ATOMICS = r"\b(?:RED|ATOM|ATOMG)[.\w]*\.(?:F16|F32|F64|BF16)"
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 COLUMNS = ("regs", "stack", "shared", "programs_per_sm", "HGMMA", "HMMA", "LDG", "LDGSTS", "BAR")
@@ -247,6 +248,7 @@ CASES = [
     encode_case("8 x 2048 x 256 from 512", (8, 2048, 256), 512),
     encode_case("Lyra 46 x 16 x 64", (46, 16, 64), None),
     encode_case("LPCNet 4 x 2048 x 18", (4, 2048, 18), None),
+    encode_case("1 x 2048 x 18", (1, 2048, 18), None, main=True),
     encode_case("9 x 1024 x 8 from 1024", (9, 1024, 8), 1024),
     encode_case("4 x 4096 x 32 from 80 mels", (4, 4096, 32), 80),
     encode_case("2 x 1000 x 512", (2, 1000, 512), None, main=True),
@@ -366,6 +368,22 @@ def report(case: Case, capability: int, seen: set[str]) -> list[dict[str, Any]]:
     ]
 
 
+def lanes_differ(code: str) -> bool:
+    """Whether a square is fused with what another lane shuffles to it: the other lane, doing the
+    same, rounds the other of the two squares (kernels/rvq/squares.py)."""
+    shuffled: set[str] = set()
+    for name, operands in re.findall(INSTRUCTION, code):
+        registers = [operand.strip().removesuffix(".reuse") for operand in operands.split(",")]
+        if name.startswith("SHFL"):
+            shuffled.add(registers[1])
+            continue
+        fused_square = name.startswith(("FFMA", "DFMA")) and registers[1] == registers[2]
+        if fused_square and registers[3] in shuffled:
+            return True
+        shuffled.discard(registers[0])
+    return False
+
+
 def describe(case: Case, capability: int, kernel: Any) -> dict[str, Any]:
     """What the compiler made of a kernel."""
     usage, code = machine_code(kernel)
@@ -387,6 +405,7 @@ def describe(case: Case, capability: int, kernel: Any) -> dict[str, Any]:
         "no tensor cores": case.dots and name not in NO_DOTS and not count[wanted],
         "no wide load": not re.search(WIDE_LOADS, code),
         "float atomics": re.search(FLOAT_ATOMICS, code),
+        "lanes differ": lanes_differ(code),
     }
     return {
         "case": case.name,
