@@ -6,7 +6,7 @@ The launchers run as they are, on tensors without memory, so what is compiled is
 Registers, stack, shared memory and instructions are read from the machine code with the tools in
 Triton's own wheel. Exits with 1 if a kernel breaks a budget: no spills, no local memory, shared
 memory within the architecture's, tensor-core instructions where a product matters, vector loads, no
-float atomics, no sums that lanes round differently.
+float atomics, no sums that lanes round differently, no more registers than a multiprocessor has.
 """
 
 import argparse
@@ -58,6 +58,8 @@ OPCODES = r"\b(HGMMA|HMMA|FFMA|DFMA|LDL|STL|LDG|LDGSTS|STG|LDS|STS|BAR)\b"
 WIDE_LOADS = r"\b(?:LDG|LDGSTS)[.\w]*\.(?:64|128)\b"
 INSTRUCTION = r"\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*) ([^;]*);"  # its name and operands
 FLOAT_ATOMICS = r"\b(?:RED|ATOM|ATOMG)[.\w]*\.(?:F16|F32|F64|BF16)"
+FEW_BYTES = 64
+REGISTERS = 65536  # of a multiprocessor
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 COLUMNS = ("regs", "stack", "shared", "programs_per_sm", "HGMMA", "HMMA", "LDG", "LDGSTS", "BAR")
 
@@ -71,6 +73,7 @@ class Case:
         launch: runs launchers on tensors without memory.
         dots: whether they must use tensor cores, on sm_90 those of warp groups unless `small`.
         small: whether tiles have fewer than the 64 rows of a warp group; larger ones spill.
+        spill: bytes that a thread may spill where no tile spills less.
         timed: architectures where its tile was timed, and may spill: it is faster than those that
             do not.
         main: whether every test run compiles it.
@@ -81,6 +84,7 @@ class Case:
     dots: bool = False
     small: bool = False
     main: bool = False
+    spill: int = 0
     timed: tuple[str, ...] = ()
 
 
@@ -113,7 +117,8 @@ def encode_case(
         for row in tables.read(tables.FOLDER / f"{architecture}.json")["encode"]
         if row["use"] and row["ms"] is not None and row["dim"] == power_of_two(dim)
     )
-    return Case(f"encode {name}", launch, dots=True, small=dim > 128, main=main, timed=timed)
+    found = dict(dots=True, small=dim > 128, spill=FEW_BYTES if dim > 256 else 0, timed=timed)
+    return Case(f"encode {name}", launch, main=main, **found)
 
 
 def decode_case(name: str, shape: tuple[int, int, int], n_mels: int | None, main: bool) -> Case:
@@ -394,13 +399,16 @@ def describe(case: Case, capability: int, kernel: Any) -> dict[str, Any]:
     shared, name = kernel.metadata.shared, kernel.metadata.name
     threads = kernel.metadata.num_warps * 32
     tensor_core = "HGMMA" if capability == 90 else "HMMA"
-    spills = stack or local or count["LDL"] or count["STL"]
-    fits = min(65536 // (regs * threads), SHARED_BYTES[capability] // max(shared, 1), 32)
+    spills = stack > case.spill or local
+    if not case.spill:
+        spills = spills or count["LDL"] or count["STL"]
+    fits = min(REGISTERS // (regs * threads), SHARED_BYTES[capability] // max(shared, 1), 32)
     wanted = "HMMA" if capability < 90 or case.small else "HGMMA"
     if name in SMALL_DOTS and not count["HGMMA"]:
         wanted = "HMMA"
     checks = {
         "spills": spills and f"sm_{capability}" not in case.timed,
+        "registers": regs * threads > REGISTERS,
         "shared memory": shared > SHARED_BYTES[capability],
         "no tensor cores": case.dots and name not in NO_DOTS and not count[wanted],
         "no wide load": not re.search(WIDE_LOADS, code),
