@@ -5,7 +5,8 @@
 `aot_cases.py` says what is launched. Registers, stack, shared memory and instructions are read from
 the machine code with the tools in Triton's own wheel. Exits with 1 if a kernel breaks a budget: no
 spills, no local memory, shared memory within the architecture's, tensor-core instructions where a
-product matters, vector loads, no float atomics.
+product matters, vector loads, no float atomics, no sums that lanes round differently, no more
+registers than a multiprocessor has.
 """
 
 import argparse
@@ -37,7 +38,9 @@ TOOLS = Path(nvidia.__file__).parent / "bin"
 PROGRAMS = (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c", "-ndf"))
 OPCODES = r"\b(HGMMA|HMMA|FFMA|DFMA|LDL|STL|LDG|LDGSTS|STG|LDS|STS|BAR)\b"
 WIDE_LOADS = r"\b(?:LDG|LDGSTS)[.\w]*\.(?:64|128)\b"
+INSTRUCTION = r"\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*) ([^;]*);"  # its name and operands
 FLOAT_ATOMICS = r"\b(?:RED|ATOM|ATOMG)[.\w]*\.(?:F16|F32|F64|BF16)"
+REGISTERS = 65536  # of a multiprocessor
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 COLUMNS = ("regs", "stack", "shared", "programs_per_sm", "HGMMA", "HMMA", "LDG", "LDGSTS", "BAR")
 # Kernels of a generator whose products are too few, or whose tiles too small, for warp groups.
@@ -125,6 +128,22 @@ def report(case: Case, capability: int, seen: set[str]) -> list[dict[str, Any]]:
     ]
 
 
+def lanes_differ(code: str) -> bool:
+    """Whether a square is fused with what another lane shuffles to it: the other lane, doing the
+    same, rounds the other of the two squares (kernels/rvq/squares.py)."""
+    shuffled: set[str] = set()
+    for name, operands in re.findall(INSTRUCTION, code):
+        registers = [operand.strip().removesuffix(".reuse") for operand in operands.split(",")]
+        if name.startswith("SHFL"):
+            shuffled.add(registers[1])
+            continue
+        fused_square = name.startswith(("FFMA", "DFMA")) and registers[1] == registers[2]
+        if fused_square and registers[3] in shuffled:
+            return True
+        shuffled.discard(registers[0])
+    return False
+
+
 def describe(case: Case, capability: int, kernel: Any) -> dict[str, Any]:
     """What the compiler made of a kernel."""
     usage, code = machine_code(kernel)
@@ -135,17 +154,21 @@ def describe(case: Case, capability: int, kernel: Any) -> dict[str, Any]:
     shared, name = kernel.metadata.shared, kernel.metadata.name
     threads = kernel.metadata.num_warps * 32
     tensor_core = "HGMMA" if capability == 90 else "HMMA"
-    spills = stack or local or count["LDL"] or count["STL"]
-    fits = min(65536 // (regs * threads), SHARED_BYTES[capability] // max(shared, 1), 32)
+    spills = stack > case.spill or local
+    if not case.spill:
+        spills = spills or count["LDL"] or count["STL"]
+    fits = min(REGISTERS // (regs * threads), SHARED_BYTES[capability] // max(shared, 1), 32)
     wanted = "HMMA" if capability < 90 or case.small else "HGMMA"
     if name in SMALL_DOTS and not count["HGMMA"]:
         wanted = "HMMA"
     checks = {
         "spills": spills and f"sm_{capability}" not in case.timed,
+        "registers": regs * threads > REGISTERS,
         "shared memory": shared > SHARED_BYTES[capability],
         "no tensor cores": case.dots and name not in NO_DOTS and not count[wanted],
         "no wide load": not re.search(WIDE_LOADS, code),
         "float atomics": re.search(FLOAT_ATOMICS, code),
+        "lanes differ": lanes_differ(code),
     }
     return {
         "case": case.name,

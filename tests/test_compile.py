@@ -39,6 +39,33 @@ print(aot.report(aot.CASES[0], 80, set())[0]["problems"])
     assert "spills" in done.stdout, done.stdout + done.stderr
 
 
+def test_sums_that_lanes_round_differently_are_caught(tmp_path):
+    """A square that is fused with a sum across lanes: branches on it could part a warp, which hangs
+    or gives any code. The encoder's own sums, where a lane holds one of few dimensions."""
+    (tmp_path / "planted.py").write_text(
+        """
+import triton
+import triton.language as tl
+
+@triton.jit
+def sum_of_squares(x, axis: tl.constexpr):
+    return tl.sum(x * x, axis)
+"""
+    )
+    plant = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import aot, planted
+from muomni_fast.kernels.rvq import nearest
+nearest.sum_of_squares = planted.sum_of_squares
+case = next(case for case in aot.CASES if case.name == "encode 1 x 2048 x 18")
+for architecture in (80, 90):
+    print(aot.report(case, architecture, set())[0]["problems"])
+"""
+    done = run("-c", plant)
+    assert done.stdout.splitlines() == ["['lanes differ']"] * 2, done.stdout + done.stderr
+
+
 TOGETHER = """
 import aot, hashlib, sys
 case = next(case for case in aot.CASES if case.name == "decode default")

@@ -5,7 +5,7 @@ import collections
 import pytest
 from support.tiles import assert_sums_alike
 
-from muomni_fast.kernels import tables
+from muomni_fast.kernels import launch, tables
 
 KEYS = {
     "encode": ("dim",),
@@ -29,6 +29,13 @@ def test_each_key_has_at_most_one_row_in_use(architecture):
             assert used.keys() == {key(row) for row in rows}
         settings = [{n: v for n, v in row.items() if n not in ("use", "ms")} for row in rows]
         assert all(settings.count(row) == 1 for row in settings), kernel
+
+
+@pytest.mark.parametrize("architecture", tables.ARCHITECTURES)
+def test_no_program_has_more_registers_than_a_multiprocessor(architecture):
+    """Threads may have MAX_REGISTERS each; a launch of more than 65,536 in all fails."""
+    for rows in tables.read(tables.FOLDER / f"{architecture}.json").values():
+        assert all(32 * row["num_warps"] * launch.MAX_REGISTERS <= 65536 for row in rows)
 
 
 @pytest.mark.parametrize("architecture", tables.ARCHITECTURES)

@@ -29,6 +29,7 @@ from . import certificate
 from .configs import ENCODE, EncodeConfig
 from .nearest import apart, nearer_of_two, nearest_in_float32, nearest_in_float64
 from .search import lost, lowest_bounds, proof_limit
+from .squares import sum_of_squares
 from .table import search_table
 
 FLUSH = tl.constexpr(certificate.FLUSH)
@@ -88,7 +89,7 @@ def _rvq_encode_kernel(
     for q in tl.range(0, Q):
         codebook_ptr = codebooks_ptr + tl.cast(q, tl.int64) * (K * D)
         words_ptr = table_ptr + (2 * tl.cast(q, tl.int64) + 1) * (K * W)
-        squares = tl.sum(residual * residual, 1)
+        squares = sum_of_squares(residual, 1)
         bad = m_n & ((squares < float("inf")) == 0)  # true for NaN
         if tl.max(bad.to(tl.int32), 0) > 0:
             # Not where a square alone overflowed: infinity times zero is NaN.
@@ -150,7 +151,7 @@ def _rvq_encode_kernel(
                 codebook_ptr + i1[:, None] * D + o_d[None, :], mask=o_d[None, :] < D, other=0.0
             )
         if sums_ptr is not None:
-            rest = tl.sum(tl.where(m_n, tl.sum(residual * residual, 1), 0.0), 0)
+            rest = tl.sum(tl.where(m_n, sum_of_squares(residual, 1), 0.0), 0)
             tl.store(sums_ptr + tl.program_id(0) * Q + q, rest)
 
 

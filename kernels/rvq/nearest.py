@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from . import certificate
+from .squares import sum_of_squares
 
 UNDERFLOW = tl.constexpr(certificate.UNDERFLOW)
 
@@ -14,8 +15,8 @@ def nearer_of_two(row, codebook_ptr, code, other, o_d, D: tl.constexpr):
     of equal codewords."""
     word = tl.load(codebook_ptr + code * D + o_d, mask=o_d < D, other=0.0)
     other_word = tl.load(codebook_ptr + other * D + o_d, mask=o_d < D, other=0.0)
-    d1 = tl.sum((word - row) * (word - row), 0)
-    d2 = tl.sum((other_word - row) * (other_word - row), 0)
+    d1 = sum_of_squares(word - row, 0)
+    d2 = sum_of_squares(other_word - row, 0)
     same = tl.max((word != other_word).to(tl.int32), 0) == 0
     nearer = tl.where(d2 < d1, other, code)
     return tl.where(same, tl.minimum(code, other), nearer), apart(d1, d2, D=D) | same
@@ -28,8 +29,7 @@ def _distances(row, codebook_ptr, o_k, o_d, K: tl.constexpr, D: tl.constexpr, DT
         mask=(o_k[:, None] < K) & (o_d[None, :] < D),
         other=0.0,
     )
-    difference = words.to(DTYPE) - row.to(DTYPE)[None, :]
-    distance = tl.sum(difference * difference, 1)
+    distance = sum_of_squares(words.to(DTYPE) - row.to(DTYPE)[None, :], 1)
     return tl.where(o_k < K, distance, float("inf"))  # [BLOCK_S]
 
 

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from . import certificate
+from .squares import sum_of_squares
 
 FLUSH = tl.constexpr(certificate.FLUSH)
 # More than any bound, and finite: infinity with a block in its last bits would be NaN. Its own last
@@ -24,7 +25,7 @@ def lost(residual, rough):
     """Length of what rounding took from each row, [BLOCK_N]; multiplied so that little of it
     underflows."""
     rest = (residual - rough) * 2.0**11
-    return tl.sqrt(tl.sum(rest * rest, 1) + residual.shape[1] * FLUSH) * 2.0**-11
+    return tl.sqrt(sum_of_squares(rest, 1) + residual.shape[1] * FLUSH) * 2.0**-11
 
 
 @triton.jit
