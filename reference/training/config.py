@@ -80,6 +80,11 @@ class TrainConfig:
         require_pooling(self.pooling)
         for name, recipe in self.recipes.items():
             require_in_range(vars(recipe), f"{name}: ".__add__)
+            if (recipe.init is None) != (recipe.init_digest is None):
+                raise ValueError(
+                    f"{name}: init and init_digest: expected both or neither, got "
+                    f"{recipe.init!r} and {recipe.init_digest!r}"
+                )
             recipe.check(self)
         unit = self.mel.hop_length * self.frames_per_code
         if self.segment_samples % unit:

@@ -203,6 +203,7 @@ def test_a_wrong_value_in_a_config_is_an_error_that_names_the_file(folder):
         (("train", "recipes", "rvq", "steps"), 0, "rvq: steps: expected at least 1, got 0"),
         (("train", "log_every"), 0, "log_every: expected at least 1, got 0"),
         (("train", "mel", "fmin"), [], r"mel: fmin: expected float, got \[\]"),
+        (("train", "recipes", "rvq", "init"), "rvq.json", "init and init_digest: expected both"),
         (("train", "recipes", "rvq", "speed"), 1, "unexpected keyword argument 'speed'"),
         (("run", "data"), 7, "run: data: expected str, got 7"),
         (("run", "stage"), "singer", "run: stage: 'singer' has no recipe"),
