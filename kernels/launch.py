@@ -140,8 +140,8 @@ def _signature(kernel: Any, arguments: dict[str, Any]) -> _Signature:
 
 
 def _kind(value: Any, divided: bool) -> Hashable:
-    """What Triton compiles for, of an argument that is not fixed; of None, a truth value and a
-    fraction it is the type alone."""
+    """What Triton compiles for, of an argument that is not fixed; of None, a bool and a float it is
+    the type alone."""
     if isinstance(value, Tensor):
         return value.dtype, value.data_ptr() % 16 == 0
     if type(value) is int:

@@ -108,3 +108,10 @@ def test_contiguous_tensors_need_no_order(none_known):
     packed = orders.together(tensors, tensors[0], True)
     assert all(map(same, orders.apart(packed, tensors), tensors))
     assert not orders._orders
+
+
+def test_no_order_is_kept_of_what_is_not_usual(none_known):
+    """Which weights need a gradient may change from step to step, and each choice has its own."""
+    tensors = views()
+    found = orders.apart(orders.together(tensors, tensors[0], False), tensors)
+    assert all(map(same, found, tensors)) and not orders._orders
