@@ -8,9 +8,8 @@
 
 All are medians of five rounds in which the contenders of a line take turns, in one process;
 processor time, which on one thread is what the clock says when nothing else runs.
-Goals beside the products: 60 us and 40 us a codebook more for few rows, a factor for many. Ours
-projects exactly, which the goals leave out: with a projection both it and the bare one are
-subtracted before excess and goal. A peer marked ! is faster than ours, by more than 3 %.
+Goals beside the products, that of the projection among them: 60 us and 40 us a codebook more for
+few rows, a factor for many. A peer marked ! is faster than ours, by more than 3 %.
 
 `speech_problems.py` says what the codebooks and rows are. The bare products multiply all rows at
 once or blocks of 512, whichever is faster, into a reused buffer, without residuals. Needs the
@@ -44,7 +43,6 @@ from timing import about, interleaved
 from torch import Tensor
 
 from muomni_fast import reference
-from muomni_fast.reference.rvq.projection import project
 
 Seconds = dict[str, float | None]  # None: not installed
 ROWS = (1, 16, 100, 500, 2_048, 8_192)
@@ -52,7 +50,6 @@ FLAT_ROWS = 2_048
 MOST_PRODUCTS = 35e9  # multiplications of a cell: about a second
 BLOCK = 512
 OURS, BARE, BLOCKS = "muomni_fast", "products", "products, blocks"
-EXACT, BARE_PROJECTION = "projection, exact", "projection, bare"
 # What is allowed beside the bare products of few rows, and times over those of ordinary data.
 CALL, CODEBOOK = 60e-6, 40e-6
 FLAT, UNPREPARED = 1.5, 2.5
@@ -95,25 +92,12 @@ SINGLE_SHAPES: dict[str, Callable[[], Data]] = {
 
 def makers(shape: Shape) -> dict[str, Make]:
     """What is timed at a shape."""
-    found = {
+    return {
         OURS: contenders.prepared,
         BARE: contenders.products,
         BLOCKS: functools.partial(contenders.products, block=BLOCK),
         **shape.peers,
     }
-    if shape.sizes.n_mels is not None:
-        found |= {EXACT: _exact_projection, BARE_PROJECTION: _bare_projection}
-    return found
-
-
-def _exact_projection(rvq: reference.RVQ, rows: Tensor) -> Callable[[], object]:
-    """What ours spends on the projection."""
-    return lambda: project(rows, rvq.proj_in.weight, None)
-
-
-def _bare_projection(rvq: reference.RVQ, rows: Tensor) -> Callable[[], object]:
-    z = rows.new_empty(len(rows), rvq.codebook_dim)
-    return lambda: torch.mm(rows, rvq.proj_in.weight.t(), out=z)
 
 
 def row_counts(sizes: Sizes, asked: tuple[int, ...] = ROWS) -> list[int]:
@@ -182,14 +166,10 @@ def _speed_line(shape: Shape, line: dict[str, Any]) -> str:
     products, ours = bare(seconds), seconds[OURS]
     few = rows < shape.rows
     cells = [f"{rows:6,} {1e3 * products:9.3f} {1e3 * ours:12.3f}"]
-    if EXACT in seconds:  # judged without
-        rest = ours - seconds[EXACT], products - seconds[BARE_PROJECTION]
-    else:
-        rest = ours, products
-    goal = shape.goal(rows, rest[1])
-    excess = f"{1e6 * (rest[0] - rest[1]):6.0f} us" if few else ""
-    limit = f"{1e6 * (goal - rest[1]):6.0f} us" if few else f"{shape.factor:7.2f} x"
-    verdict = "met" if rest[0] <= goal else "not"
+    goal = shape.goal(rows, products)
+    excess = f"{1e6 * (ours - products):6.0f} us" if few else ""
+    limit = f"{1e6 * (goal - products):6.0f} us" if few else f"{shape.factor:7.2f} x"
+    verdict = "met" if ours <= goal else "not"
     cells.append(f"{ours / products:6.2f} {excess:>9} {limit:>9} {verdict}")
     for peer in shape.peers:
         value = seconds[peer]
@@ -198,10 +178,6 @@ def _speed_line(shape: Shape, line: dict[str, Any]) -> str:
         else:
             mark = "!" if value < EQUAL * ours else " "
             cells.append(f"{1e3 * value:14.3f} {value / ours:8.2f} x{mark}")
-    if EXACT in seconds:
-        cells.append(
-            f"  {rest[0] / rest[1]:6.2f} x without projections ({1e3 * seconds[EXACT]:.3f} ms)"
-        )
     return " ".join(cells)
 
 

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from ..reference.checks import refuse_in_capture
 from ..reference.rvq import functional as rvq
 from ..reference.rvq.checks import code_range_error
-from ..reference.rvq.projection import project
 from ..reference.rvq.search import nearest_code
 from .torch_row import certain_codes
 from .torch_search import CertifiedSearch
@@ -35,9 +34,8 @@ class _Float64Search:
         self.codebooks = codebooks
         self.block = max(1, min(rows, ROWS_IN_FLOAT64))
 
-    def start(self, n: int) -> Tensor:
-        self.residual = self.codebooks[0].new_empty(n, self.codebooks[0].shape[1])
-        return self.residual
+    def start(self, rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+        self.residual = rows.clone() if weight is None else F.linear(rows, weight, bias)
 
     def nearest(self, q: int) -> tuple[Tensor, Tensor | None]:
         finite = self.residual.isfinite().all(1)
@@ -72,13 +70,11 @@ def encode(
     if codebooks[0].ndim == 3:
         codebooks = codebooks[0].unbind()
     n_codebooks = len(codebooks)
-    rows_of = None if table is None else table[:, 0]  # the other half is the kernel's
+    precision = matmul_precision(mel.device)
     codes = torch.empty(len(mel), n_codebooks, dtype=torch.int64, device=mel.device)
     single = len(mel) == 1 and mel.device.type == "cpu" and codebooks[0].dtype == torch.float32
-    if single and rows_of is not None and not with_sums:
-        if weight is not None:
-            mel, weight, bias = project(mel, weight, bias), None, None
-        certain = certain_codes(mel[0], codebooks, rows_of, matmul_precision(mel.device))
+    if single and table is not None and not with_sums:
+        certain = certain_codes(mel, codebooks, table, precision, weight, bias)
         if certain is not None:
             codes.numpy()[0] = certain
             return codes, None
@@ -87,26 +83,20 @@ def encode(
     if codebooks[0].dtype == torch.float64:
         search = _Float64Search(codebooks, len(mel))
     else:
-        search = CertifiedSearch(codebooks, rows_of, len(mel), matmul_precision(mel.device))
+        search = CertifiedSearch(codebooks, table, len(mel), precision)
     found = search.as_array(codes)
     for start in range(0, len(mel), search.block):
         rows = mel[start : start + search.block]
-        residual = search.start(len(rows))
-        if weight is None:
-            residual.copy_(rows)
-        elif residual.dtype == torch.float32:
-            project(rows, weight, bias, residual)
-        else:
-            residual.copy_(F.linear(rows, weight, bias))
+        search.start(rows, weight, bias)
         for q in range(n_codebooks):
             index, broken = search.nearest(q)
-            if q == 0 and broken is not None:
-                nonfinite += int(broken.sum())
+            if q == 0 and broken is not None and (count := int(broken.sum())):
+                nonfinite += count
             found[start : start + search.block, q] = index
             if with_sums or q + 1 < n_codebooks:
                 search.subtract(index, q)
             if sums is not None:
-                sums[q] += residual.square().sum()
+                sums[q] += search.residual.square().sum()
     search.finish()
     return codes, None if sums is None else sums.to(codebooks[0].dtype)
 

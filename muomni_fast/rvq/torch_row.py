@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ..kernels.rvq.certificate import proof
 from ..kernels.rvq.table import table_width
-from .torch_search import KEPT_NUMBERS, longest_norm
+from .table_views import TableViews, views_of
+from .torch_projection import ROUNDED, near_projection
+from .torch_search import KEPT_NUMBERS
 
 # Of a row in float32: its square is off by less than a thousandth, as is what follows of it.
 MOST_DIM = 1 << 12
@@ -30,6 +32,7 @@ class _Workspace:
         with torch.inference_mode(False):
             self.augmented = torch.zeros(table_width(dim), dtype=torch.float32)
             self.lower = torch.empty(size, dtype=torch.float32)
+            self.row = self.augmented[None, :dim]
         self.columns, self.least = self.augmented.numpy(), self.lower.numpy()
 
 
@@ -37,15 +40,21 @@ _kept = threading.local()
 
 
 def certain_codes(
-    row: Tensor, codebooks: Sequence[Tensor], table: Tensor, precision: str
+    row: Tensor,
+    codebooks: Sequence[Tensor],
+    table: Tensor,
+    precision: str,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> list[int] | None:
     """The code of a row in each codebook, or None where one of them is in doubt.
 
     Args:
-        row: (D,) float32, or half precision.
+        row: (1, n_mels) float32, or half precision.
         codebooks: Q of (K, D) float32.
-        table: (Q, K, W), what `row_table` gives.
+        table: (Q, 2, K, W), what `search_table` gives.
         precision: of float32 products: "ieee", "tf32" or "bf16".
+        weight, bias: (D, n_mels) and (D,) float32 of the projection, or None.
     """
     size, dim = codebooks[0].shape
     if dim > MOST_DIM:
@@ -55,35 +64,43 @@ def certain_codes(
     if space is None or space.shape != (size, dim):
         space = _Workspace(size, dim)
     try:
-        return _search(row, codebooks, table, precision, space)
+        off = 0.0
+        if weight is None:
+            space.row.copy_(row)
+        else:
+            off = float(near_projection(row, weight, bias, space.row))
+        return _search(off, codebooks, views_of(table, dim, Tensor.numpy), precision, space)
     finally:
         if size <= KEPT_NUMBERS:
             _kept.workspace = space
 
 
 def _search(
-    row: Tensor, codebooks: Sequence[Tensor], table: Tensor, precision: str, space: _Workspace
+    off: float, codebooks: Sequence[Tensor], views: TableViews, precision: str, space: _Workspace
 ) -> list[int] | None:
+    """The codes of what is in `space.row`, off by as much from what is searched for."""
     (_, dim), columns, least = space.shape, space.columns, space.least
-    (beta, twice, ties), tables, residual = proof(dim, precision), table.numpy(), columns[:dim]
+    (beta, twice, ties), residual = proof(dim, precision), columns[:dim]
     columns[dim], columns[dim + 2] = 1, -beta
-    residual[:] = row.float().numpy()
     codes: list[int] = []
-    for q, words in enumerate(table.unbind()):
+    for q, words in enumerate(views.rows):
         if q:
             residual -= codebooks[q - 1].numpy()[codes[-1]]
         square = float(residual @ residual)
         if not square > LEAST_SQUARE:  # nor is NaN
             return None
         norm = math.sqrt(square)
+        if off:
+            off += ROUNDED * norm
+            norm += off / beta
         columns[dim + 1] = -beta * norm
         torch.mv(words, space.augmented, out=space.lower)
         code = int(least.argmin())
         lowest = float(least[code])
         least[code] = np.inf
-        _, radius, bound, scale = tables[q, code, dim : dim + 4].tolist()
+        _, radius, bound, scale = views.numbers[q, code, dim : dim + 4].tolist()
         reach = norm * (radius + ties / twice * scale * norm) + bound
-        if not (float(least.min()) > lowest + twice * reach and norm < longest_norm(dim, scale)):
+        if not (float(least.min()) > lowest + twice * reach and norm < views.longest[q]):
             return None
         codes.append(code)
     return codes

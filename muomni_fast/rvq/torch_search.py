@@ -18,7 +18,10 @@ from torch import Tensor
 
 from ..kernels.rvq.certificate import FLUSH, proof
 from ..kernels.rvq.table import UNDERFLOW_MARGIN, row_table, table_width
+from ..reference.rvq.projection import project
 from ..reference.rvq.search import nearest_code
+from .table_views import OVERFLOW, TableViews, views_of
+from .torch_projection import ROUNDED, near_projection
 
 # Of a block of rows, scores and the rows themselves, for each thread: few enough for its cache, and
 # so many rows that what the product spends on the codebook alone does not show.
@@ -33,14 +36,6 @@ THREADS_FOR_TORCH = 12
 MOST_CANDIDATES = 1 / 8
 PAIR_NUMBERS = 1 << 18  # of rows and candidates measured at once
 TINY = 2.0**-100  # against any norm
-OVERFLOW = 2.0**126  # scores up to here, and parts of their sums, are finite
-
-
-def longest_norm(dim: int, scale: Any) -> Any:
-    """Of rows, whose scores with a table of this scale cannot overflow."""
-    # A scaled codeword's numbers are below 2, so centred ones' below 4: radii are below 4 D^0.5,
-    # and sizes, half of squared scaled norms over the scale, below 2 D over it.
-    return (OVERFLOW - 3 * dim / scale) / (5 * dim**0.5)
 
 
 class CertifiedSearch:
@@ -48,44 +43,42 @@ class CertifiedSearch:
 
     Args:
         codebooks: Q of (K, D) float32.
-        table: (Q, K, W), what `row_table` gives, or None.
+        table: (Q, 2, K, W), what `search_table` gives, or None.
         rows: of the whole batch.
         precision: of float32 products: "ieee", "tf32" or "bf16".
 
     Attributes:
         block: most rows at once.
-        residual: (n, D), the rows that are searched for.
+        residual: (n, D), what is left of the rows that are searched for, or near it.
+        off: (n,) float64, how far from it; None where no row is.
     """
 
     def __init__(
         self, codebooks: Sequence[Tensor], table: Tensor | None, rows: int, precision: str
     ) -> None:
-        size, self.dim = codebooks[0].shape
+        size, dim = codebooks[0].shape
         device, threads = codebooks[0].device, torch.get_num_threads()
-        if table is None and rows >= ROWS_FOR_TABLE:
-            table = torch.stack([row_table(c, mark_repeats=False) for c in codebooks])
-        self.block = max(1, min(rows, BLOCK_NUMBERS * threads // (size + 2 * self.dim)))
-        self.codebooks = codebooks
-        self.beta, self.twice, self.ties = proof(self.dim, precision)
-        if table is None:  # scores are taken of the codewords, whose norms then are float32's
-            self.beta, self.twice = 2 * self.beta, 2 * self.twice
         # On a CPU numpy's arrays, whose calls cost a fifth of torch's and whose argmin a twelfth;
         # but it has one thread.
         few = device.type == "cpu" and threads < THREADS_FOR_TORCH
-        self.as_array: Any = Tensor.numpy if few else Tensor.detach
-        shape = self.block, size, self.dim, self.beta, few, device
+        as_array: Any = Tensor.numpy if few else Tensor.detach
+        views = None
+        if table is not None:
+            views = views_of(table, dim, as_array)
+        elif rows >= ROWS_FOR_TABLE:
+            made = torch.stack([row_table(c, mark_repeats=False) for c in codebooks])
+            views = TableViews(made, dim, as_array)
+        self.block = max(1, min(rows, BLOCK_NUMBERS * threads // (size + 2 * dim)))
+        self.dim, self.codebooks, self.views, self.as_array = dim, codebooks, views, as_array
+        self.beta, self.twice, self.ties = proof(dim, precision)
+        if views is None:  # scores are taken of the codewords, whose norms then are float32's
+            self.beta, self.twice = 2 * self.beta, 2 * self.twice
+        shape = self.block, size, dim, self.beta, as_array, device
         # Taken out while it is in use: a signal handler, say, may encode meanwhile.
         space = _kept.__dict__.pop("workspace", None)
         if space is None or space.shape[1:] != shape[1:] or space.shape[0] < self.block:
             space = _Workspace(*shape)
         self.space = space
-        self.tables = None
-        if table is not None:
-            self.tables = table.transpose(1, 2).unbind()
-            columns = self.as_array(table)
-            self.radii, self.sizes = columns[:, :, self.dim + 1], columns[:, :, self.dim + 2]
-            scales = table[:, 0, self.dim + 3].double()
-            self.scales, self.longest = scales.tolist(), longest_norm(self.dim, scales).tolist()
 
     def finish(self) -> None:
         """Leave the buffers to the next call."""
@@ -93,14 +86,29 @@ class CertifiedSearch:
         if device.type == "cpu" and block * (size + 2 * dim) <= KEPT_NUMBERS:
             _kept.workspace = self.space
 
-    def start(self, n: int) -> Tensor:
-        """Where to write the rows that are searched for next: (n, D)."""
-        space = self.space
+    def start(self, rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+        """Take rows (n, n_mels), at most `block`, and project them to (n, D) unless weight is None:
+        what is searched for next."""
+        n, space = len(rows), self.space
         self.augmented, self.lower = space.augmented[:n], space.lower[:n]
         self.residual, self.words = space.residual[:n], space.words[:n]
         self.cut, self.least = space.cut[:n], space.least[:n]
         self.starts = space.starts[:n]
-        return self.residual
+        self.off = None
+        self.codes: list[Tensor] = []
+        if weight is None:
+            self.residual.copy_(rows)
+        else:
+            self.frames, self.weight, self.bias = rows, weight, bias
+            self.off = self.as_array(near_projection(rows, weight, bias, self.residual))
+
+    def _settle(self, rows: Any) -> None:
+        """Leave in `residual` exactly what is left of some of its rows."""
+        index = torch.from_numpy(rows)
+        exact = project(self.frames[index], self.weight, self.bias)
+        for codebook, codes in zip(self.codebooks, self.codes, strict=False):
+            exact -= codebook[codes[index]]
+        self.residual[index] = exact
 
     def nearest(self, q: int) -> tuple[Any, Any]:
         """Codes of `residual` in codebook q: (n,) int64; and which rows hold a NaN or an infinity,
@@ -109,13 +117,17 @@ class CertifiedSearch:
         # repeated codeword's radius is minus infinity.
         norm = self.as_array(torch.linalg.vector_norm(self.residual, dim=1, dtype=torch.float64))
         norm += TINY
-        if self.tables is None:
+        if self.off is not None:
+            self.off += ROUNDED * norm
+            norm += self.off / self.beta
+        views = self.views
+        if views is None:
             radius, size, scale, longest = self._plain_scores(norm, q)
         else:
             self.cut[:] = norm * -self.beta
-            torch.mm(self.augmented, self.tables[q], out=self.lower)
-            radius, size = self.radii[q], self.sizes[q]
-            scale, longest = self.scales[q], self.longest[q]
+            torch.mm(self.augmented, views.columns[q], out=self.lower)
+            radius, size = views.radii[q], views.sizes[q]
+            scale, longest = views.scales[q], views.longest[q]
         codes = self.least.argmin(1)
         places = self.starts + codes
         scores = self.space.scores
@@ -130,15 +142,19 @@ class CertifiedSearch:
         if certain.all():
             return codes, None
         scores[places] = lowest
+        doubt = np.flatnonzero(~_on_host(certain))
+        if self.off is not None:
+            self._settle(doubt[_on_host(self.off)[doubt] < np.inf])
         broken = ~(norm < torch.inf)
-        codes[broken] = 0
-        doubt = ~(certain | broken)
+        if broken.any():
+            broken[doubt] = ~self.as_array(self.residual[doubt].isfinite().all(1))
+            codes[broken] = 0
+            doubt = doubt[~_on_host(broken)[doubt]]
         if self.codebooks[q].device.type == "cpu":
-            rows = np.flatnonzero(np.asarray(doubt))
-            near = self.lower.numpy()[rows] <= np.asarray(limit)[rows, None]
-            near &= np.asarray(bounded)[rows, None]
+            near = self.lower.numpy()[doubt] <= np.asarray(limit)[doubt, None]
+            near &= np.asarray(bounded)[doubt, None]
             x, codebook = self.residual.numpy(), self.codebooks[q].numpy()
-            codes[rows] = self.as_array(torch.from_numpy(nearest_of(x[rows], codebook, near)))
+            codes[doubt] = self.as_array(torch.from_numpy(nearest_of(x[doubt], codebook, near)))
         else:
             codes[doubt] = nearest_code(self.residual[doubt], self.codebooks[q])
         return codes, broken
@@ -161,6 +177,7 @@ class CertifiedSearch:
     def subtract(self, codes: Any, q: int) -> None:
         """Leave in `residual` what codebook q does not represent."""
         index = torch.as_tensor(codes)
+        self.codes.append(index)
         self.residual -= torch.index_select(self.codebooks[q], 0, index, out=self.words)
 
 
@@ -177,10 +194,9 @@ class _Workspace:
     """
 
     def __init__(
-        self, block: int, size: int, dim: int, beta: float, few: bool, device: torch.device
+        self, block: int, size: int, dim: int, beta: float, as_array: Any, device: torch.device
     ) -> None:
-        self.shape = block, size, dim, beta, few, device
-        as_array: Any = Tensor.numpy if few else Tensor.detach
+        self.shape = block, size, dim, beta, as_array, device
         with torch.inference_mode(False):
             new = functools.partial(torch.empty, dtype=torch.float32, device=device)
             self.augmented = new(block, table_width(dim)).zero_()
@@ -196,6 +212,10 @@ class _Workspace:
 
 
 _kept = threading.local()
+
+
+def _on_host(array: Any) -> Any:
+    return np.asarray(torch.as_tensor(array).cpu())
 
 
 def nearest_of(rows: Any, codebook: Any, near: Any) -> Any:

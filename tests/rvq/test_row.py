@@ -14,7 +14,7 @@ from torch import Tensor
 import muomni_fast
 from muomni_fast.functional import rvq_encode
 from muomni_fast.kernels.rvq import certificate
-from muomni_fast.kernels.rvq.table import UNDERFLOW_MARGIN, row_table
+from muomni_fast.kernels.rvq.table import UNDERFLOW_MARGIN, row_table, search_table
 from muomni_fast.rvq import torch_row
 from muomni_fast.rvq.torch_row import certain_codes
 
@@ -32,7 +32,8 @@ def wrong(rows: Tensor, codebook: Tensor, table: Tensor) -> int:
 
 def certain(rows: Tensor, codebook: Tensor, table: Tensor) -> list[bool]:
     """Which rows are not left to the search of many."""
-    found = [certain_codes(x, [codebook], table[None], "ieee") for x in rows]
+    whole = table.expand(1, 2, *table.shape)
+    found = [certain_codes(x[None], [codebook], whole, "ieee") for x in rows]
     return [one is not None for one in found]
 
 
@@ -98,16 +99,15 @@ def test_rows_that_no_score_tells_anything_of():
     expected = rvq.encode(mel)
     rvq.prepare()
     assert torch.equal(torch.cat([rvq.encode(row) for row in mel.split(1)]), expected)
-    table = row_table(rvq.stacked_codebooks(), mark_repeats=True)
-    books = rvq.stacked_codebooks().detach().unbind()
+    books = rvq.stacked_codebooks().detach()
+    table = search_table(books, mark_repeats=True)
     with np.errstate(over="ignore"):
-        found = [certain_codes(row, books, table, "ieee") for row in mel]
+        found = [certain_codes(row[None], books.unbind(), table, "ieee") for row in mel]
     assert found[:4] == [None] * 4
     assert found[4:] == expected[4:].tolist()
     wide = torch.randn(1, 4, 5000)
-    assert (
-        certain_codes(wide[0, 0], wide.unbind(), row_table(wide, mark_repeats=True), "ieee") is None
-    )
+    table = search_table(wide, mark_repeats=True)
+    assert certain_codes(wide[0, :1], wide.unbind(), table, "ieee") is None
 
 
 def test_radii_that_are_too_small_give_wrong_codes():
@@ -154,14 +154,14 @@ def test_whatever_the_process_is_set_to(rows):
 
 def test_an_encoding_may_interrupt_another():
     rvq, mel = muomni_fast.RVQ().eval().prepare(), torch.randn(1, 128)
-    expected, real, depth = rvq.encode(mel), torch_row.longest_norm, []
+    expected, real, depth = rvq.encode(mel), torch.mv, []
 
-    def interrupted(dim: int, scale: float) -> float:
+    def interrupted(*args: Tensor, out: Tensor) -> Tensor:
         if not depth:
-            depth.append(dim)
+            depth.append(1)
             rvq.encode(torch.randn(1, 128))
             depth.pop()
-        return real(dim, scale)
+        return real(*args, out=out)
 
-    with patch.object(torch_row, "longest_norm", interrupted):
+    with patch.object(torch, "mv", interrupted):
         assert torch.equal(rvq.encode(mel), expected)

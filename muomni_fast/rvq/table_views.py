@@ -1,0 +1,51 @@
+"""Tables of codewords as the torch paths read them, kept for as long as a table is.
+
+For a few rows, taking a table apart costs as much as searching it.
+"""
+
+import weakref
+from typing import Any
+
+from torch import Tensor
+
+OVERFLOW = 2.0**126  # scores up to here, and parts of their sums, are finite
+
+
+def longest_norm(dim: int, scale: float) -> float:
+    """Of rows, whose scores with a table of this scale cannot overflow."""
+    # A scaled codeword's numbers are below 2, so centred ones' below 4: radii are below 4 D^0.5,
+    # and sizes, half of squared scaled norms over the scale, below 2 D over it.
+    return (OVERFLOW - 3 * dim / scale) / (5 * dim**0.5)
+
+
+class TableViews:
+    """What `row_table` gives, (Q, K, W), for codewords of `dim` numbers.
+
+    Attributes:
+        rows, columns: Q of (K, W), and of (W, K).
+        numbers: (Q, K, W), as an array.
+        radii, sizes: (Q, K), as arrays.
+        scales, longest: Q numbers: the scales, and what `longest_norm` says of each.
+    """
+
+    def __init__(self, table: Tensor, dim: int, as_array: Any) -> None:
+        self.rows, self.columns = table.unbind(), table.transpose(1, 2).unbind()
+        self.numbers = as_array(table)
+        self.radii, self.sizes = self.numbers[:, :, dim + 1], self.numbers[:, :, dim + 2]
+        self.scales = table[:, 0, dim + 3].tolist()
+        self.longest = [longest_norm(dim, scale) for scale in self.scales]
+
+
+def views_of(table: Tensor, dim: int, as_array: Any) -> TableViews:
+    """Of the half of what `search_table` gives (Q, 2, K, W) that torch's products take."""
+    if table.is_inference():  # whether it has changed cannot be told
+        return TableViews(table[:, 0], dim, as_array)
+    place, made_of = id(table), (table._version, dim, as_array)
+    kept = _kept.get(place)
+    if kept is None or kept[0]() is not table or kept[1:-1] != made_of:
+        views = TableViews(table.detach()[:, 0], dim, as_array)
+        kept = _kept[place] = weakref.ref(table, lambda _: _kept.pop(place, None)), *made_of, views
+    return kept[-1]
+
+
+_kept: dict[int, tuple[Any, int, int, Any, TableViews]] = {}

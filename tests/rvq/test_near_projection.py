@@ -1,0 +1,210 @@
+"""Projections that are nearly exact: as near as they say, and the search needs to know it."""
+
+import gc
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from support.oracle import midpoints, ulps_apart
+from torch import Tensor
+
+import muomni_fast
+from muomni_fast import reference
+from muomni_fast.kernels.rvq.table import search_table
+from muomni_fast.reference.rvq.projection import project
+from muomni_fast.rvq import table_views, torch_row, torch_search
+from muomni_fast.rvq.table_views import views_of
+from muomni_fast.rvq.torch_projection import ROUNDED, near_projection
+from muomni_fast.rvq.torch_search import CertifiedSearch
+
+
+def in_the_middle(rows: int) -> tuple[Tensor, Tensor]:
+    """Sums half-way between two float32, or so near that float64 sums cannot tell."""
+    mel = 2.0 ** torch.tensor([0.0, -24, -60, -23]).repeat(rows, 1)
+    mel[:, 2] *= torch.randint(-1, 2, (rows,))
+    return mel, torch.randint(-1, 2, (9, 4)).float()
+
+
+DATA = {
+    "random": lambda: (torch.randn(600, 70), torch.randn(9, 70)),
+    "cancelling": lambda: (torch.ones(20, 70), torch.randn(9, 35).repeat_interleave(2, 1) * 1e6),
+    "in the middle": lambda: in_the_middle(100),
+    "half precision": lambda: (torch.randn(20, 70).half(), torch.randn(9, 70).half().float()),
+    "tiny": lambda: (1e-25 * torch.randn(20, 70), 1e-18 * torch.randn(9, 70)),
+    "none": lambda: (torch.zeros(3, 70), torch.zeros(9, 70)),
+    "huge": lambda: (1e30 * torch.randn(20, 70), 1e-10 * torch.randn(9, 70)),
+}
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("name", DATA)
+def test_rows_are_as_near_as_is_said(name, biased):
+    mel, weight = DATA[name]()
+    weight[:, 1::2] *= -1
+    bias = weight[:, 0] * 3 if biased else None
+    near = torch.empty(len(mel), 9)
+    off = near_projection(mel, weight, bias, near)
+    exact = project(mel, weight, bias)
+    assert (off > 0).all()
+    apart = (near.double() - exact.double()).norm(dim=1)
+    assert (apart <= off + ROUNDED * near.double().norm(dim=1)).all()
+
+
+def test_what_is_not_finite_is_seen():
+    mel, near = torch.randn(6, 12), torch.empty(6, 5)
+    mel[0, 1], mel[2, 0], mel[4] = torch.nan, torch.inf, 3e38
+    off = near_projection(mel, 1e3 * torch.randn(5, 12), None, near)
+    told = near.isfinite().all(1) & off.isfinite()
+    assert told.tolist() == [False, True, False, True, False, True]
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_rows_that_tell_nothing_are_projected_exactly(rows):
+    """Whose float32 sums overflow on the way, or whose projection does; and NaN."""
+    mel = torch.tensor([[3e38, 3e38, 1, 0.5], [3e38, -3e38, 0, 0], [torch.nan, 0, 0, 0]])
+    fast = muomni_fast.RVQ(2, 4, 2, n_mels=4).eval()
+    with torch.no_grad():
+        fast.proj_in.weight.copy_(torch.tensor([[2.0, -2, 1, 0], [-2, 2, 0, 1]]))
+    expected = reference.RVQ.encode(fast, mel)
+    mel = mel.repeat_interleave(rows, 0)
+    for _ in range(2):
+        codes = torch.cat([fast.encode(part) for part in mel.split(rows)])
+        assert torch.equal(codes[::rows], expected)
+        fast.prepare()
+
+
+def near_ties() -> tuple[muomni_fast.RVQ, Tensor]:
+    """Frames whose projection is a few roundings from the middle of two codewords, of the first
+    codebook and of the second."""
+    rvq = muomni_fast.RVQ(2, 32, 16, n_mels=16, bias=True).eval().requires_grad_(False)
+    rvq.proj_in.weight.copy_(torch.eye(16))
+    rvq.proj_in.bias.zero_()
+    first, second = rvq.stacked_codebooks()
+    later = first[torch.randint(32, (400,))] + midpoints(second / 64, 400)
+    rvq.codebooks[1].weight.div_(64)
+    return rvq, ulps_apart(torch.cat([midpoints(first, 400), later]))
+
+
+def towards_another_code(mel: Tensor, rvq: muomni_fast.RVQ, length: Tensor) -> Tensor:
+    """Steps (N, D) of such lengths from rows to where another code of a codebook is nearer."""
+    residual, step = mel.double(), torch.zeros(len(mel), 16, dtype=torch.float64)
+    gap = torch.full((len(mel),), torch.inf, dtype=torch.float64)
+    for codebook in rvq.stacked_codebooks().double():
+        distance = torch.cdist(residual, codebook)
+        two, codes = distance.topk(2, largest=False)
+        way = codebook[codes[:, 1]] - codebook[codes[:, 0]]
+        nearer = (two[:, 1] - two[:, 0]) / way.norm(dim=1) < gap
+        gap = torch.where(nearer, (two[:, 1] - two[:, 0]) / way.norm(dim=1), gap)
+        step = torch.where(nearer[:, None], way / way.norm(dim=1, keepdim=True), step)
+        residual = residual - codebook[codes[:, 0]]
+    return step * length[:, None]
+
+
+@pytest.mark.parametrize("batch", [1, 50, 800])
+def test_rows_may_be_off_by_all_that_is_said(batch, monkeypatch):
+    """Real ones are off far less. With less said, codes would be wrong."""
+    rvq, mel = near_ties()
+    expected = reference.RVQ.encode(rvq, mel)
+    rvq.prepare()
+    said = [1.0]
+
+    def off(rows: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+        length = 1e-5 * rows.double().norm(dim=1)
+        out.copy_(rows + towards_another_code(rows, rvq, 0.99 * length))
+        return said[0] * length
+
+    for where in (torch_row, torch_search):
+        monkeypatch.setattr(where, "near_projection", off)
+
+    def wrong() -> int:
+        codes = torch.cat([rvq.encode(part) for part in mel.split(batch)])
+        return int((codes != expected).any(1).sum())
+
+    assert wrong() == 0
+    said[0] = 0.1
+    assert wrong() > 0
+
+
+@pytest.mark.parametrize("batch", [1, 50, 800])
+def test_numbers_may_be_rounded_the_other_way(batch, monkeypatch):
+    rvq, mel = near_ties()
+    expected = reference.RVQ.encode(rvq, mel)
+    rvq.prepare()
+
+    def off(rows: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+        far = rows + towards_another_code(rows, rvq, 1e-3 * rows.double().norm(dim=1))
+        out.copy_(torch.nextafter(rows, far.float()))
+        return torch.full((len(rows),), 2.0**-110, dtype=torch.float64)
+
+    for where in (torch_row, torch_search):
+        monkeypatch.setattr(where, "near_projection", off)
+
+    def wrong() -> int:
+        codes = torch.cat([rvq.encode(part) for part in mel.split(batch)])
+        return int((codes != expected).any(1).sum())
+
+    assert wrong() == 0
+    for where in (torch_row, torch_search):
+        monkeypatch.setattr(where, "ROUNDED", 0.0)
+    assert wrong() > 0
+
+
+def test_few_rows_are_projected_exactly(monkeypatch):
+    """What makes it fast."""
+    settled, real = [], CertifiedSearch._settle
+    monkeypatch.setattr(
+        CertifiedSearch, "_settle", lambda search, r: settled.append(len(r)) or real(search, r)
+    )
+    rvq, mel = muomni_fast.RVQ().eval().prepare(), torch.randn(4000, 128)
+    for rows in (mel, mel + 10, mel * 1e-20):
+        settled.clear()
+        assert torch.equal(rvq.encode(rows), reference.RVQ.encode(rvq, rows))
+        assert sum(settled) < 80  # 2 %
+
+
+def test_views_are_kept_as_long_as_their_table():
+    table, other = (search_table(torch.randn(2, 8, 4), mark_repeats=True) for _ in range(2))
+    views = views_of(table, 4, Tensor.numpy)
+    assert views_of(table, 4, Tensor.numpy) is views
+    assert views_of(other, 4, Tensor.numpy) is not views
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(views_of, table, 4, Tensor.numpy).result() is views
+    assert views_of(table, 4, Tensor.detach) is not views
+    table.mul_(2)
+    assert views_of(table, 4, Tensor.numpy).scales == (2 * torch.tensor(views.scales)).tolist()
+    places = {id(table), id(other)}
+    assert places <= table_views._kept.keys()
+    del table, other
+    gc.collect()
+    assert not places & table_views._kept.keys()
+
+
+def test_views_of_tables_that_do_not_tell_when_they_change():
+    with torch.inference_mode():
+        table = search_table(torch.randn(1, 8, 4), mark_repeats=True)
+        views_of(table, 4, Tensor.numpy)
+        table.mul_(2)
+        assert views_of(table, 4, Tensor.numpy).scales == table[:, 0, 0, 7].tolist()
+
+
+def test_a_prepared_quantizer_that_is_prepared_again():
+    rvq, mel = muomni_fast.RVQ().eval(), torch.randn(3, 128)
+    for _ in range(3):
+        rvq.prepare()
+        for rows in (mel, mel[:1]):
+            assert torch.equal(rvq.encode(rows), reference.RVQ.encode(rvq, rows))
+        with torch.no_grad():
+            rvq.proj_in.weight.copy_(torch.randn(64, 128))
+            rvq.codebooks[0].weight.copy_(torch.randn(128, 64))
+
+
+def test_the_projection_is_read_at_every_call():
+    """Even where writes into its memory leave no trace."""
+    rvq, mel = muomni_fast.RVQ().eval(), torch.randn(1, 128)
+    table = search_table(rvq.stacked_codebooks(), mark_repeats=True)
+    for _ in range(2):
+        codes = muomni_fast.functional.rvq_encode(
+            mel, rvq.stacked_codebooks(), rvq.proj_in.weight, table=table
+        )
+        assert torch.equal(codes, reference.RVQ.encode(rvq, mel))
+        rvq.proj_in.weight.data.copy_(torch.randn(64, 128))
