@@ -9,9 +9,10 @@ which is s ||x - c||^2 / 2 less what all codewords share. Its error grows with t
 the largest number of a codebook about one, so that products of tiny codewords with tiny rows do not
 underflow, nor those of huge ones overflow.
 
-A table is twice as long as its codebook. The first half has a row for each code, which torch's
-products take as it is. The second is what the kernel reads, laid out as it reads it: all words,
-rounded to TF32, then all biases, all radii and so on.
+A table is twice as long as its codebook. The first half is what torch's products take, a column for
+each code: read in order, which for a single frame takes half the time that rows would. The second
+is what the kernel reads, laid out as it reads it: all words, rounded to TF32, then all biases, all
+radii and so on.
 """
 
 import functools
@@ -36,13 +37,16 @@ def table_width(dim: int) -> int:
 
 
 def search_table(codebooks: Tensor, *, mark_repeats: bool) -> Tensor:
-    """What scores are taken of: (..., K, D) -> (..., 2, K, W), `row_table` and `kernel_table`.
+    """What scores are taken of: (..., K, D) -> (..., 2, K, W).
+
+    The first half is `row_table` transposed, W times K numbers, the second `kernel_table`.
 
     Args:
         codebooks, mark_repeats: as `row_table` takes them.
     """
     rows = row_table(codebooks, mark_repeats=mark_repeats)
-    return torch.stack([rows, kernel_table(rows, codebooks.shape[-1])], -3)
+    columns = rows.transpose(-1, -2).reshape(rows.shape)
+    return torch.stack([columns, kernel_table(rows, codebooks.shape[-1])], -3)
 
 
 @torch.no_grad()

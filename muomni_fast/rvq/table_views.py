@@ -19,33 +19,37 @@ def longest_norm(dim: int, scale: float) -> float:
 
 
 class TableViews:
-    """What `row_table` gives, (Q, K, W), for codewords of `dim` numbers.
+    """What scores are taken of, for codewords of `dim` numbers.
 
     Attributes:
-        rows, columns: Q of (K, W), and of (W, K).
-        numbers: (Q, K, W), as an array.
+        columns: Q of (W, K), `row_table` transposed.
+        numbers: the same (Q, W, K), as an array.
         radii, sizes: (Q, K), as arrays.
         scales, longest: Q numbers: the scales, and what `longest_norm` says of each.
     """
 
-    def __init__(self, table: Tensor, dim: int, as_array: Any) -> None:
-        self.rows, self.columns = table.unbind(), table.transpose(1, 2).unbind()
-        self.numbers = as_array(table)
-        self.radii, self.sizes = self.numbers[:, :, dim + 1], self.numbers[:, :, dim + 2]
-        self.scales = table[:, 0, dim + 3].tolist()
+    def __init__(self, columns: Tensor, dim: int, as_array: Any) -> None:
+        self.columns, self.numbers = columns.unbind(), as_array(columns)
+        self.radii, self.sizes = self.numbers[:, dim + 1], self.numbers[:, dim + 2]
+        self.scales = columns[:, dim + 3, 0].tolist()
         self.longest = [longest_norm(dim, scale) for scale in self.scales]
 
 
 def views_of(table: Tensor, dim: int, as_array: Any) -> TableViews:
-    """Of the half of what `search_table` gives (Q, 2, K, W) that torch's products take."""
+    """Of what `search_table` gives (Q, 2, K, W)."""
     if table.is_inference():  # whether it has changed cannot be told
-        return TableViews(table[:, 0], dim, as_array)
+        return TableViews(_columns(table), dim, as_array)
     place, made_of = id(table), (table._version, dim, as_array)
     kept = _kept.get(place)
     if kept is None or kept[0]() is not table or kept[1:-1] != made_of:
-        views = TableViews(table.detach()[:, 0], dim, as_array)
+        views = TableViews(_columns(table.detach()), dim, as_array)
         kept = _kept[place] = weakref.ref(table, lambda _: _kept.pop(place, None)), *made_of, views
     return kept[-1]
 
 
 _kept: dict[int, tuple[Any, int, int, Any, TableViews]] = {}
+
+
+def _columns(table: Tensor) -> Tensor:
+    n_codebooks, _, size, width = table.shape
+    return table[:, 0].reshape(n_codebooks, width, size)

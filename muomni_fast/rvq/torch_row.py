@@ -30,10 +30,10 @@ class _Workspace:
     def __init__(self, size: int, dim: int) -> None:
         self.shape = size, dim
         with torch.inference_mode(False):
-            self.augmented = torch.zeros(table_width(dim), dtype=torch.float32)
-            self.lower = torch.empty(size, dtype=torch.float32)
-            self.row = self.augmented[None, :dim]
-        self.columns, self.least = self.augmented.numpy(), self.lower.numpy()
+            self.augmented = torch.zeros(1, table_width(dim), dtype=torch.float32)
+            self.lower = torch.empty(1, size, dtype=torch.float32)
+            self.row = self.augmented[:, :dim]
+        self.columns, self.least = self.augmented.numpy()[0], self.lower.numpy()[0]
 
 
 _kept = threading.local()
@@ -83,7 +83,7 @@ def _search(
     (beta, twice, ties), residual = proof(dim, precision), columns[:dim]
     columns[dim], columns[dim + 2] = 1, -beta
     codes: list[int] = []
-    for q, words in enumerate(views.rows):
+    for q, words in enumerate(views.columns):
         if q:
             residual -= codebooks[q - 1].numpy()[codes[-1]]
         square = float(residual @ residual)
@@ -94,11 +94,11 @@ def _search(
             off += ROUNDED * norm
             norm += off / beta
         columns[dim + 1] = -beta * norm
-        torch.mv(words, space.augmented, out=space.lower)
+        torch.mm(space.augmented, words, out=space.lower)
         code = int(least.argmin())
         lowest = float(least[code])
         least[code] = np.inf
-        _, radius, bound, scale = views.numbers[q, code, dim : dim + 4].tolist()
+        _, radius, bound, scale = views.numbers[q, dim : dim + 4, code].tolist()
         reach = norm * (radius + ties / twice * scale * norm) + bound
         if not (float(least.min()) > lowest + twice * reach and norm < views.longest[q]):
             return None

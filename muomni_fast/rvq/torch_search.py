@@ -67,7 +67,7 @@ class CertifiedSearch:
             views = views_of(table, dim, as_array)
         elif rows >= ROWS_FOR_TABLE:
             made = torch.stack([row_table(c, mark_repeats=False) for c in codebooks])
-            views = TableViews(made, dim, as_array)
+            views = TableViews(made.transpose(1, 2), dim, as_array)
         self.block = max(1, min(rows, BLOCK_NUMBERS * threads // (size + 2 * dim)))
         self.dim, self.codebooks, self.views, self.as_array = dim, codebooks, views, as_array
         self.beta, self.twice, self.ties = proof(dim, precision)

@@ -4,7 +4,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from support.oracle import far_ties, midpoints, mismatches, planted_errors
+from support.oracle import far_ties, midpoints, mismatches, planted_errors, table_of_rows
 from torch import Tensor
 
 import muomni_fast
@@ -15,12 +15,7 @@ from muomni_fast.rvq import torch_search
 
 
 def encode(rows: Tensor, codebook: Tensor, table: Tensor) -> Tensor:
-    return rvq_encode(rows, codebook[None], table=whole(table))[:, 0]
-
-
-def whole(table: Tensor) -> Tensor:
-    """A table of one codebook, whose kernel's half is not read here."""
-    return table.expand(1, 2, *table.shape)
+    return rvq_encode(rows, codebook[None], table=table_of_rows(table))[:, 0]
 
 
 def wrong(rows: Tensor, codebook: Tensor, table: Tensor) -> int:
@@ -104,7 +99,7 @@ def ties_of_long_rows(rows: int) -> tuple[Tensor, Tensor]:
 def test_what_float64_cannot_tell_is_a_tie(hard, batch):
     rows, codebook = hard(100)
     for mark in (None, False, True):
-        table = None if mark is None else whole(row_table(codebook, mark_repeats=mark))
+        table = None if mark is None else table_of_rows(row_table(codebook, mark_repeats=mark))
         parts = [rvq_encode(x, codebook[None], table=table)[:, 0] for x in rows.split(batch)]
         assert mismatches(rows, codebook, torch.cat(parts)) == 0
 
@@ -162,7 +157,9 @@ def test_tables_of_parameters_and_of_half_precision():
 
 def test_words_of_the_kernel_lose_no_more_than_their_radii_say():
     """Of few numbers some lose more than most do, and have radii above their length."""
-    rows, kernel = search_table(torch.randn(256, 2), mark_repeats=True)  # (K, W) each
+    codebook = torch.randn(256, 2)
+    rows = row_table(codebook, mark_repeats=True)  # (K, W)
+    kernel = search_table(codebook, mark_repeats=True)[1]
     words, columns = kernel.flatten().split([256 * 4, 256 * 4])
     words, radius = words.view(256, 4)[:, :2], columns.view(4, 256)[1].double()
     assert not (words.contiguous().view(torch.int32) & 0x1FFF).any()  # TF32 has 10 bits

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from support.oracle import far_ties, midpoints, mismatches, planted_errors
+from support.oracle import far_ties, midpoints, mismatches, planted_errors, table_of_rows
 from torch import Tensor
 
 import muomni_fast
@@ -22,7 +22,7 @@ Case = tuple[Tensor, Tensor]  # rows and a codebook
 
 
 def codes(rows: Tensor, codebook: Tensor, table: Tensor) -> Tensor:
-    whole = table.expand(1, 2, *table.shape)  # the kernel's half is not read here
+    whole = table_of_rows(table)
     return torch.cat([rvq_encode(x, codebook[None], table=whole)[:, 0] for x in rows.split(1)])
 
 
@@ -32,7 +32,7 @@ def wrong(rows: Tensor, codebook: Tensor, table: Tensor) -> int:
 
 def certain(rows: Tensor, codebook: Tensor, table: Tensor) -> list[bool]:
     """Which rows are not left to the search of many."""
-    whole = table.expand(1, 2, *table.shape)
+    whole = table_of_rows(table)
     found = [certain_codes(x[None], [codebook], whole, "ieee") for x in rows]
     return [one is not None for one in found]
 
@@ -124,13 +124,13 @@ def test_scores_may_err_by_all_that_they_are_said_to(monkeypatch):
     table = row_table(codebook, mark_repeats=True)
     beta, _, ties = certificate.proof(64, "ieee")
     errors = planted_errors(rows, codebook, table, beta)
-    real = torch.mv
+    real = torch.mm
 
-    def product(table: Tensor, x: Tensor, *, out: Tensor) -> Tensor:
-        (which,) = (rows == x[:64]).all(1).nonzero()[0].tolist()
-        return real(table, x, out=out).add_(errors[which])
+    def product(x: Tensor, columns: Tensor, *, out: Tensor) -> Tensor:
+        (which,) = (rows == x[:, :64]).all(1).nonzero()[0].tolist()
+        return real(x, columns, out=out).add_(errors[which])
 
-    monkeypatch.setattr(torch, "mv", product)
+    monkeypatch.setattr(torch, "mm", product)
     assert wrong(rows, codebook, table) == 0
     monkeypatch.setattr(torch_row, "proof", lambda *_: certificate.Proof(beta, beta, ties))
     assert wrong(rows, codebook, table) > 10
@@ -154,7 +154,7 @@ def test_whatever_the_process_is_set_to(rows):
 
 def test_an_encoding_may_interrupt_another():
     rvq, mel = muomni_fast.RVQ().eval().prepare(), torch.randn(1, 128)
-    expected, real, depth = rvq.encode(mel), torch.mv, []
+    expected, real, depth = rvq.encode(mel), torch.mm, []
 
     def interrupted(*args: Tensor, out: Tensor) -> Tensor:
         if not depth:
@@ -163,5 +163,5 @@ def test_an_encoding_may_interrupt_another():
             depth.pop()
         return real(*args, out=out)
 
-    with patch.object(torch, "mv", interrupted):
+    with patch.object(torch, "mm", interrupted):
         assert torch.equal(rvq.encode(mel), expected)

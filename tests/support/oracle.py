@@ -184,3 +184,8 @@ def planted_errors(rows: Tensor, codebook: Tensor, table: Tensor, beta: float) -
     signs = torch.zeros(len(rows), len(codebook), dtype=torch.float64)
     signs.scatter_(1, two, torch.tensor([[0.9, -0.9]], dtype=torch.float64).expand(len(rows), 2))
     return signs * beta * (rows.double().norm(dim=1, keepdim=True) * radius + size)
+
+
+def table_of_rows(rows: Tensor) -> Tensor:
+    """What torch's path takes of a codebook's `row_table`; the kernel's half is not read there."""
+    return rows.T.reshape(rows.shape).expand(1, 2, *rows.shape)
