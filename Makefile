@@ -43,14 +43,15 @@ tests: $(VENV)/dev
 	$(PYTEST) --durations=15
 
 # oneDNN and ATen choose code, and so rounding, by the CPU: AVX2's where it has AVX-512, else SSE4.1's.
-# Without V1 and streams of speech, which take most of the time.
+# Without V1 and streams of speech, which take most of the time; from the files that have such tests.
 NARROW := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 ifneq ($(shell grep -s -m1 avx512f /proc/cpuinfo),)
 NARROW := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 endif
 
 narrow: $(VENV)/dev
-	$(NARROW) $(PYTEST) -q -m "cpu_rounding and not slow" -k "not triton and not kernels and not torch-v1 and not streams"
+	$(NARROW) $(PYTEST) -q -m "cpu_rounding and not slow" -k "not triton and not kernels and not torch-v1 and not streams" \
+		$$(grep -rl cpu_rounding tests --include='test_*.py')
 
 # Without what libmpg123 says of broken MP3 files, unless something fails.
 fuzz: $(VENV)/dev

@@ -128,7 +128,7 @@ QUICK = VocoderRecipe(
     schedule="cosine",
     adversarial_from=0.75,
     periods=(2, 3, 5),
-    n_scales=1,
+    n_scales=0,
     discriminator_scale=1 / 16,
     convergence_weight=45.0,
 )
@@ -153,6 +153,7 @@ class VocoderStage(SpeechStage):
             batch_size=2,
             model={**SMALL, "upsample_initial_channel": 16},
             adversarial_from=0.0,
+            n_scales=1,
         ),
         **dict.fromkeys(MUOMNI, MUOMNI_RECIPE),
         # What one core learns best in about half an hour.
@@ -162,7 +163,6 @@ class VocoderStage(SpeechStage):
             model={**SMALL, "upsample_initial_channel": 128},
             learning_rate=2e-3,
             adversarial_from=0.7,
-            n_scales=0,
             discriminator_scale=1 / 8,
         ),
         **{n: VocoderRecipe(model={**s, "weight_norm": True}) for n, s in PUBLISHED.items()},
