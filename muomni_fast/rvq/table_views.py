@@ -3,6 +3,7 @@
 For a few rows, taking a table apart costs as much as searching it.
 """
 
+import math
 import weakref
 from typing import Any
 
@@ -15,6 +16,8 @@ def longest_norm(dim: int, scale: float) -> float:
     """Of rows, whose scores with a table of this scale cannot overflow."""
     # A scaled codeword's numbers are below 2, so centred ones' below 4: radii are below 4 D^0.5,
     # and sizes, half of squared scaled norms over the scale, below 2 D over it.
+    if not scale:  # flushed, as of codewords beyond 2^127: no score tells anything
+        return -math.inf
     return (OVERFLOW - 3 * dim / scale) / (5 * dim**0.5)
 
 
@@ -36,10 +39,14 @@ class TableViews:
 
 
 def views_of(table: Tensor, dim: int, as_array: Any) -> TableViews:
-    """Of what `search_table` gives (Q, 2, K, W)."""
+    """Of what `search_table` gives (Q, 2, K, W); copied where it is not contiguous.
+
+    Changes are noticed, and memory that has moved (to be shared with another process, or by
+    `.data = ...`), which its version does not tell of; not writes through `.data`.
+    """
     if table.is_inference():  # whether it has changed cannot be told
         return TableViews(_columns(table), dim, as_array)
-    place, made_of = id(table), (table._version, dim, as_array)
+    place, made_of = id(table), (table._version, table.data_ptr(), dim, as_array)
     kept = _kept.get(place)
     if kept is None or kept[0]() is not table or kept[1:-1] != made_of:
         views = TableViews(_columns(table.detach()), dim, as_array)
@@ -47,7 +54,7 @@ def views_of(table: Tensor, dim: int, as_array: Any) -> TableViews:
     return kept[-1]
 
 
-_kept: dict[int, tuple[Any, int, int, Any, TableViews]] = {}
+_kept: dict[int, tuple[Any, int, int, int, Any, TableViews]] = {}
 
 
 def _columns(table: Tensor) -> Tensor:

@@ -101,9 +101,11 @@ class CertifiedSearch:
         else:
             self.frames, self.weight, self.bias = rows, weight, bias
             self.off = self.as_array(near_projection(rows, weight, bias, self.residual))
+            self.settled = np.zeros(n, bool)
 
     def _settle(self, rows: Any) -> None:
-        """Leave in `residual` exactly what is left of some of its rows."""
+        """Leave in `residual` exactly what is left of some of its rows, once of each."""
+        self.settled[rows] = True
         index = torch.from_numpy(rows)
         exact = project(self.frames[index], self.weight, self.bias)
         for codebook, codes in zip(self.codebooks, self.codes, strict=False):
@@ -144,7 +146,9 @@ class CertifiedSearch:
         scores[places] = lowest
         doubt = np.flatnonzero(~_on_host(certain))
         if self.off is not None:
-            self._settle(doubt[_on_host(self.off)[doubt] < np.inf])
+            rough = (_on_host(self.off) < np.inf) & ~self.settled
+            if len(rows := doubt[rough[doubt]]):
+                self._settle(rows)
         broken = ~(norm < torch.inf)
         if broken.any():
             broken[doubt] = ~self.as_array(self.residual[doubt].isfinite().all(1))

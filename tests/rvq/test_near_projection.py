@@ -210,3 +210,69 @@ def test_the_projection_is_read_at_every_call():
         )
         assert torch.equal(codes, reference.RVQ.encode(rvq, mel))
         rvq.proj_in.weight.data.copy_(torch.randn(64, 128))
+
+
+def test_views_of_memory_that_has_moved():
+    """To other processes, or by `.data`: neither changes a tensor's version."""
+    first, second = torch.randn(2, 2, 32, 16).unbind()
+    mel = torch.randn(50, 16)
+    table = search_table(first, mark_repeats=True)
+    views = views_of(table, 16, Tensor.numpy)
+    table.share_memory_()
+    assert views_of(table, 16, Tensor.numpy) is not views
+    for books in (first, second):
+        table.data = search_table(books, mark_repeats=True)
+        expected = reference.rvq_encode(mel, books)
+        for rows in (1, 50):
+            parts = [
+                muomni_fast.functional.rvq_encode(x, books, table=table) for x in mel.split(rows)
+            ]
+            assert torch.equal(torch.cat(parts), expected)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("rows", [1, 10, 100])
+def test_codewords_whose_scale_is_flushed_to_zero(prepared, rows):
+    rvq = muomni_fast.RVQ(2, 16, 8, n_mels=8, projections=False).eval().requires_grad_(False)
+    rvq.codebooks[0].weight[0, 0] = 2.5e38
+    mel = torch.randn(rows, 8)
+    expected = reference.RVQ.encode(rvq, mel)
+    try:
+        torch.set_flush_denormal(True)
+        codes = (rvq.prepare() if prepared else rvq).encode(mel)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(codes, expected)
+
+
+def test_what_cancels_is_off_by_more_than_its_rounding():
+    """Of terms of 1e5, sums of 1e-9: float64 has lost more than float32 rounds."""
+    frame, weight, bias = 1e5 * torch.randn(512), torch.randn(16, 512), torch.randn(16)
+    total = weight.double() @ frame.double() + bias.double()
+    for _ in range(2):  # a column each that takes away what float32 has of the sum
+        column = -total.float()
+        weight, frame = torch.cat([weight, column[:, None]], 1), torch.cat([frame, torch.ones(1)])
+        total = total + column.double()
+    beyond = 0
+    for _ in range(100):
+        order, near = torch.randperm(len(frame)), torch.empty(1, 16)
+        mel, columns = frame[order][None], weight[:, order]
+        off = near_projection(mel, columns, bias, near)
+        apart = (near.double() - project(mel, columns, bias).double()).norm()
+        rounding = ROUNDED * near.double().norm()
+        assert apart <= off + rounding
+        beyond += int(apart > 2.0**-110 + rounding)
+    assert beyond > 50
+
+
+def test_a_row_is_projected_exactly_once(monkeypatch):
+    settled, real = [], CertifiedSearch._settle
+    monkeypatch.setattr(
+        CertifiedSearch, "_settle", lambda search, r: settled.append(len(r)) or real(search, r)
+    )
+    rvq = muomni_fast.RVQ(6, 16, 8, n_mels=12).eval().requires_grad_(False)
+    for codebook in rvq.codebooks:
+        codebook.weight[8:] = codebook.weight[:8]  # unmarked, every row is in doubt
+    mel = torch.randn(300, 12)
+    assert torch.equal(rvq.encode(mel), reference.RVQ.encode(rvq, mel))
+    assert sum(settled) == 300
