@@ -150,7 +150,7 @@ class CertifiedSearch:
             if len(rows := doubt[rough[doubt]]):
                 self._settle(rows)
         broken = ~(norm < torch.inf)
-        if broken.any():
+        if broken.any():  # or only far beyond float32, before it was projected exactly
             broken[doubt] = ~self.as_array(self.residual[doubt].isfinite().all(1))
             codes[broken] = 0
             doubt = doubt[~_on_host(broken)[doubt]]
@@ -219,6 +219,7 @@ _kept = threading.local()
 
 
 def _on_host(array: Any) -> Any:
+    """An array, or a tensor of any device, as numpy's."""
     return np.asarray(torch.as_tensor(array).cpu())
 
 

@@ -1,6 +1,8 @@
 """Projections that are nearly exact: as near as they say, and the search needs to know it."""
 
+import functools
 import gc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -100,61 +102,63 @@ def towards_another_code(mel: Tensor, rvq: muomni_fast.RVQ, length: Tensor) -> T
     return step * length[:, None]
 
 
-@pytest.mark.parametrize("batch", [1, 50, 800])
-def test_rows_may_be_off_by_all_that_is_said(batch, monkeypatch):
+@pytest.fixture(params=[1, 50, 800], ids=lambda batch: f"batches of {batch}")
+def wrong(request, monkeypatch) -> Callable[..., int]:
+    """Counts near-ties that get other codes than the reference's when `planted` replaces their
+    projection: of rows and quantizer, it gives rows near them, and how near."""
+    rvq, mel = near_ties()
+    expected = reference.RVQ.encode(rvq, mel)
+    rvq.prepare()
+
+    def count(planted: Callable[[Tensor, muomni_fast.RVQ], tuple[Tensor, Tensor]]) -> int:
+        def near(rows: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+            moved, off = planted(rows, rvq)
+            out.copy_(moved)
+            return off
+
+        for where in (torch_row, torch_search):
+            monkeypatch.setattr(where, "near_projection", near)
+        codes = torch.cat([rvq.encode(part) for part in mel.split(request.param)])
+        return int((codes != expected).any(1).sum())
+
+    return count
+
+
+def test_rows_may_be_off_by_all_that_is_said(wrong):
     """Real ones are off far less. With less said, codes would be wrong."""
-    rvq, mel = near_ties()
-    expected = reference.RVQ.encode(rvq, mel)
-    rvq.prepare()
-    said = [1.0]
 
-    def off(rows: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    def moved(rows: Tensor, rvq: muomni_fast.RVQ, said: float = 1.0) -> tuple[Tensor, Tensor]:
         length = 1e-5 * rows.double().norm(dim=1)
-        out.copy_(rows + towards_another_code(rows, rvq, 0.99 * length))
-        return said[0] * length
+        return rows + towards_another_code(rows, rvq, 0.99 * length), said * length
 
-    for where in (torch_row, torch_search):
-        monkeypatch.setattr(where, "near_projection", off)
-
-    def wrong() -> int:
-        codes = torch.cat([rvq.encode(part) for part in mel.split(batch)])
-        return int((codes != expected).any(1).sum())
-
-    assert wrong() == 0
-    said[0] = 0.1
-    assert wrong() > 0
+    assert wrong(moved) == 0
+    assert wrong(functools.partial(moved, said=0.1)) > 0
 
 
-@pytest.mark.parametrize("batch", [1, 50, 800])
-def test_numbers_may_be_rounded_the_other_way(batch, monkeypatch):
-    rvq, mel = near_ties()
-    expected = reference.RVQ.encode(rvq, mel)
-    rvq.prepare()
-
-    def off(rows: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+def test_numbers_may_be_rounded_the_other_way(wrong, monkeypatch):
+    def moved(rows: Tensor, rvq: muomni_fast.RVQ) -> tuple[Tensor, Tensor]:
         far = rows + towards_another_code(rows, rvq, 1e-3 * rows.double().norm(dim=1))
-        out.copy_(torch.nextafter(rows, far.float()))
-        return torch.full((len(rows),), 2.0**-110, dtype=torch.float64)
+        off = torch.full((len(rows),), 2.0**-110, dtype=torch.float64)
+        return torch.nextafter(rows, far.float()), off
 
-    for where in (torch_row, torch_search):
-        monkeypatch.setattr(where, "near_projection", off)
-
-    def wrong() -> int:
-        codes = torch.cat([rvq.encode(part) for part in mel.split(batch)])
-        return int((codes != expected).any(1).sum())
-
-    assert wrong() == 0
+    assert wrong(moved) == 0
     for where in (torch_row, torch_search):
         monkeypatch.setattr(where, "ROUNDED", 0.0)
-    assert wrong() > 0
+    assert wrong(moved) > 0
 
 
-def test_few_rows_are_projected_exactly(monkeypatch):
-    """What makes it fast."""
-    settled, real = [], CertifiedSearch._settle
+@pytest.fixture
+def settled(monkeypatch) -> list[int]:
+    """How many rows are projected exactly, of every time that some are."""
+    counts, real = [], CertifiedSearch._settle
     monkeypatch.setattr(
-        CertifiedSearch, "_settle", lambda search, r: settled.append(len(r)) or real(search, r)
+        CertifiedSearch, "_settle", lambda search, r: counts.append(len(r)) or real(search, r)
     )
+    return counts
+
+
+def test_few_rows_are_projected_exactly(settled):
+    """What makes it fast."""
     rvq, mel = muomni_fast.RVQ().eval().prepare(), torch.randn(4000, 128)
     for rows in (mel, mel + 10, mel * 1e-20):
         settled.clear()
@@ -265,11 +269,7 @@ def test_what_cancels_is_off_by_more_than_its_rounding():
     assert beyond > 50
 
 
-def test_a_row_is_projected_exactly_once(monkeypatch):
-    settled, real = [], CertifiedSearch._settle
-    monkeypatch.setattr(
-        CertifiedSearch, "_settle", lambda search, r: settled.append(len(r)) or real(search, r)
-    )
+def test_a_row_is_projected_exactly_once(settled):
     rvq = muomni_fast.RVQ(6, 16, 8, n_mels=12).eval().requires_grad_(False)
     for codebook in rvq.codebooks:
         codebook.weight[8:] = codebook.weight[:8]  # unmarked, every row is in doubt
