@@ -23,12 +23,16 @@ from .torch_search import CertifiedSearch
 __all__ = ["code_sums", "decode", "encode", "matmul_precision"]
 
 ROWS_IN_FLOAT64 = 1 << 12  # of a float64 quantizer, at once
+# From so many rows on, projecting all in float32, and those in doubt again, is faster than
+# projecting all in float64.
+ROWS_FOR_COARSE = 1 << 11
 
 
 class _Float64Search:
     """`CertifiedSearch` of a float64 quantizer: every distance is measured."""
 
     as_array = staticmethod(Tensor.detach)
+    coarse = False
 
     def __init__(self, codebooks: Sequence[Tensor], rows: int) -> None:
         self.codebooks = codebooks
@@ -60,10 +64,12 @@ def encode(
     *,
     exact: bool = True,
     with_sums: bool = False,
+    coarse: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Codes of frames: arguments and results of `kernels.rvq.encode.rvq_encode`, float64 besides.
 
-    `exact` changes nothing: here a lowest score costs less to certify than to find otherwise.
+    `exact` changes nothing: here a lowest score costs less to certify than to find otherwise. Nor
+    does `coarse` but the time: whether many rows may be projected in float32 first.
     """
     if mel.is_cuda:
         refuse_in_capture(mel.device, "rvq_encode: its torch path waits for the GPU at every block")
@@ -83,8 +89,10 @@ def encode(
     if codebooks[0].dtype == torch.float64:
         search = _Float64Search(codebooks, len(mel))
     else:
-        search = CertifiedSearch(codebooks, table, len(mel), precision)
-    found = search.as_array(codes)
+        coarse &= precision == "ieee" and weight is not None and not with_sums
+        coarse &= len(mel) >= ROWS_FOR_COARSE
+        search = CertifiedSearch(codebooks, table, len(mel), precision, coarse)
+    found, left = search.as_array(codes), []
     for start in range(0, len(mel), search.block):
         rows = mel[start : start + search.block]
         search.start(rows, weight, bias)
@@ -97,7 +105,12 @@ def encode(
                 search.subtract(index, q)
             if sums is not None:
                 sums[q] += search.residual.square().sum()
+        if search.coarse:
+            left.append(torch.as_tensor(search.open).nonzero()[:, 0] + start)
     search.finish()
+    if left and len(again := torch.cat(left)):
+        parts = codebooks, table, weight, bias, nonfinite
+        codes[again], _ = encode(mel[again], *parts, coarse=False)
     return codes, None if sums is None else sums.to(codebooks[0].dtype)
 
 

@@ -7,14 +7,20 @@ numbers may be off by a rounding or two mostly have the same codes. If a row is 
 
     E_k = beta (||x|| radius_k + size_k) + off radius_k,
 
-as if the row were longer by off / beta. So the search takes it for that long, and only rows that
-are in doubt even so are projected exactly, before they are measured.
+as if the row were longer by off / beta. So the search takes it for that long. Rows in doubt even so
+are measured as they are; only where another codeword is nearly as near, to within twice `off`, is
+the row projected exactly, and measured again.
+
+Of many rows even float32 sums do: `off` is a hundred times as much then, for one row in forty too
+much, and those go through a search of their own.
 """
+
+import functools
 
 import torch
 from torch import Tensor
 
-from ..kernels.rvq.certificate import MARGIN
+from ..kernels.rvq.certificate import FLUSH, MARGIN
 from ..reference.rvq.projection import ROWS
 
 LEAST_OFF = 2.0**-110  # what underflow can lose
@@ -23,28 +29,33 @@ LEAST_OFF = 2.0**-110  # what underflow can lose
 ROUNDED = 2.0**-22
 
 
-def near_projection(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    """Write weight . frame + bias to `out`, summed in float64 and rounded.
+def near_projection(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Write weight . frame + bias to `out`.
 
     Args:
         rows: (n, n_mels) float32 or half precision.
         weight: (D, n_mels) float32.
         bias: (D,) float32, or None.
         out: (n, D) float32.
+        dtype: of the sums, torch.float32 only where products are not rounded further.
 
     Returns:
         (n,) float64, positive: with ROUNDED times its length, how far each row of `out` may be from
         what `project` gives; NaN or infinite where it tells nothing.
     """
-    norm, columns = torch.linalg.vector_norm, weight.double().t()
-    shift = None if bias is None else bias.double()
-    error = MARGIN * (weight.shape[1] + 2) * 2.0**-53
-    longest, least = error * float(norm(columns)), LEAST_OFF
-    if shift is not None:
-        least += error * float(norm(shift))
-    off = []
+    dim, terms = weight.shape
+    columns, shift = weight.to(dtype).t(), None if bias is None else bias.to(dtype)
     for start in range(0, len(rows), ROWS):
-        frames, into = rows[start : start + ROWS].double(), out[start : start + ROWS]
+        frames, into = rows[start : start + ROWS].to(dtype), out[start : start + ROWS]
         into.copy_(frames @ columns if shift is None else torch.addmm(shift, frames, columns))
-        off.append(norm(frames, dim=1))
-    return (off[0] if len(off) == 1 else torch.cat(off)).mul_(longest).add_(least)
+    # In any order of summation; Cauchy-Schwarz on each sum, then on all of a frame.
+    error = MARGIN * (terms + 2) * torch.finfo(dtype).eps / 2
+    lost = FLUSH * terms * dim**0.5  # by tiny numbers of a row, or of the weights, or in its sums
+    norm = functools.partial(torch.linalg.vector_norm, dtype=torch.float64)
+    length = float(norm(weight))
+    least = LEAST_OFF + lost * (3 + length)
+    if bias is not None:
+        least += error * float(norm(bias))
+    return norm(rows, dim=1).mul_(error * length + lost).add_(least)

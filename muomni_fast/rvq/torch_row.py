@@ -68,7 +68,7 @@ def certain_codes(
         if weight is None:
             space.row.copy_(row)
         else:
-            off = float(near_projection(row, weight, bias, space.row))
+            off = float(near_projection(row, weight, bias, space.row, torch.float64))
         return _search(off, codebooks, views_of(table, dim, Tensor.numpy), precision, space)
     finally:
         if size <= KEPT_NUMBERS:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels.rvq.certificate import FLUSH, proof
@@ -46,15 +47,22 @@ class CertifiedSearch:
         table: (Q, 2, K, W), what `search_table` gives, or None.
         rows: of the whole batch.
         precision: of float32 products: "ieee", "tf32" or "bf16".
+        coarse: whether rows are projected in float32, those in doubt being left `open`.
 
     Attributes:
         block: most rows at once.
         residual: (n, D), what is left of the rows that are searched for, or near it.
         off: (n,) float64, how far from it; None where no row is.
+        open: (n,) bool, rows whose codes are not known, if coarse.
     """
 
     def __init__(
-        self, codebooks: Sequence[Tensor], table: Tensor | None, rows: int, precision: str
+        self,
+        codebooks: Sequence[Tensor],
+        table: Tensor | None,
+        rows: int,
+        precision: str,
+        coarse: bool = False,
     ) -> None:
         size, dim = codebooks[0].shape
         device, threads = codebooks[0].device, torch.get_num_threads()
@@ -70,6 +78,7 @@ class CertifiedSearch:
             views = TableViews(made.transpose(1, 2), dim, as_array)
         self.block = max(1, min(rows, BLOCK_NUMBERS * threads // (size + 2 * dim)))
         self.dim, self.codebooks, self.views, self.as_array = dim, codebooks, views, as_array
+        self.coarse = coarse
         self.beta, self.twice, self.ties = proof(dim, precision)
         if views is None:  # scores are taken of the codewords, whose norms then are float32's
             self.beta, self.twice = 2 * self.beta, 2 * self.twice
@@ -100,14 +109,17 @@ class CertifiedSearch:
             self.residual.copy_(rows)
         else:
             self.frames, self.weight, self.bias = rows, weight, bias
-            self.off = self.as_array(near_projection(rows, weight, bias, self.residual))
+            dtype = torch.float32 if self.coarse else torch.float64
+            self.off = self.as_array(near_projection(rows, weight, bias, self.residual, dtype))
             self.settled = np.zeros(n, bool)
+            self.finite = self.off < torch.inf
+            self.open = self.off < 0
 
     def _settle(self, rows: Any) -> None:
         """Leave in `residual` exactly what is left of some of its rows, once of each."""
         self.settled[rows] = True
         index = torch.from_numpy(rows)
-        exact = project(self.frames[index], self.weight, self.bias)
+        exact = project(self.frames.index_select(0, index), self.weight, self.bias)
         for codebook, codes in zip(self.codebooks, self.codes, strict=False):
             exact -= codebook[codes[index]]
         self.residual[index] = exact
@@ -143,10 +155,21 @@ class CertifiedSearch:
         certain = (second > limit) & bounded
         if certain.all():
             return codes, None
+        if self.coarse:
+            self.open |= self.finite & ~certain
+            codes[~self.finite] = 0
+            return codes, ~self.finite
         scores[places] = lowest
+        return codes, self._decide(q, codes, certain, limit, bounded, norm)
+
+    def _decide(self, q: int, codes: Any, certain: Any, limit: Any, bounded: Any, norm: Any) -> Any:
+        """Write the codes of rows that are not certain; which rows hold a NaN or an infinity."""
         doubt = np.flatnonzero(~_on_host(certain))
+        on_cpu = self.codebooks[q].device.type == "cpu"
         if self.off is not None:
-            rough = (_on_host(self.off) < np.inf) & ~self.settled
+            rough = _on_host(self.finite) & ~self.settled
+            if on_cpu:  # most are near enough to be measured as they are
+                rough &= ~_on_host(bounded)
             if len(rows := doubt[rough[doubt]]):
                 self._settle(rows)
         broken = ~(norm < torch.inf)
@@ -154,14 +177,26 @@ class CertifiedSearch:
             broken[doubt] = ~self.as_array(self.residual[doubt].isfinite().all(1))
             codes[broken] = 0
             doubt = doubt[~_on_host(broken)[doubt]]
-        if self.codebooks[q].device.type == "cpu":
+        if on_cpu:
             near = self.lower.numpy()[doubt] <= np.asarray(limit)[doubt, None]
             near &= np.asarray(bounded)[doubt, None]
-            x, codebook = self.residual.numpy(), self.codebooks[q].numpy()
-            codes[doubt] = self.as_array(torch.from_numpy(nearest_of(x[doubt], codebook, near)))
+            codes[doubt] = self.as_array(torch.from_numpy(self._measured(doubt, near, q)))
         else:
             codes[doubt] = nearest_code(self.residual[doubt], self.codebooks[q])
-        return codes, broken
+        return broken
+
+    def _measured(self, doubt: Any, near: Any, q: int) -> NDArray[np.int64]:
+        """Exact codes of rows in doubt that have `near` for candidates; on a CPU."""
+        x, codebook = self.residual.numpy(), self.codebooks[q].numpy()
+        off = np.zeros(len(doubt))
+        if self.off is not None:
+            off = np.where(self.settled[doubt], 0, np.asarray(self.off)[doubt])
+        codes, left = nearest_of(x[doubt], codebook, near, off)
+        if left.any():
+            self._settle(doubt[left])
+            off[left] = 0
+            codes[left], _ = nearest_of(x[doubt[left]], codebook, near[left], off[left])
+        return codes
 
     def _plain_scores(self, norm: Any, q: int) -> tuple[Any, Any, float, float]:
         """Write every score - E to `lower`, without a table; radius and size of every code, the
@@ -223,24 +258,29 @@ def _on_host(array: Any) -> Any:
     return np.asarray(torch.as_tensor(array).cpu())
 
 
-def nearest_of(rows: Any, codebook: Any, near: Any) -> Any:
+def nearest_of(
+    rows: Any, codebook: Any, near: Any, off: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Exact codes of rows in doubt, in numpy's arrays.
 
     Args:
         rows: (n, D) float32.
         codebook: (K, D) float32.
         near: (n, K) bool, their candidates; none where there is no telling.
+        off: (n,) how far each may be from the row whose code is asked for.
 
     Returns:
-        (n,) int64.
+        (n,) int64; and (n,) bool, which are off by too much to tell.
     """
     dim, size = rows.shape[1], len(codebook)
-    codes = np.empty(len(rows), np.int64)
+    codes = np.zeros(len(rows), np.int64)
     row, code = near.nonzero()
     count = np.bincount(row, minlength=len(rows))
     many = (count == 0) | (count > MOST_CANDIDATES * size)
+    left = many & (off > 0)
     if many.any():
-        codes[many] = nearest_code(torch.from_numpy(rows[many]), torch.from_numpy(codebook))
+        whole = many & ~left
+        codes[whole] = nearest_code(torch.from_numpy(rows[whole]), torch.from_numpy(codebook))
         few = ~many[row]
         row, code = row[few], code[few]
     distance = np.empty(len(row))
@@ -253,4 +293,7 @@ def nearest_of(rows: Any, codebook: Any, near: Any) -> Any:
     np.minimum.at(least, row, distance)
     tied = distance <= least[row] * (1 + (dim + 2) * 2.0**-52)
     codes[row[tied][::-1]] = code[tied][::-1]  # the last that is written is the lowest
-    return codes
+    # A row that is off by so much may be nearer to a codeword, or farther from it, by as much.
+    reach = (np.sqrt(least) + 2 * off) ** 2 * (1 + (dim + 4) * 2.0**-50)
+    left |= (off > 0) & (np.bincount(row, distance <= reach[row], len(rows)) > 1)
+    return codes, left

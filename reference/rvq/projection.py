@@ -84,6 +84,7 @@ def _step(x: Tensor) -> Tensor:
     return lowest.masked_fill_(x == 0, torch.inf).amin(1, keepdim=True)
 
 
+@np.errstate(over="ignore")
 def _rounded(terms: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float32]:
     """Exact sums rounded to float32: (n, m), more than their absolute values together (n,) -> (n,).
 
@@ -103,7 +104,8 @@ def rounded_sum(terms: list[float]) -> float:
     total = math.fsum(terms)
     nearest = np.float32(total)
     other = np.nextafter(nearest, np.float32(math.copysign(math.inf, total - float(nearest))))
-    low, high = sorted((float(nearest), float(other)))
+    # Beyond the largest float32 the next would be 2^128, which is infinity.
+    low, high = sorted(max(-(2.0**128), min(float(x), 2.0**128)) for x in (nearest, other))
     if total - low == high - total:
         # In the middle, after a rounding of its own: what that left decides.
         left = math.fsum([*terms, -total])

@@ -14,7 +14,7 @@ import muomni_fast
 from muomni_fast import reference
 from muomni_fast.kernels.rvq.table import search_table
 from muomni_fast.reference.rvq.projection import project
-from muomni_fast.rvq import table_views, torch_row, torch_search
+from muomni_fast.rvq import table_views, torch_backend, torch_row, torch_search
 from muomni_fast.rvq.table_views import views_of
 from muomni_fast.rvq.torch_projection import ROUNDED, near_projection
 from muomni_fast.rvq.torch_search import CertifiedSearch
@@ -27,6 +27,7 @@ def in_the_middle(rows: int) -> tuple[Tensor, Tensor]:
     return mel, torch.randint(-1, 2, (9, 4)).float()
 
 
+DTYPES = torch.float32, torch.float64
 DATA = {
     "random": lambda: (torch.randn(600, 70), torch.randn(9, 70)),
     "cancelling": lambda: (torch.ones(20, 70), torch.randn(9, 35).repeat_interleave(2, 1) * 1e6),
@@ -38,35 +39,41 @@ DATA = {
 }
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("name", DATA)
-def test_rows_are_as_near_as_is_said(name, biased):
+def test_rows_are_as_near_as_is_said(name, biased, dtype):
     mel, weight = DATA[name]()
     weight[:, 1::2] *= -1
     bias = weight[:, 0] * 3 if biased else None
     near = torch.empty(len(mel), 9)
-    off = near_projection(mel, weight, bias, near)
+    off = near_projection(mel, weight, bias, near, dtype)
     exact = project(mel, weight, bias)
     assert (off > 0).all()
     apart = (near.double() - exact.double()).norm(dim=1)
     assert (apart <= off + ROUNDED * near.double().norm(dim=1)).all()
 
 
-def test_what_is_not_finite_is_seen():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_is_seen(dtype):
     mel, near = torch.randn(6, 12), torch.empty(6, 5)
     mel[0, 1], mel[2, 0], mel[4] = torch.nan, torch.inf, 3e38
-    off = near_projection(mel, 1e3 * torch.randn(5, 12), None, near)
+    off = near_projection(mel, 1e3 * torch.randn(5, 12), None, near, dtype)
     told = near.isfinite().all(1) & off.isfinite()
     assert told.tolist() == [False, True, False, True, False, True]
 
 
 @pytest.mark.parametrize("rows", [1, 40])
 def test_rows_that_tell_nothing_are_projected_exactly(rows):
-    """Whose float32 sums overflow on the way, or whose projection does; and NaN."""
+    """Whose float32 sums overflow on the way, or whose projection does; NaN; and one whose float64
+    sum rounds to infinity, while the exact one is a little less."""
     mel = torch.tensor([[3e38, 3e38, 1, 0.5], [3e38, -3e38, 0, 0], [torch.nan, 0, 0, 0]])
+    most = torch.finfo(torch.float32).max
+    mel = torch.cat([mel, torch.tensor([[most / 2, 0, 2.0**103, 2.0**40]])])
     fast = muomni_fast.RVQ(2, 4, 2, n_mels=4).eval()
     with torch.no_grad():
-        fast.proj_in.weight.copy_(torch.tensor([[2.0, -2, 1, 0], [-2, 2, 0, 1]]))
+        fast.proj_in.weight.copy_(torch.tensor([[2.0, -2, 1, -1], [-2, 2, 0, 1]]))
+        fast.codebooks[0].weight[3] = torch.tensor([3e38, -3e38])
     expected = reference.RVQ.encode(fast, mel)
     mel = mel.repeat_interleave(rows, 0)
     for _ in range(2):
@@ -102,23 +109,28 @@ def towards_another_code(mel: Tensor, rvq: muomni_fast.RVQ, length: Tensor) -> T
     return step * length[:, None]
 
 
-@pytest.fixture(params=[1, 50, 800], ids=lambda batch: f"batches of {batch}")
+@pytest.fixture(params=[1, 50, 800, "coarse", "all codes"])
 def wrong(request, monkeypatch) -> Callable[..., int]:
     """Counts near-ties that get other codes than the reference's when `planted` replaces their
     projection: of rows and quantizer, it gives rows near them, and how near."""
     rvq, mel = near_ties()
     expected = reference.RVQ.encode(rvq, mel)
     rvq.prepare()
+    batch = request.param if isinstance(request.param, int) else len(mel)
+    if request.param == "coarse":
+        monkeypatch.setattr(torch_backend, "ROWS_FOR_COARSE", batch)
+    if request.param == "all codes":
+        monkeypatch.setattr(torch_search, "MOST_CANDIDATES", 0)
 
     def count(planted: Callable[[Tensor, muomni_fast.RVQ], tuple[Tensor, Tensor]]) -> int:
-        def near(rows: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+        def near(rows: Tensor, _: Tensor, bias: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
             moved, off = planted(rows, rvq)
             out.copy_(moved)
             return off
 
         for where in (torch_row, torch_search):
             monkeypatch.setattr(where, "near_projection", near)
-        codes = torch.cat([rvq.encode(part) for part in mel.split(request.param)])
+        codes = torch.cat([rvq.encode(part) for part in mel.split(batch)])
         return int((codes != expected).any(1).sum())
 
     return count
@@ -157,13 +169,39 @@ def settled(monkeypatch) -> list[int]:
     return counts
 
 
-def test_few_rows_are_projected_exactly(settled):
-    """What makes it fast."""
+@pytest.mark.parametrize("rows", [1000, 4000])
+def test_few_rows_are_projected_exactly(settled, rows):
+    """What makes it fast: less than one in a thousand."""
     rvq, mel = muomni_fast.RVQ().eval().prepare(), torch.randn(4000, 128)
-    for rows in (mel, mel + 10, mel * 1e-20):
+    for kind in (mel, mel + 10, mel * 1e-20):
         settled.clear()
-        assert torch.equal(rvq.encode(rows), reference.RVQ.encode(rvq, rows))
-        assert sum(settled) < 80  # 2 %
+        codes = torch.cat([rvq.encode(part) for part in kind.split(rows)])
+        assert torch.equal(codes, reference.RVQ.encode(rvq, kind))
+        assert sum(settled) < 4
+
+
+@pytest.mark.parametrize("dim", [64, 1])
+@pytest.mark.parametrize("in_torch", [False, True])
+def test_what_is_not_finite_among_many_rows(in_torch, dim, monkeypatch):
+    """Counted once each; and finite rows whose sums overflow."""
+    if in_torch:
+        monkeypatch.setattr(torch_search, "THREADS_FOR_TORCH", 1)
+    rvq = muomni_fast.RVQ(codebook_dim=dim).eval().requires_grad_(False)
+    mel = torch.randn(3000, 128)
+    mel[5], mel[70, 3], mel[71, 0], mel[2999] = torch.nan, torch.inf, torch.nan, -torch.inf
+    mel[::50] *= 1e38
+    rvq.proj_in.weight.mul_(8)
+    codebooks, found = [*rvq.stacked_codebooks()], {}
+    for rows in (100, 3000):
+        count = torch.zeros((), dtype=torch.int64)
+        parts = [
+            torch_backend.encode(part, codebooks, None, rvq.proj_in.weight, None, count)[0]
+            for part in mel.split(rows)
+        ]
+        found[rows] = torch.cat(parts), int(count)
+    assert torch.equal(found[100][0], reference.RVQ.encode(rvq, mel))
+    assert torch.equal(found[100][0], found[3000][0])
+    assert 4 <= found[100][1] == found[3000][1]
 
 
 def test_views_are_kept_as_long_as_their_table():
@@ -249,7 +287,8 @@ def test_codewords_whose_scale_is_flushed_to_zero(prepared, rows):
     assert torch.equal(codes, expected)
 
 
-def test_what_cancels_is_off_by_more_than_its_rounding():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_cancels_is_off_by_more_than_its_rounding(dtype):
     """Of terms of 1e5, sums of 1e-9: float64 has lost more than float32 rounds."""
     frame, weight, bias = 1e5 * torch.randn(512), torch.randn(16, 512), torch.randn(16)
     total = weight.double() @ frame.double() + bias.double()
@@ -261,7 +300,7 @@ def test_what_cancels_is_off_by_more_than_its_rounding():
     for _ in range(100):
         order, near = torch.randperm(len(frame)), torch.empty(1, 16)
         mel, columns = frame[order][None], weight[:, order]
-        off = near_projection(mel, columns, bias, near)
+        off = near_projection(mel, columns, bias, near, dtype)
         apart = (near.double() - project(mel, columns, bias).double()).norm()
         rounding = ROUNDED * near.double().norm()
         assert apart <= off + rounding
