@@ -33,11 +33,12 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy does not follow the mapping of folders to packages: it reads an installed copy.
+# mypy does not follow the mapping of folders to packages: it reads an installed copy. What it knows
+# of other packages, most of its time, stays in build/mypy.
 types: $(VENV)/dev
 	rm -rf build/types build/lib
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target build/types .
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p muomni_fast
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy -p muomni_fast
 
 tests: $(VENV)/dev
 	$(PYTEST) --durations=15

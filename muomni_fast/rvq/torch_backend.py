@@ -32,7 +32,6 @@ class _Float64Search:
     """`CertifiedSearch` of a float64 quantizer: every distance is measured."""
 
     as_array = staticmethod(Tensor.detach)
-    coarse = False
 
     def __init__(self, codebooks: Sequence[Tensor], rows: int) -> None:
         self.codebooks = codebooks
@@ -105,7 +104,7 @@ def encode(
                 search.subtract(index, q)
             if sums is not None:
                 sums[q] += search.residual.square().sum()
-        if search.coarse:
+        if isinstance(search, CertifiedSearch) and search.coarse:
             left.append(torch.as_tensor(search.open).nonzero()[:, 0] + start)
     search.finish()
     if left and len(again := torch.cat(left)):

@@ -54,7 +54,7 @@ def near_projection(
     error = MARGIN * (terms + 2) * torch.finfo(dtype).eps / 2
     lost = FLUSH * terms * dim**0.5  # by tiny numbers of a row, or of the weights, or in its sums
     norm = functools.partial(torch.linalg.vector_norm, dtype=torch.float64)
-    length = float(norm(weight))
+    length = float(norm(columns))
     least = LEAST_OFF + lost * (3 + length)
     if bias is not None:
         least += error * float(norm(bias))
