@@ -26,12 +26,15 @@ ROWS_IN_FLOAT64 = 1 << 12  # of a float64 quantizer, at once
 # From so many rows on, projecting all in float32, and those in doubt again, is faster than
 # projecting all in float64.
 ROWS_FOR_COARSE = 1 << 11
+MOST_UNDECIDED = 1 / 4  # of a block's rows; after more the next block is projected in float64
 
 
 class _Float64Search:
     """`CertifiedSearch` of a float64 quantizer: every distance is measured."""
 
     as_array = staticmethod(Tensor.detach)
+    coarse = False
+    undecided: Any = None
 
     def __init__(self, codebooks: Sequence[Tensor], rows: int) -> None:
         self.codebooks = codebooks
@@ -63,12 +66,10 @@ def encode(
     *,
     exact: bool = True,
     with_sums: bool = False,
-    coarse: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Codes of frames: arguments and results of `kernels.rvq.encode.rvq_encode`, float64 besides.
 
-    `exact` changes nothing: here a lowest score costs less to certify than to find otherwise. Nor
-    does `coarse` but the time: whether many rows may be projected in float32 first.
+    `exact` changes nothing: here a lowest score costs less to certify than to find otherwise.
     """
     if mel.is_cuda:
         refuse_in_capture(mel.device, "rvq_encode: its torch path waits for the GPU at every block")
@@ -88,28 +89,34 @@ def encode(
     if codebooks[0].dtype == torch.float64:
         search = _Float64Search(codebooks, len(mel))
     else:
-        coarse &= precision == "ieee" and weight is not None and not with_sums
-        coarse &= len(mel) >= ROWS_FOR_COARSE
-        search = CertifiedSearch(codebooks, table, len(mel), precision, coarse)
-    found, left = search.as_array(codes), []
-    for start in range(0, len(mel), search.block):
-        rows = mel[start : start + search.block]
-        search.start(rows, weight, bias)
-        for q in range(n_codebooks):
-            index, broken = search.nearest(q)
-            if q == 0 and broken is not None and (count := int(broken.sum())):
-                nonfinite += count
-            found[start : start + search.block, q] = index
-            if with_sums or q + 1 < n_codebooks:
-                search.subtract(index, q)
-            if sums is not None:
-                sums[q] += search.residual.square().sum()
-        if isinstance(search, CertifiedSearch) and search.coarse:
-            left.append(torch.as_tensor(search.open).nonzero()[:, 0] + start)
+        search = CertifiedSearch(codebooks, table, len(mel), precision)
+        many = weight is not None and len(mel) >= ROWS_FOR_COARSE
+        search.coarse = many and precision == "ieee" and not with_sums
+    frames, into, again = mel, codes, None
+    while True:
+        found, undecided = search.as_array(into), []
+        for start in range(0, len(frames), search.block):
+            rows = frames[start : start + search.block]
+            search.start(rows, weight, bias)
+            for q in range(n_codebooks):
+                index, broken = search.nearest(q)
+                if q == 0 and broken is not None and (count := int(broken.sum())):
+                    nonfinite += count
+                found[start : start + search.block, q] = index
+                if with_sums or q + 1 < n_codebooks:
+                    search.subtract(index, q)
+                if sums is not None:
+                    sums[q] += search.residual.square().sum()
+            if search.coarse:
+                undecided.append(torch.as_tensor(search.undecided).nonzero()[:, 0] + start)
+                search.coarse = len(undecided[-1]) < MOST_UNDECIDED * len(rows)
+        if again is not None:
+            codes[again] = into
+        if not undecided:
+            break
+        again = torch.cat(undecided)
+        frames, into, search.coarse = mel[again], codes[again], False
     search.finish()
-    if left and len(again := torch.cat(left)):
-        parts = codebooks, table, weight, bias, nonfinite
-        codes[again], _ = encode(mel[again], *parts, coarse=False)
     return codes, None if sums is None else sums.to(codebooks[0].dtype)
 
 

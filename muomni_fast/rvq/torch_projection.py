@@ -11,8 +11,8 @@ as if the row were longer by off / beta. So the search takes it for that long. R
 are measured as they are; only where another codeword is nearly as near, to within twice `off`, is
 the row projected exactly, and measured again.
 
-Of many rows even float32 sums do: `off` is a hundred times as much then, for one row in forty too
-much, and those go through a search of their own.
+Many rows are projected in float32 first. `off` is far larger then, and about one row in forty stays
+in doubt; those are searched for again, projected in float64.
 """
 
 import functools
@@ -39,7 +39,7 @@ def near_projection(
         weight: (D, n_mels) float32.
         bias: (D,) float32, or None.
         out: (n, D) float32.
-        dtype: of the sums, torch.float32 only where products are not rounded further.
+        dtype: of the sums, torch.float32 only where the precision of products is "ieee".
 
     Returns:
         (n,) float64, positive: with ROUNDED times its length, how far each row of `out` may be from
@@ -52,7 +52,9 @@ def near_projection(
         into.copy_(frames @ columns if shift is None else torch.addmm(shift, frames, columns))
     # In any order of summation; Cauchy-Schwarz on each sum, then on all of a frame.
     error = MARGIN * (terms + 2) * torch.finfo(dtype).eps / 2
-    lost = FLUSH * terms * dim**0.5  # by tiny numbers of a row, or of the weights, or in its sums
+    # What flushing loses: of a row's numbers and of the weights', times the others; of products,
+    # sums and the bias, by themselves.
+    lost = FLUSH * terms * dim**0.5
     norm = functools.partial(torch.linalg.vector_norm, dtype=torch.float64)
     length = float(norm(columns))
     least = LEAST_OFF + lost * (3 + length)

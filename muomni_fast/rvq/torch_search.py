@@ -47,22 +47,20 @@ class CertifiedSearch:
         table: (Q, 2, K, W), what `search_table` gives, or None.
         rows: of the whole batch.
         precision: of float32 products: "ieee", "tf32" or "bf16".
-        coarse: whether rows are projected in float32, those in doubt being left `open`.
 
     Attributes:
         block: most rows at once.
+        coarse: whether rows are projected in float32, and left undecided where that is not enough;
+            may be set before rows are taken, where precision is "ieee".
         residual: (n, D), what is left of the rows that are searched for, or near it.
         off: (n,) float64, how far from it; None where no row is.
-        open: (n,) bool, rows whose codes are not known, if coarse.
+        finite: (n,) bool, frames without a NaN or an infinity, where rows are projected; so too
+            settled: rows that have been projected exactly,
+            undecided: rows whose codes a coarse search does not tell.
     """
 
     def __init__(
-        self,
-        codebooks: Sequence[Tensor],
-        table: Tensor | None,
-        rows: int,
-        precision: str,
-        coarse: bool = False,
+        self, codebooks: Sequence[Tensor], table: Tensor | None, rows: int, precision: str
     ) -> None:
         size, dim = codebooks[0].shape
         device, threads = codebooks[0].device, torch.get_num_threads()
@@ -78,7 +76,7 @@ class CertifiedSearch:
             views = TableViews(made.transpose(1, 2), dim, as_array)
         self.block = max(1, min(rows, BLOCK_NUMBERS * threads // (size + 2 * dim)))
         self.dim, self.codebooks, self.views, self.as_array = dim, codebooks, views, as_array
-        self.coarse = coarse
+        self.coarse = False
         self.beta, self.twice, self.ties = proof(dim, precision)
         if views is None:  # scores are taken of the codewords, whose norms then are float32's
             self.beta, self.twice = 2 * self.beta, 2 * self.twice
@@ -113,12 +111,12 @@ class CertifiedSearch:
             self.off = self.as_array(near_projection(rows, weight, bias, self.residual, dtype))
             self.settled = np.zeros(n, bool)
             self.finite = self.off < torch.inf
-            self.open = self.off < 0
+            self.undecided = self.finite & False
 
     def _settle(self, rows: Any) -> None:
         """Leave in `residual` exactly what is left of some of its rows, once of each."""
         self.settled[rows] = True
-        index = torch.from_numpy(rows)
+        index = torch.from_numpy(rows).to(self.residual.device)
         exact = project(self.frames.index_select(0, index), self.weight, self.bias)
         for codebook, codes in zip(self.codebooks, self.codes, strict=False):
             exact -= codebook[codes[index]]
@@ -156,19 +154,19 @@ class CertifiedSearch:
         if certain.all():
             return codes, None
         if self.coarse:
-            self.open |= self.finite & ~certain
+            self.undecided |= self.finite & ~certain
             codes[~self.finite] = 0
             return codes, ~self.finite
         scores[places] = lowest
         return codes, self._decide(q, codes, certain, limit, bounded, norm)
 
     def _decide(self, q: int, codes: Any, certain: Any, limit: Any, bounded: Any, norm: Any) -> Any:
-        """Write the codes of rows that are not certain; which rows hold a NaN or an infinity."""
+        """Write the codes of rows that are not certain; returns which hold a NaN or an infinity."""
         doubt = np.flatnonzero(~_on_host(certain))
         on_cpu = self.codebooks[q].device.type == "cpu"
         if self.off is not None:
             rough = _on_host(self.finite) & ~self.settled
-            if on_cpu:  # most are near enough to be measured as they are
+            if on_cpu:  # others have candidates, and are measured as they are first
                 rough &= ~_on_host(bounded)
             if len(rows := doubt[rough[doubt]]):
                 self._settle(rows)
@@ -191,11 +189,11 @@ class CertifiedSearch:
         off = np.zeros(len(doubt))
         if self.off is not None:
             off = np.where(self.settled[doubt], 0, np.asarray(self.off)[doubt])
-        codes, left = nearest_of(x[doubt], codebook, near, off)
-        if left.any():
-            self._settle(doubt[left])
-            off[left] = 0
-            codes[left], _ = nearest_of(x[doubt[left]], codebook, near[left], off[left])
+        codes, undecided = nearest_of(x[doubt], codebook, near, off)
+        if undecided.any():
+            rows, near = doubt[undecided], near[undecided]  # candidates of the exact row too
+            self._settle(rows)
+            codes[undecided], _ = nearest_of(x[rows], codebook, near, np.zeros(len(rows)))
         return codes
 
     def _plain_scores(self, norm: Any, q: int) -> tuple[Any, Any, float, float]:
@@ -267,19 +265,21 @@ def nearest_of(
         rows: (n, D) float32.
         codebook: (K, D) float32.
         near: (n, K) bool, their candidates; none where there is no telling.
-        off: (n,) how far each may be from the row whose code is asked for.
+        off: (n,) float64, how far each may be from the row whose code is asked for; zero where it
+            is that row.
 
     Returns:
-        (n,) int64; and (n,) bool, which are off by too much to tell.
+        (n,) int64; and (n,) bool, rows that are off where that can matter, or that have no or too
+        many candidates: what is returned for those tells nothing.
     """
     dim, size = rows.shape[1], len(codebook)
     codes = np.zeros(len(rows), np.int64)
     row, code = near.nonzero()
     count = np.bincount(row, minlength=len(rows))
     many = (count == 0) | (count > MOST_CANDIDATES * size)
-    left = many & (off > 0)
+    undecided = many & (off > 0)
     if many.any():
-        whole = many & ~left
+        whole = many & ~undecided
         codes[whole] = nearest_code(torch.from_numpy(rows[whole]), torch.from_numpy(codebook))
         few = ~many[row]
         row, code = row[few], code[few]
@@ -295,5 +295,5 @@ def nearest_of(
     codes[row[tied][::-1]] = code[tied][::-1]  # the last that is written is the lowest
     # A row that is off by so much may be nearer to a codeword, or farther from it, by as much.
     reach = (np.sqrt(least) + 2 * off) ** 2 * (1 + (dim + 4) * 2.0**-50)
-    left |= (off > 0) & (np.bincount(row, distance <= reach[row], len(rows)) > 1)
-    return codes, left
+    undecided |= (off > 0) & (np.bincount(row, distance <= reach[row], len(rows)) > 1)
+    return codes, undecided

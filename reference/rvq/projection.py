@@ -102,7 +102,8 @@ def _rounded(terms: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[
 def rounded_sum(terms: list[float]) -> float:
     """The float32 nearest to the exact sum of float64 numbers, an even one of two."""
     total = math.fsum(terms)
-    nearest = np.float32(total)
+    with np.errstate(over="ignore"):
+        nearest = np.float32(total)
     other = np.nextafter(nearest, np.float32(math.copysign(math.inf, total - float(nearest))))
     # Beyond the largest float32 the next would be 2^128, which is infinity.
     low, high = sorted(max(-(2.0**128), min(float(x), 2.0**128)) for x in (nearest, other))
@@ -110,5 +111,6 @@ def rounded_sum(terms: list[float]) -> float:
         # In the middle, after a rounding of its own: what that left decides.
         left = math.fsum([*terms, -total])
         if left:
-            return high if left > 0 else low
+            found = high if left > 0 else low
+            return found if abs(found) < 2.0**128 else math.copysign(math.inf, found)
     return float(nearest)

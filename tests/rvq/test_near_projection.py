@@ -180,6 +180,36 @@ def test_few_rows_are_projected_exactly(settled, rows):
         assert sum(settled) < 4
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+def test_many_rows_are_searched_in_buffers_that_stay(prepared, monkeypatch):
+    """Also those that are searched for again, of which there may be few."""
+    made, real = [], torch_search._Workspace
+    monkeypatch.setattr(torch_search, "_Workspace", lambda *args: made.append(args) or real(*args))
+    rvq = muomni_fast.RVQ().eval()
+    if prepared:
+        rvq.prepare()
+    for _ in range(3):
+        rvq.encode(torch.randn(4000, 128))
+    assert len(made) <= 1
+
+
+def test_rows_that_mostly_stay_undecided_are_projected_in_float64(monkeypatch):
+    """From the second block on: then nearly all would be searched for twice."""
+    coarse, real = [], CertifiedSearch.start
+    monkeypatch.setattr(
+        CertifiedSearch,
+        "start",
+        lambda search, *a: coarse.append(search.coarse) or real(search, *a),
+    )
+    rvq, mel = muomni_fast.RVQ(2, 128, 64).eval().requires_grad_(False), torch.randn(8192, 128)
+    assert torch.equal(rvq.encode(mel), reference.RVQ.encode(rvq, mel))
+    assert coarse[:-1] == [True] * (len(coarse) - 1) and not coarse[-1]
+    coarse.clear()
+    rvq.codebooks[0].weight[64:] = rvq.codebooks[0].weight[:64]
+    assert torch.equal(rvq.encode(mel), reference.RVQ.encode(rvq, mel))
+    assert sum(coarse) == 1
+
+
 @pytest.mark.parametrize("dim", [64, 1])
 @pytest.mark.parametrize("in_torch", [False, True])
 def test_what_is_not_finite_among_many_rows(in_torch, dim, monkeypatch):

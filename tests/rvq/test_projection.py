@@ -100,6 +100,16 @@ def test_sums_are_rounded_once(terms):
     assert rounded_sum(terms) == to_float32(sum(map(Fraction, terms)))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_next_to_the_largest_float32(sign):
+    """Half-way between it and 2^128 they are infinite, and a little below they are not."""
+    middle = [sign * 2.0**128, sign * -(2.0**103)]
+    largest = sign * torch.finfo(torch.float32).max
+    assert rounded_sum([*middle, sign * -1e-30]) == largest
+    assert rounded_sum(middle) == rounded_sum([*middle, sign * 1e-30]) == sign * torch.inf
+    assert rounded_sum([sign * 1e50]) == sign * torch.inf
+
+
 def test_frames_that_are_not_finite_stay_so():
     mel = torch.randn(600, 12)
     mel[3, 1], mel[599, 0] = torch.nan, torch.inf
