@@ -288,7 +288,8 @@ def nearest_of(
     for pairs in range(0, len(row), step):
         part = slice(pairs, pairs + step)
         apart = rows[row[part]].astype(np.float64) - codebook[code[part]]
-        distance[part] = np.einsum("nd,nd->n", apart, apart)
+        # torch's sums, as the reference's: in another order some would be tied that are not there.
+        distance[part] = torch.from_numpy(apart).square_().sum(1).numpy()
     least = np.full(len(rows), np.inf)
     np.minimum.at(least, row, distance)
     tied = distance <= least[row] * (1 + (dim + 2) * 2.0**-52)

@@ -11,6 +11,7 @@ import muomni_fast
 from muomni_fast.functional import rvq_encode
 from muomni_fast.kernels.rvq import certificate
 from muomni_fast.kernels.rvq.table import UNDERFLOW_MARGIN, repeats, row_table, search_table
+from muomni_fast.reference import rvq_encode as rvq_reference
 from muomni_fast.rvq import torch_search
 
 
@@ -230,3 +231,12 @@ def test_scores_may_err_by_all_that_they_are_said_to(monkeypatch):
     assert wrong(rows, codebook, table) == 0
     monkeypatch.setattr(torch_search, "proof", lambda *_: certificate.Proof(beta, beta, ties))
     assert wrong(rows, codebook, table) > 100
+
+
+@pytest.mark.parametrize("dim", [3, 16, 100])
+def test_ties_of_codewords_that_rows_are_far_beyond(dim):
+    """Distances differ by their last bits only: they are summed as in the reference."""
+    for _ in range(20):
+        codebooks, x = torch.randn(1, 64, dim), torch.randn(1000, dim)
+        x *= 2.0 ** torch.randint(36, 48, (1000, 1)).float()
+        assert torch.equal(rvq_encode(x, codebooks), rvq_reference(x, codebooks))
