@@ -28,6 +28,7 @@ if os.environ.pop("TRITON_INTERPRET", "0") == "1" and "triton" in sys.modules:
 
 import triton
 from aot_cases import CASES, Case
+from timing import made_folder
 from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 
@@ -190,7 +191,7 @@ def main() -> int:
     parser.add_argument("--main", action="store_true", help="only what every test run compiles")
     parser.add_argument("--case", default="", help="only cases whose name holds this")
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], choices=SHARED_BYTES)
-    parser.add_argument("--out", type=Path, help="folder for aot-triton-VERSION.json")
+    parser.add_argument("--out", type=made_folder, help="folder for aot-triton-VERSION.json")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()

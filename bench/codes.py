@@ -21,7 +21,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import contenders
@@ -39,7 +38,7 @@ from speech_problems import (
     repeated,
     speech,
 )
-from timing import about, interleaved
+from timing import about, interleaved, made_folder
 from torch import Tensor
 
 from muomni_fast import reference
@@ -207,7 +206,7 @@ def main() -> None:
     """Measure, print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="of the first table")
-    parser.add_argument("--out", type=Path, help="folder for codes-cpu.json")
+    parser.add_argument("--out", type=made_folder, help="folder for codes-cpu.json")
     args = parser.parse_args()
     if min(args.rows) < 1:
         parser.error(f"--rows: expected positive numbers, got {min(args.rows)}")

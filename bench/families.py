@@ -10,12 +10,11 @@ import argparse
 import copy
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from family_models import FAMILIES, Family
-from timing import about, interleaved
+from timing import about, interleaved, made_folder
 from torch import Tensor
 from whole_models import WHOLE
 
@@ -146,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", help="families whose names begin with this")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each takes")
     parser.add_argument("--small", action="store_true", help="the sizes that tests use")
-    parser.add_argument("--out", type=Path, help="a file for all figures, as JSON")
+    parser.add_argument("--out", type=made_folder, help="folder for families-cpu.json")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     packages = sorted({family.package for family in FAMILIES})
@@ -166,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
         results["lines"] += lines
     print(json.dumps(results["about"]))
     if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        (options.out / "families-cpu.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

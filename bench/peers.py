@@ -15,12 +15,11 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import contenders
 import torch
 from contenders import Make
-from timing import about
+from timing import about, made_folder
 
 from muomni_fast import reference
 
@@ -94,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=65_536)
     parser.add_argument("--processes", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="folder for peers-cpu.json")
+    parser.add_argument("--out", type=made_folder, help="folder for peers-cpu.json")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

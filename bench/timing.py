@@ -13,6 +13,13 @@ from typing import Any
 import torch
 
 
+def made_folder(name: str) -> Path:
+    """Of a command line: a folder for figures, made before an hour is spent on them."""
+    path = Path(name)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def milliseconds(run: Callable[[], object], budget: float = 0.5, rounds: int = 200) -> float:
     """Median time of a call, by events on a GPU, after a warm-up, within `budget` seconds or so."""
     run()

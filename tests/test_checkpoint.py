@@ -111,6 +111,7 @@ def test_content_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     assert order == ["fsync", "replace", "fsync"]  # the file, its name, the folder
 
 
+@pytest.mark.long
 def test_a_full_disk_names_path_and_bytes_and_keeps_the_old_file(tmp_path):
     """A real failing write: the kernel refuses files beyond 64 kB in a process of its own."""
     target = tmp_path / "state.pt"

@@ -184,6 +184,7 @@ def test_padding_learns_nothing():
             torch.testing.assert_close(found.grad, expected.grad)
 
 
+@pytest.mark.long
 def test_padded_decoding_compiles():
     rvq = muomni_fast.RVQ(2, 8, 4, 8).eval()
     codes = torch.tensor([[1, 2], [-1, -1], [3, 0]])

@@ -245,6 +245,7 @@ def run(command: str, folder: Path) -> str:
 COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(command: str, workplace: Path) -> None:
     run(command, workplace)
@@ -428,6 +429,7 @@ def text_of(page: Path) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page.read_text()))
 
 
+@pytest.mark.long
 def test_the_site_documents_all_that_is_public(site: Path) -> None:
     """Each name has its place in the reference, with the docstring that Python sees."""
     text, source = text_of(site / "api.html"), PAGES["docs/api.md"]
@@ -443,6 +445,7 @@ def test_the_site_documents_all_that_is_public(site: Path) -> None:
         assert re.sub(r"\s+", " ", first).strip() in text, name
 
 
+@pytest.mark.long
 def test_the_site_fetches_nothing(site: Path) -> None:
     for page in site.rglob("*.html"):
         fetched = re.findall(

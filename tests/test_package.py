@@ -32,6 +32,7 @@ def without(*packages: str) -> str:
     return f"import sys; sys.modules.update(dict.fromkeys({packages!r}))\n"
 
 
+@pytest.mark.long
 def test_imports_and_runs_with_torch_and_numpy_only():
     code = """
 import torch, muomni_fast as m, muomni_fast.kernels
@@ -44,6 +45,7 @@ m.MRF(8, (3,), ((1,),))(torch.randn(1, 8, 5)); m.MultiPeriodDiscriminator; m.Mul
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_importing_us_draws_no_random_numbers():
     """A seed set before the import gives the weights that it gives without it."""
     code = "import torch\ntorch.manual_seed(0)\nbefore = torch.get_rng_state()\n"
@@ -51,6 +53,7 @@ def test_importing_us_draws_no_random_numbers():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_triton_is_not_imported_by_importing_us():
     done = python("import sys, muomni_fast, muomni_fast.kernels; print('triton' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr
@@ -84,6 +87,7 @@ def test_no_module_shadows_the_standard_library():
             assert path.stem not in sys.stdlib_module_names, path
 
 
+@pytest.mark.long
 def test_doctor_names_every_operation_and_why():
     report = json.loads(
         subprocess.run(
@@ -159,6 +163,7 @@ def command_line(*arguments: str, **variables: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.long
 def test_command_line():
     assert command_line("--version").stdout == f"{muomni_fast.__version__}\n"
     assert muomni_fast.__version__ == muomni_fast.doctor()["muomni_fast"]
@@ -226,6 +231,7 @@ def test_documented_modules_stay_importable(former):
     assert getattr(found, name) is getattr(moved, name)
 
 
+@pytest.mark.long
 def test_train_without_an_install_says_what_to_run():
     script = str(ROOT / "reference" / "train.py")
     done = subprocess.run([sys.executable, "-S", script], capture_output=True, text=True)

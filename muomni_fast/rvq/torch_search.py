@@ -24,10 +24,10 @@ from ..reference.rvq.search import nearest_code
 from .table_views import OVERFLOW, TableViews, views_of
 from .torch_projection import ROUNDED, near_projection
 
-# Of a block of rows, scores and the rows themselves, for each thread: few enough for its cache, and
-# so many rows that what the product spends on the codebook alone does not show.
-BLOCK_NUMBERS = 1 << 19
-KEPT_NUMBERS = 1 << 22  # no larger buffers stay for the next call
+# Of a block of rows, scores and the rows themselves, for each thread: so many rows that what the
+# product spends on the codebook alone does not show.
+BLOCK_NUMBERS = 1 << 21
+KEPT_NUMBERS = 1 << 23  # for all threads: 32 MB, which stay for the next call
 # For fewer rows, making a table costs more than it saves.
 ROWS_FOR_TABLE = 64
 # From so many threads on torch finds a lowest score sooner: numpy takes a twelfth of one thread's
@@ -74,7 +74,8 @@ class CertifiedSearch:
         elif rows >= ROWS_FOR_TABLE:
             made = torch.stack([row_table(c, mark_repeats=False) for c in codebooks])
             views = TableViews(made.transpose(1, 2), dim, as_array)
-        self.block = max(1, min(rows, BLOCK_NUMBERS * threads // (size + 2 * dim)))
+        numbers = min(BLOCK_NUMBERS * threads, KEPT_NUMBERS)
+        self.block = max(1, min(rows, numbers // (size + 2 * dim)))
         self.dim, self.codebooks, self.views, self.as_array = dim, codebooks, views, as_array
         self.coarse = False
         self.beta, self.twice, self.ties = proof(dim, precision)

@@ -257,6 +257,7 @@ def test_without_the_extra_there_is_doctor_alone(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(muomni_fast.doctor()))
 
 
+@pytest.mark.long
 def test_importing_the_library_imports_no_command():
     optional = "typer", "soundfile", "soxr", "rich", "pydantic"
     code = f"import sys, muomni_fast; print([m for m in {optional} if m in sys.modules])"

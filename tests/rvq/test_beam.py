@@ -133,6 +133,7 @@ def test_no_tensor_grows_with_rows_times_codes():
     assert z.numel() < largest.numbers <= beam_module.BLOCK_NUMBERS < 6000 * 256
 
 
+@pytest.mark.long
 def test_compiles_whole_exports_and_runs_item_by_item():
     rvq, mel = muomni_fast.RVQ(3, 32, 16, n_mels=20).eval(), torch.randn(4, 9, 20)
     codes = rvq.encode(mel, n_codebooks=2, beam=4)

@@ -125,6 +125,7 @@ def test_codebooks_that_no_row_reaches_learn_nothing(lib):
         assert bool(grad.any()) == (name not in ("codebooks.2.weight", "codebooks.3.weight")), name
 
 
+@pytest.mark.long
 def test_compiles_whole_and_runs_item_by_item():
     rvq, mel = made(muomni_fast), torch.randn(5, 9, 20)
     lengths = torch.tensor([9, 0, 4, 1, 8])

@@ -26,6 +26,7 @@ print(train.main(["--out", "run"]), evaluate.main([]))
 """
 
 
+@pytest.mark.long
 def test_help_needs_torch_and_numpy_only(tmp_path):
     code = HELP.format(names=NEEDED["train"])
     done = subprocess.run(

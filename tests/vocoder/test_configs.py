@@ -110,6 +110,7 @@ for setting in sys.argv[1:]:
 """
 
 
+@pytest.mark.long
 def test_float32_products_are_what_torch_makes_of_its_own_convolutions():
     """Settings that cannot be taken back, so in a process of its own."""
     command = [sys.executable, "-c", ASK, *(setting for setting, _ in SETTINGS)]
@@ -148,6 +149,7 @@ A_MODELS_OWN = {
 }
 
 
+@pytest.mark.long
 def test_no_kernel_is_compiled_for_a_batch_or_a_length():
     """A number that is 1, or that 16 divides, compiles a kernel of its own."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

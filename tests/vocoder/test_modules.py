@@ -307,6 +307,7 @@ def test_hooks_on_a_generator_fire_once(lib):
     assert len(seen) == 1
 
 
+@pytest.mark.long
 def test_compiled_lengths_out_of_range_are_like_the_nearest_that_fit():
     """Where reading them would break the graph, or make a GPU wait."""
     model, mel = fast_of(TINY), torch.randn(3, 3, 6)

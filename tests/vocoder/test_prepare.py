@@ -269,6 +269,7 @@ def test_what_was_prepared_is_never_used_with_other_weights(change, way):
     torch.testing.assert_close(model(mel), slow(mel), **EXACT)
 
 
+@pytest.mark.long
 def test_a_change_before_compiling_reaches_what_is_compiled():
     (slow, model), mel = pair(TYPE_1), torch.randn(2, 12, 5)
     slow, model = slow.eval(), model.eval().prepare()

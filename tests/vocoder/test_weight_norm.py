@@ -200,6 +200,7 @@ def test_folding_is_whole_or_not_at_all(lib):
     assert folded.state_dict().keys() == vocoder(lib, False).state_dict().keys()
 
 
+@pytest.mark.long
 @LIBS
 def test_a_compiled_part_loads_its_own_names_and_others(lib):
     model, plain = vocoder(lib, False), vocoder(lib, False)
