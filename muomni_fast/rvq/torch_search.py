@@ -167,7 +167,7 @@ class CertifiedSearch:
         on_cpu = self.codebooks[q].device.type == "cpu"
         if self.off is not None:
             rough = _on_host(self.finite) & ~self.settled
-            if on_cpu:  # others have candidates, and are measured as they are first
+            if on_cpu:  # rows that have candidates are measured as they are first
                 rough &= ~_on_host(bounded)
             if len(rows := doubt[rough[doubt]]):
                 self._settle(rows)
