@@ -8,7 +8,7 @@
 # make bench: benchmarks, reference against fast                 make format, make clean
 # make docs: the documentation as a site, in build/site
 # make first-contact: rehearse bench/gpu.py with a GPU machine's versions (see bench/RESULTS.md)
-.PHONY: train quick test lint types tests narrow fuzz tritons kills bench docs format clean
+.PHONY: train quick test checks lint types tests narrow fuzz tritons kills bench docs format clean
 .PHONY: first-contact
 
 PYTHON ?= python3
@@ -24,10 +24,13 @@ train: $(VENV)/train
 # Two processes of one thread each: small tensors gain nothing from more threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-quick: lint types docs
+quick: checks
 	$(PYTEST) -q -m "not slow and not long"
 
-test: lint types docs tests narrow
+test: checks tests narrow
+
+checks: $(VENV)/dev
+	$(MAKE) --no-print-directory -j 2 lint types docs
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,11 @@ from muomni_fast.reference.checkpoint import save_model
 
 # Fills fresh memory with NaN (integers: the largest), so that an output nobody wrote shows.
 torch.use_deterministic_algorithms(True)
+
+# A compiled call leaves hundreds of DEBUG records, which a failure would show. Not pytest's own
+# option: it sets the level anew for every test, which goes through all loggers that there are.
+logging.getLogger().setLevel(logging.INFO)
+logging.disable(logging.DEBUG)
 
 if DEVICE.type == "cpu" and importlib.util.find_spec("triton"):
     quicken()
@@ -107,7 +113,10 @@ def weights() -> Path:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    torch.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.manual_seed(0)
+    else:  # which would keep a traceback of every call, for a GPU that may yet come
+        torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
