@@ -15,11 +15,10 @@ from torch import Tensor
 from ..kernels.rvq.certificate import proof
 from ..kernels.rvq.table import table_width
 from .table_views import TableViews, views_of
-from .torch_projection import ROUNDED, near_projection
+from .torch_projection import MOST_TERMS, ROUNDED, near_projection
 from .torch_search import KEPT_NUMBERS
 
 # Of a row in float32: its square is off by less than a thousandth, as is what follows of it.
-MOST_DIM = 1 << 12
 LEAST_SQUARE = 2.0**-60
 
 
@@ -57,7 +56,7 @@ def certain_codes(
         weight, bias: (D, n_mels) and (D,) float32 of the projection, or None.
     """
     size, dim = codebooks[0].shape
-    if dim > MOST_DIM:
+    if dim > MOST_TERMS:
         return None
     # Taken out while it is in use, as that of `CertifiedSearch`.
     space = _kept.__dict__.pop("workspace", None)

@@ -22,7 +22,7 @@ from ..kernels.rvq.table import UNDERFLOW_MARGIN, row_table, table_width
 from ..reference.rvq.projection import project
 from ..reference.rvq.search import nearest_code
 from .table_views import OVERFLOW, TableViews, views_of
-from .torch_projection import ROUNDED, near_projection
+from .torch_projection import ROUNDED, near_projection, row_norms
 
 # Of a block of rows, scores and the rows themselves, for each thread: so many rows that what the
 # product spends on the codebook alone does not show.
@@ -126,10 +126,8 @@ class CertifiedSearch:
     def nearest(self, q: int) -> tuple[Any, Any]:
         """Codes of `residual` in codebook q: (n,) int64; and which rows hold a NaN or an infinity,
         if any: (n,) bool. Both as arrays."""
-        # In float64, which huge rows do not overflow, nor tiny ones underflow; and never zero, as a
-        # repeated codeword's radius is minus infinity.
-        norm = self.as_array(torch.linalg.vector_norm(self.residual, dim=1, dtype=torch.float64))
-        norm += TINY
+        norm = self.as_array(row_norms(self.residual))
+        norm += TINY  # never zero: a repeated codeword's radius is minus infinity
         if self.off is not None:
             self.off += ROUNDED * norm
             norm += self.off / self.beta
@@ -214,7 +212,7 @@ class CertifiedSearch:
 
     def subtract(self, codes: Any, q: int) -> None:
         """Leave in `residual` what codebook q does not represent."""
-        index = torch.as_tensor(codes)
+        index = codes if isinstance(codes, Tensor) else torch.from_numpy(codes)
         self.codes.append(index)
         self.residual -= torch.index_select(self.codebooks[q], 0, index, out=self.words)
 

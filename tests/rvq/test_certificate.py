@@ -4,7 +4,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from support.oracle import far_ties, midpoints, mismatches, planted_errors, table_of_rows
+from support.oracle import (
+    far_ties,
+    midpoints,
+    mismatches,
+    planted_errors,
+    table_of_rows,
+    ulps_apart,
+)
 from torch import Tensor
 
 import muomni_fast
@@ -12,7 +19,7 @@ from muomni_fast.functional import rvq_encode
 from muomni_fast.kernels.rvq import certificate
 from muomni_fast.kernels.rvq.table import UNDERFLOW_MARGIN, repeats, row_table, search_table
 from muomni_fast.reference import rvq_encode as rvq_reference
-from muomni_fast.rvq import torch_search
+from muomni_fast.rvq import torch_projection, torch_search
 
 
 def encode(rows: Tensor, codebook: Tensor, table: Tensor) -> Tensor:
@@ -88,6 +95,20 @@ def test_without_a_table_bounds_are_needed_too(monkeypatch):
     assert wrong_in_small_batches() == 0
     monkeypatch.setattr(torch_search, "proof", lambda *_: certificate.Proof(0.0, 1e-30, 0.0))
     assert wrong_in_small_batches() > 0
+
+
+@pytest.mark.parametrize("scale", [1e-27, 1, 1e25])
+def test_norms_that_float32_cannot_tell_are_float64s(scale, monkeypatch):
+    """Rows far beyond the middle of two words, along it; squares of small ones underflow."""
+    monkeypatch.setattr(torch_projection, "NUMBERS_FOR_FLOAT32", 1)
+    word = scale * torch.randn(8)
+    codebook = torch.stack([word, word.flip(0)])  # as near to any row that is the same both ways
+    half = 1e3 * scale * torch.randn(4000, 4)
+    rows = ulps_apart(torch.cat([half, half.flip(1)], 1))
+    table = row_table(codebook, mark_repeats=True)
+    assert wrong(rows, codebook, table) == 0
+    monkeypatch.setattr(torch_projection, "LEAST_NORM", -1)
+    assert (wrong(rows, codebook, table) > 0) == (scale == 1e-27)
 
 
 def ties_of_long_rows(rows: int) -> tuple[Tensor, Tensor]:

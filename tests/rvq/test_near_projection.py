@@ -14,7 +14,13 @@ import muomni_fast
 from muomni_fast import reference
 from muomni_fast.kernels.rvq.table import search_table
 from muomni_fast.reference.rvq.projection import project
-from muomni_fast.rvq import table_views, torch_backend, torch_row, torch_search
+from muomni_fast.rvq import (
+    table_views,
+    torch_backend,
+    torch_projection,
+    torch_row,
+    torch_search,
+)
 from muomni_fast.rvq.table_views import views_of
 from muomni_fast.rvq.torch_projection import ROUNDED, near_projection
 from muomni_fast.rvq.torch_search import CertifiedSearch
@@ -34,6 +40,10 @@ DATA = {
     "in the middle": lambda: in_the_middle(100),
     "half precision": lambda: (torch.randn(20, 70).half(), torch.randn(9, 70).half().float()),
     "tiny": lambda: (1e-25 * torch.randn(20, 70), 1e-18 * torch.randn(9, 70)),
+    "tiny, cancelling": lambda: (
+        torch.full((20, 70), 1e-25),
+        1e15 * torch.randn(9, 35).repeat(1, 2),
+    ),
     "none": lambda: (torch.zeros(3, 70), torch.zeros(9, 70)),
     "huge": lambda: (1e30 * torch.randn(20, 70), 1e-10 * torch.randn(9, 70)),
 }
@@ -42,7 +52,8 @@ DATA = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("name", DATA)
-def test_rows_are_as_near_as_is_said(name, biased, dtype):
+def test_rows_are_as_near_as_is_said(name, biased, dtype, monkeypatch):
+    monkeypatch.setattr(torch_projection, "NUMBERS_FOR_FLOAT32", 1)
     mel, weight = DATA[name]()
     weight[:, 1::2] *= -1
     bias = weight[:, 0] * 3 if biased else None
@@ -233,6 +244,13 @@ def test_what_is_not_finite_among_many_rows(in_torch, dim, monkeypatch):
     assert torch.equal(found[100][0], reference.RVQ.encode(rvq, mel))
     assert torch.equal(found[100][0], found[3000][0])
     assert 4 <= found[100][1] == found[3000][1]
+
+
+def test_frames_whose_squares_overflow_are_not_counted():
+    rvq, count = muomni_fast.RVQ().eval().requires_grad_(False), torch.zeros((), dtype=torch.int64)
+    mel, codebooks = 1e25 * torch.randn(3000, 128), [*rvq.stacked_codebooks()]
+    codes, _ = torch_backend.encode(mel, codebooks, None, rvq.proj_in.weight, None, count)
+    assert torch.equal(codes, reference.RVQ.encode(rvq, mel)) and count == 0
 
 
 def test_views_are_kept_as_long_as_their_table():
