@@ -1,6 +1,7 @@
 # make train: train codec and vocoder on the shipped speech
 # make quick: lint, types, documentation, and the tests that take no long
-# make test: all tests, with what `make quick` checks and `make narrow`
+# make checks: lint, types, documentation
+# make test: all tests, with what `make checks` checks and `make narrow`
 # make narrow: tests of what a CPU's convolutions round, as if the CPU had fewer instructions
 # make fuzz: thousands of broken files, each read right or refused by name
 # make tritons: the kernels under the oldest and the newest Triton that are supported
@@ -30,7 +31,7 @@ quick: checks
 test: checks tests narrow
 
 checks: $(VENV)/dev
-	$(MAKE) --no-print-directory -j 2 lint types docs
+	$(MAKE) --no-print-directory -j 2 -O lint types docs
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

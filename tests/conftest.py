@@ -21,13 +21,19 @@ from muomni_fast.reference.checkpoint import save_model
 # Fills fresh memory with NaN (integers: the largest), so that an output nobody wrote shows.
 torch.use_deterministic_algorithms(True)
 
-# A compiled call leaves hundreds of DEBUG records, which a failure would show. Not pytest's own
-# option: it sets the level anew for every test, which goes through all loggers that there are.
-logging.getLogger().setLevel(logging.INFO)
-logging.disable(logging.DEBUG)
-
 if DEVICE.type == "cpu" and importlib.util.find_spec("triton"):
     quicken()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A compiled call leaves hundreds of DEBUG records, which a failure would show.
+
+    Not by pytest's option in pyproject.toml: it sets the level anew for every test, which goes
+    through all loggers that there are.
+    """
+    if config.getoption("log_level") is None and config.getoption("log_cli_level") is None:
+        logging.getLogger().setLevel(logging.INFO)
+        logging.disable(logging.DEBUG)
 
 
 @pytest.fixture

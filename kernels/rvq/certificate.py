@@ -31,7 +31,8 @@ from typing import NamedTuple
 
 # Smallest normal float32: what a flushed product, square or operand may lose.
 FLUSH = 2.0**-126
-# Two per cent for the rounding of ||x|| and of E itself, whose factors may be operands too.
+# Two per cent for ||x||, which may be off by a thousandth, and for the rounding of E itself, whose
+# factors may be operands too.
 MARGIN = 1.02
 # What words lose by rounding to TF32, for each unit of radius: a little more than it is on average.
 WORDS_LOST = 2.0**-12

@@ -27,8 +27,8 @@ LEAST_OFF = 2.0**-110  # what underflow can lose
 # Against a row's length: what rounding its numbers to float32 can change, here and in the exact
 # one; and of what is left of it, what subtracting the same codeword from both can.
 ROUNDED = 2.0**-22
-# Norms of so many numbers take float32 half of float64's time; it is sure of rows up to so long.
-NUMBERS_FOR_FLOAT32 = 1 << 15
+# Norms of longer rows may lose more than a thousandth to rounding in float32, and squares of others
+# underflow or overflow.
 MOST_TERMS = 1 << 12
 LEAST_NORM, MOST_NORM = 2.0**-30, 2.0**60
 
@@ -52,11 +52,15 @@ def near_projection(
     dim, terms = weight.shape
     columns, shift = weight.to(dtype).t(), None if bias is None else bias.to(dtype)
     if dtype == torch.float32:
-        _product(rows.float(), columns, shift, out)
+        frames = rows.float()
+        if shift is None:
+            torch.mm(frames, columns, out=out)
+        else:
+            torch.addmm(shift, frames, columns, out=out)
     else:
         for start in range(0, len(rows), ROWS):
-            frames = rows[start : start + ROWS].double()
-            out[start : start + ROWS] = _product(frames, columns, shift)
+            frames, into = rows[start : start + ROWS].double(), out[start : start + ROWS]
+            into.copy_(frames @ columns if shift is None else torch.addmm(shift, frames, columns))
     # In any order of summation; Cauchy-Schwarz on each sum, then on all of a frame.
     error = MARGIN * (terms + 2) * torch.finfo(dtype).eps / 2
     # What flushing loses: of a row's numbers and of the weights', times the others; of products,
@@ -67,20 +71,20 @@ def near_projection(
     least = LEAST_OFF + lost * (3 + length)
     if bias is not None:
         least += error * float(norm(bias))
-    return row_norms(rows).mul_(error * length + lost).add_(least)
+    norms = row_norms(rows) if dtype == torch.float32 else norm(rows, dim=1)
+    return norms.mul_(error * length + lost).add_(least)
 
 
 def row_norms(x: Tensor) -> Tensor:
-    """Of x (n, m): (n,) float64, to within a thousandth."""
-    if x.dtype == torch.float32 and x.numel() >= NUMBERS_FOR_FLOAT32 and x.shape[1] <= MOST_TERMS:
-        norms = torch.linalg.vector_norm(x, dim=1)
-        low, high = norms.aminmax()
-        if low > LEAST_NORM and high < MOST_NORM:  # no square has underflowed, nor overflowed
-            return norms.double()
-    return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-
-
-def _product(x: Tensor, columns: Tensor, shift: Tensor | None, out: Tensor | None = None) -> Tensor:
-    if shift is None:
-        return torch.mm(x, columns, out=out)
-    return torch.addmm(shift, x, columns, out=out)
+    """Of x (n, m): (n,) float64, to within a thousandth, which MARGIN covers. Of many rows on a CPU
+    in half of float64's time."""
+    if x.shape[1] > MOST_TERMS or x.dtype != torch.float32 or x.device.type != "cpu":
+        return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    norms = torch.linalg.vector_norm(x, dim=1)
+    low, high = norms.aminmax()
+    sure = low > LEAST_NORM and high < MOST_NORM  # False for NaN
+    norms = norms.double()
+    if not sure:
+        odd = ((norms > LEAST_NORM) & (norms < MOST_NORM)).logical_not_()
+        norms[odd] = torch.linalg.vector_norm(x[odd], dim=1, dtype=torch.float64)
+    return norms

@@ -15,11 +15,10 @@ from torch import Tensor
 from ..kernels.rvq.certificate import proof
 from ..kernels.rvq.table import table_width
 from .table_views import TableViews, views_of
-from .torch_projection import MOST_TERMS, ROUNDED, near_projection
+from .torch_projection import LEAST_NORM, MOST_TERMS, ROUNDED, near_projection
 from .torch_search import KEPT_NUMBERS
 
-# Of a row in float32: its square is off by less than a thousandth, as is what follows of it.
-LEAST_SQUARE = 2.0**-60
+LEAST_SQUARE = LEAST_NORM**2  # of a row, as float32 sums it
 
 
 class _Workspace:

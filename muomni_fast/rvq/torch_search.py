@@ -36,6 +36,7 @@ THREADS_FOR_TORCH = 12
 # A row's candidates are measured one by one unless they are more than this part of all codes.
 MOST_CANDIDATES = 1 / 8
 PAIR_NUMBERS = 1 << 18  # of rows and candidates measured at once
+NUMBERS_FOR_FLOAT32 = 1 << 16  # in rows, from which on their norms are taken by `row_norms`
 TINY = 2.0**-100  # against any norm
 
 
@@ -126,7 +127,11 @@ class CertifiedSearch:
     def nearest(self, q: int) -> tuple[Any, Any]:
         """Codes of `residual` in codebook q: (n,) int64; and which rows hold a NaN or an infinity,
         if any: (n,) bool. Both as arrays."""
-        norm = self.as_array(row_norms(self.residual))
+        if self.residual.numel() < NUMBERS_FOR_FLOAT32:
+            norms = torch.linalg.vector_norm(self.residual, dim=1, dtype=torch.float64)
+        else:
+            norms = row_norms(self.residual)
+        norm = self.as_array(norms)
         norm += TINY  # never zero: a repeated codeword's radius is minus infinity
         if self.off is not None:
             self.off += ROUNDED * norm

@@ -108,7 +108,7 @@ def _forget_history(module: Any, *_: Any) -> None:
 def _norms(weight: Tensor) -> Tensor:
     """Norm of each filter, (N, 1, ...)."""
     if weight.is_meta:  # torch would work out the shape in Python, which takes a millisecond
-        return weight.new_empty(len(weight), *[1] * (weight.ndim - 1))
+        return weight.new_empty([*weight.shape[:1], *[1] * (weight.ndim - 1)])
     dims = tuple(range(1, weight.ndim))
     return torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
 

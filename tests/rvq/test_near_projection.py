@@ -17,12 +17,11 @@ from muomni_fast.reference.rvq.projection import project
 from muomni_fast.rvq import (
     table_views,
     torch_backend,
-    torch_projection,
     torch_row,
     torch_search,
 )
 from muomni_fast.rvq.table_views import views_of
-from muomni_fast.rvq.torch_projection import ROUNDED, near_projection
+from muomni_fast.rvq.torch_projection import ROUNDED, near_projection, row_norms
 from muomni_fast.rvq.torch_search import CertifiedSearch
 
 
@@ -52,8 +51,7 @@ DATA = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("name", DATA)
-def test_rows_are_as_near_as_is_said(name, biased, dtype, monkeypatch):
-    monkeypatch.setattr(torch_projection, "NUMBERS_FOR_FLOAT32", 1)
+def test_rows_are_as_near_as_is_said(name, biased, dtype):
     mel, weight = DATA[name]()
     weight[:, 1::2] *= -1
     bias = weight[:, 0] * 3 if biased else None
@@ -63,6 +61,21 @@ def test_rows_are_as_near_as_is_said(name, biased, dtype, monkeypatch):
     assert (off > 0).all()
     apart = (near.double() - exact.double()).norm(dim=1)
     assert (apart <= off + ROUNDED * near.double().norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("terms", [1, 8, 4096, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_norms_are_good_to_a_thousandth(terms, dtype):
+    """Of rows that float32 can tell and of others beside them; of numbers whose squares underflow,
+    which so long a row may be made of."""
+    scales = torch.exp2(torch.arange(-120, 120, 1.5))[:, None]
+    x = (scales * torch.rand(len(scales), terms + 1)).to(dtype)[:, :terms]
+    x[::50, 0], x[10], x[20] = torch.inf, torch.nan, 0
+    for rows in (x, x[[30, 60]], x[::2], x.t().contiguous().t()):
+        found = row_norms(rows)
+        torch.testing.assert_close(
+            found, rows.double().square().sum(1).sqrt(), rtol=1e-3, atol=0, equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
