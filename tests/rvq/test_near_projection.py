@@ -14,12 +14,7 @@ import muomni_fast
 from muomni_fast import reference
 from muomni_fast.kernels.rvq.table import search_table
 from muomni_fast.reference.rvq.projection import project
-from muomni_fast.rvq import (
-    table_views,
-    torch_backend,
-    torch_row,
-    torch_search,
-)
+from muomni_fast.rvq import table_views, torch_backend, torch_row, torch_search
 from muomni_fast.rvq.table_views import views_of
 from muomni_fast.rvq.torch_projection import ROUNDED, near_projection, row_norms
 from muomni_fast.rvq.torch_search import CertifiedSearch
