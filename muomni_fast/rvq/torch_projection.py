@@ -27,10 +27,8 @@ LEAST_OFF = 2.0**-110  # what underflow can lose
 # Against a row's length: what rounding its numbers to float32 can change, here and in the exact
 # one; and of what is left of it, what subtracting the same codeword from both can.
 ROUNDED = 2.0**-22
-# Norms of longer rows may lose more than a thousandth to rounding in float32, and squares of others
-# underflow or overflow.
-MOST_TERMS = 1 << 12
-LEAST_NORM, MOST_NORM = 2.0**-30, 2.0**60
+MOST_TERMS = 1 << 12  # float32's norm of a longer row may be off by more than a thousandth
+LEAST_NORM, MOST_NORM = 2.0**-30, 2.0**60  # beyond them squares may underflow or overflow float32
 
 
 def near_projection(
@@ -80,11 +78,8 @@ def row_norms(x: Tensor) -> Tensor:
     in half of float64's time."""
     if x.shape[1] > MOST_TERMS or x.dtype != torch.float32 or x.device.type != "cpu":
         return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-    norms = torch.linalg.vector_norm(x, dim=1)
-    low, high = norms.aminmax()
-    sure = low > LEAST_NORM and high < MOST_NORM  # False for NaN
-    norms = norms.double()
-    if not sure:
-        odd = ((norms > LEAST_NORM) & (norms < MOST_NORM)).logical_not_()
+    norms = torch.linalg.vector_norm(x, dim=1).double()
+    odd = ((norms > LEAST_NORM) & (norms < MOST_NORM)).logical_not_()  # so is NaN
+    if odd.any():
         norms[odd] = torch.linalg.vector_norm(x[odd], dim=1, dtype=torch.float64)
     return norms

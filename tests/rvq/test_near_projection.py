@@ -61,8 +61,7 @@ def test_rows_are_as_near_as_is_said(name, biased, dtype):
 @pytest.mark.parametrize("terms", [1, 8, 4096, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_norms_are_good_to_a_thousandth(terms, dtype):
-    """Of rows that float32 can tell and of others beside them; of numbers whose squares underflow,
-    which so long a row may be made of."""
+    """Rows that float32 can tell beside rows that it cannot: tiny, huge, not finite, zero."""
     scales = torch.exp2(torch.arange(-120, 120, 1.5))[:, None]
     x = (scales * torch.rand(len(scales), terms + 1)).to(dtype)[:, :terms]
     x[::50, 0], x[10], x[20] = torch.inf, torch.nan, 0
